@@ -1,0 +1,111 @@
+"""Loads the compiled module ``sage_ext._C`` at first use, and explains a failure together with its cure.
+
+Importing this file never fails and never imports the compiled module: a machine without it can still read the
+documentation, unpickle an optimizer and run the reference backend.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import re
+import sys
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+
+MODULE = "sage_ext._C"
+_REBUILD = (
+    "rebuild it in the environment that runs it, from the source folder: "
+    "pip install --no-build-isolation --force-reinstall --no-deps ."
+)
+
+
+class NativeUnavailableError(ImportError):
+    """The compiled module cannot be used. The message says what was found, what was expected and what to do."""
+
+
+def load() -> ModuleType:
+    """Return ``sage_ext._C``.
+
+    Raises:
+        NativeUnavailableError: it is missing, was built for something else, or does not load. The first attempt is
+            remembered for the life of the process, so asking again costs nothing and gives the same answer.
+    """
+    module, problem = _attempt()
+    if module is None:
+        raise NativeUnavailableError(problem)
+    return module
+
+
+def problem() -> str | None:
+    """Return why the compiled module cannot be used, or None if it can."""
+    return _attempt()[1]
+
+
+@lru_cache(maxsize=1)
+def _attempt() -> tuple[ModuleType | None, str | None]:
+    import torch  # the compiled module needs libtorch to be in the process already
+
+    folder = Path(__file__).parent
+    try:
+        module = importlib.import_module(MODULE)
+    except ImportError as error:
+        return None, explain(error, folder, torch.__version__)
+    mismatch = version_mismatch(module.build_info(), torch.__version__)
+    return (None, mismatch) if mismatch else (module, None)
+
+
+def explain(error: ImportError, folder: Path, torch_version: str) -> str:
+    """Say what went wrong when the module in ``folder`` was imported, and what to do about it."""
+    text = str(error)
+    head = "sage_ext's compiled module cannot be used: "
+    if isinstance(error, ModuleNotFoundError) and error.name == MODULE:
+        others = sorted(path.name for path in folder.glob("_C*") if path.suffix in (".so", ".pyd", ".dylib"))
+        if others:
+            wanted = f"_C{importlib.machinery.EXTENSION_SUFFIXES[0]}"
+            return (
+                f"{head}it was built for another Python or platform. Looked for {wanted} (Python "
+                f"{sys.version_info.major}.{sys.version_info.minor}) in {folder}, found {', '.join(others)}. "
+                f"Cure: {_REBUILD}"
+            )
+        return (
+            f"{head}it was not built. Looked for _C{importlib.machinery.EXTENSION_SUFFIXES[0]} in {folder}. "
+            "Cure: build it from the source folder: pip install --no-build-isolation . "
+            "(if sage_ext is installed already, make sure the source folder does not hide it: run from another folder)"
+        )
+    if "undefined symbol" in text or "Symbol not found" in text:
+        return (
+            f"{head}it was built against another version of torch than the {torch_version} that is running "
+            f"({text}). Cure: {_REBUILD}"
+        )
+    missing = re.search(r"(\S+\.so[\.\d]*): cannot open shared object file", text)
+    if missing:
+        library = missing.group(1)
+        what = (
+            "a CUDA library: the module was built for a CUDA build of torch and this one has none"
+            if re.match(r"lib(cuda|cudart|c10_cuda|torch_cuda|nv)", library)
+            else "a library that is not on this machine or not on the loader's path"
+        )
+        return f"{head}it needs {library}, {what}. Cure: {_REBUILD}"
+    if "GLIBC" in text:
+        return f"{head}it was built on a system with a newer C or C++ runtime ({text}). Cure: {_REBUILD}"
+    return f"{head}{type(error).__name__}: {text}. Cure: {_REBUILD}"
+
+
+def version_mismatch(build_info: dict[str, object], torch_version: str) -> str | None:
+    """Return the explanation if a module that loaded was compiled with another torch release, else None.
+
+    Torch keeps no binary compatibility between releases (major.minor), even where every symbol resolves.
+    """
+    built = str(build_info["torch"])
+    if _release(built) == _release(torch_version):
+        return None
+    return (
+        f"sage_ext's compiled module cannot be used: it was built with torch {built} and torch {torch_version} "
+        f"is running. Cure: {_REBUILD}"
+    )
+
+
+def _release(version: str) -> list[str]:
+    return version.split("+")[0].split(".")[:2]

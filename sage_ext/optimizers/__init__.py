@@ -1,0 +1,10 @@
+"""The optimizers, each a ``torch.optim.Optimizer``."""
+
+from sage_ext.optimizers.adamw import FusedAdamW
+from sage_ext.optimizers.description import Description
+from sage_ext.optimizers.hybrid import FusedHybrid
+from sage_ext.optimizers.sage import FusedSAGE
+from sage_ext.optimizers.sign import FusedLion
+from sage_ext.optimizers.sinkgd import FusedSinkGD
+
+__all__ = ["Description", "FusedAdamW", "FusedHybrid", "FusedLion", "FusedSAGE", "FusedSinkGD"]

@@ -1,0 +1,108 @@
+"""AdamW, as torch computes it: the rule that hybrids use where a sign update does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from sage_ext.backend import Backend
+from sage_ext.optimizers import validate
+from sage_ext.optimizers.base import FusedOptimizer
+from sage_ext.optimizers.rule import Group, Rule, StateSpec, moment, step_counter
+
+
+class AdamwRule(Rule):
+    name = "adamw"
+    defaults: Mapping[str, Any] = MappingProxyType(
+        {
+            "lr": 1e-3,
+            "betas": (0.9, 0.999),
+            "eps": 1e-8,
+            "weight_decay": 0.01,
+            "maximize": False,
+            "state_dtype": None,
+            "capturable": False,
+        }
+    )
+    state_keys = ("exp_avg", "exp_avg_sq", "step")
+
+    def validate(self, group: Group, where: str) -> None:
+        validate.rate(group["lr"], where)
+        validate.fraction_pair(group["betas"], "betas", where)
+        validate.non_negative(group["eps"], "eps", where)
+        validate.non_negative(group["weight_decay"], "weight_decay", where)
+        for name in ("maximize", "capturable"):
+            validate.flag(group[name], name, where)
+        validate.state_dtype(group["state_dtype"], where)
+
+    def state_layout(self, param: Tensor, group: Group) -> dict[str, StateSpec]:
+        return {"step": step_counter(), "exp_avg": moment(param, group), "exp_avg_sq": moment(param, group)}
+
+    def arguments(self, group: Group) -> dict[str, Any]:
+        beta1, beta2 = group["betas"]
+        return {
+            "lr": group["lr"],
+            "beta1": beta1,
+            "beta2": beta2,
+            "eps": group["eps"],
+            "weight_decay": group["weight_decay"],
+            "maximize": group["maximize"],
+        }
+
+
+ADAMW = AdamwRule()
+
+
+class FusedAdamW(FusedOptimizer):
+    """AdamW with the arithmetic of ``torch.optim.AdamW`` (arXiv 1711.05101), in float32 with one rounding at the store.
+
+    State of a parameter: ``exp_avg``, ``exp_avg_sq`` and ``step`` (0-dim float32), under torch's names, so that a
+    checkpoint of ``torch.optim.AdamW`` loads.
+
+    Args:
+        params: parameters, named parameters or groups. float32, bfloat16 or float16 in any mix; float64 with
+            ``backend="reference"``. Native kernels take any dense strides.
+        lr: a number or a one-element tensor.
+        betas: (b1, b2), each in [0, 1).
+        eps: added to the denominator.
+        weight_decay: decoupled.
+        maximize: ascend instead of descend.
+        state_dtype: dtype of both moments; None takes the parameter's.
+        capturable: accepted for parity with torch; the step counter is a tensor on the parameter's device either way.
+        backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
+
+    Raises:
+        ValueError: an argument or a parameter cannot be used; the message names it, and the cure.
+        NativeUnavailableError: native kernels were asked for, or are needed on a GPU, and cannot be used.
+    """
+
+    rules = MappingProxyType({ADAMW.name: ADAMW})
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        capturable: bool = False,
+        backend: Backend = "auto",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "state_dtype": state_dtype,
+            "capturable": capturable,
+        }
+        super().__init__(params, defaults, backend=backend)

@@ -1,0 +1,301 @@
+"""The optimizer that runs rules over parameter groups: gather, check everything, then change everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from sage_ext import _loader, checks, reference
+from sage_ext import backend as backends
+from sage_ext.optimizers import state_io, validate
+from sage_ext.optimizers.description import Description, describe
+from sage_ext.optimizers.rule import Rule
+
+
+class Call(NamedTuple):
+    """What one group contributes to a step: the parameters that have a gradient, and their state."""
+
+    rule: Rule
+    group: int
+    params: list[Tensor]
+    grads: list[Tensor]
+    states: list[list[Tensor]]
+    arguments: dict[str, Any]
+
+
+class FusedOptimizer(Optimizer):
+    """Base of all optimizers here: every parameter group is stepped by the rule that ``group["rule"]`` names.
+
+    A step either happens as a whole or raises before anything has changed: no parameter, no state, no step counter.
+    """
+
+    rules: ClassVar[Mapping[str, Rule]]
+    """The rules that a group of this optimizer may have, by name. With a single one, groups need not name it."""
+
+    # GradScaler then leaves grad_scale and found_inf on the optimizer for the kernels to apply.
+    _step_supports_amp_scaling = True
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any], *, backend: backends.Backend) -> None:
+        backends.validate(backend)
+        self._requested_backend: backends.Backend = backend
+        self._backend: str | None = None
+        if len(self.rules) == 1:
+            next(iter(self.rules.values())).validate(defaults, "")
+        # Memory that groups share is looked for once at the end: looking at every group would be quadratic.
+        self._is_complete = False
+        super().__init__(params, defaults)
+        self._is_complete = True
+        self._check_distinct(self.param_groups)
+
+    @property
+    def backend(self) -> str:
+        """What runs: ``"native"`` or ``"reference"``. Worked out anew where an optimizer is unpickled."""
+        if self._backend is None:
+            self._backend = self._resolve(chain.from_iterable(group["params"] for group in self.param_groups))
+        return self._backend
+
+    def rule_of(self, group: Mapping[str, Any]) -> Rule:
+        """Return the rule of a parameter group."""
+        return self.rules[group["rule"]]
+
+    def label(self, group: int, index: int) -> str:
+        """Return how messages name a parameter: its name if known, its place, shape, dtype and device."""
+        return _label(self.param_groups[group], group, index)
+
+    def describe(self) -> Description:
+        """Return which parameter has which rule and how many bytes of state that costs. ``print`` shows a table."""
+        return describe(self)
+
+    # ------------------------------------------------------------------------------------------------ groups
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters. If it raises, the optimizer is unchanged.
+
+        Args:
+            param_group: ``"params"`` (tensors, or name and tensor pairs), hyperparameters that differ from the
+                optimizer's, and, for an optimizer with several rules, ``"rule"``.
+
+        Raises:
+            ValueError: a hyperparameter or a parameter cannot be used; the message names it and the cure.
+        """
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group: got {type(param_group).__name__}, expected a dict")
+        index = len(self.param_groups)
+        group = self._complete(param_group, index)
+        backend = self._check_params(group, index)
+        param_group.update(group)
+        super().add_param_group(param_group)
+        self._backend = backend
+
+    def _complete(self, param_group: dict[str, Any], index: int) -> dict[str, Any]:
+        """Return a copy of the group with its parameters listed, its rule named and every hyperparameter filled in."""
+        group = dict(param_group)
+        params = group["params"]
+        if isinstance(params, set):
+            raise TypeError("params: got a set, whose order changes between runs; pass a list")
+        params = param_group["params"] = [params] if isinstance(params, Tensor) else list(params)
+        named = [item for item in params if isinstance(item, tuple)]
+        if named and len(named) != len(params):
+            raise ValueError(f"params: {len(named)} of {len(params)} have a name in group {index}; name all or none")
+        if named:
+            group["param_names"] = [name for name, _ in named]
+            params = [param for _, param in named]
+        for position, param in enumerate(params):
+            if not isinstance(param, Tensor):
+                raise TypeError(f"params: item {position} of group {index} is {type(param).__name__}, expected a tensor")
+        group["params"] = params
+
+        name = group.setdefault("rule", next(iter(self.rules)) if len(self.rules) == 1 else None)
+        if name not in self.rules:
+            options = ", ".join(map(repr, self.rules))
+            raise ValueError(f"rule: got {name!r} in param group {index}, expected one of {options}")
+        for key, value in self._group_defaults(name).items():
+            group.setdefault(key, value)
+        self.rules[name].validate(group, f" in param group {index}")
+        return group
+
+    def _group_defaults(self, rule: str) -> Mapping[str, Any]:
+        """Return the hyperparameters that a new group of ``rule`` takes where it does not give its own."""
+        return {key: self.defaults.get(key, value) for key, value in self.rules[rule].defaults.items()}
+
+    def _check_params(self, group: dict[str, Any], index: int) -> str:
+        """Check the parameters of a new group, among themselves and against those owned already; return the backend."""
+        params, rule = group["params"], self.rules[group["rule"]]
+        native = (backend := self._resolve(params)) == "native"
+        if native and group.get("state_dtype") == torch.float64:
+            validate.fail("state_dtype", torch.float64, 'float32, bfloat16 or float16 unless backend="reference"', "")
+        for position, param in enumerate(params):
+            where = _label(group, index, position)
+            checks.check_param(param, where, native=native, needs_contiguous=rule.needs_contiguous)
+            rule.check_param(param, where)
+        checks.check_devices(params, lambda i: _label(group, index, i))
+        if self._is_complete:
+            self._check_distinct([*self.param_groups, group])
+        else:
+            checks.check_distinct(params, lambda i: _label(group, index, i))
+        return backend
+
+    def _check_distinct(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        places = state_io.places(groups)
+        params = [groups[group]["params"][index] for group, index in places]
+        checks.check_distinct(params, lambda i: _label(groups[places[i][0]], *places[i]))
+
+    def _resolve(self, params: Iterable[Tensor]) -> str:
+        return backends.resolve(self._requested_backend, (param.device for param in params))
+
+    # ------------------------------------------------------------------------------------------------ step
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Perform one step over all groups. Parameters without a gradient are skipped and get no state.
+
+        Args:
+            closure: re-evaluates the model and returns the loss; runs with gradients enabled.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            ValueError: a gradient, a state or a hyperparameter cannot be used. Nothing has changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        found_inf = getattr(self, "found_inf", None)
+        if _is_known_skip(found_inf):
+            return loss
+        found_inf = found_inf if isinstance(found_inf, Tensor) else None
+        scaling = (getattr(self, "grad_scale", None), found_inf)
+
+        pending: dict[Tensor, dict[str, Tensor]] = {}
+        calls = [self._gather(index, group, pending) for index, group in enumerate(self.param_groups)]
+        calls = [call for call in calls if call.params]
+        if self.backend == "native":
+            self._run_native(calls, scaling, pending)
+        else:
+            self._run_reference(calls, scaling, pending)
+        return loss
+
+    def _gather(self, index: int, group: dict[str, Any], pending: dict[Tensor, dict[str, Tensor]]) -> Call:
+        """Collect what one group's step works on. States of parameters that have none yet go to ``pending``."""
+        rule = self.rules[group["rule"]]
+        rule.validate(group, f" in param group {index}")
+        params = group["params"]
+        grads = [param.grad for param in params]
+        if any(grad is None for grad in grads):
+            params = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
+            grads = [grad for grad in grads if grad is not None]
+        states: list[list[Tensor]] = []
+        if rule.state_keys:
+            found = list(map(self.state.get, params))
+            if not all(found):
+                for position, param in enumerate(params):
+                    if not found[position]:
+                        found[position] = pending[param] = rule.init_state(param, group)
+            states = [[state[key] for state in found] for key in rule.state_keys]
+        return Call(rule, index, params, grads, states, rule.arguments(group))
+
+    def _run_native(self, calls: list[Call], scaling: tuple[Any, Any], pending: dict[Any, Any]) -> None:
+        step = _loader.load().Step()
+        for call in calls:
+            grad_scale, found_inf = (_on_device(value, call.params[0].device) for value in scaling)
+            plan = getattr(step, call.rule.name)
+            plan(
+                call.params,
+                call.grads,
+                *call.states,
+                **call.arguments,
+                grad_scale=grad_scale,
+                found_inf=found_inf,
+                describe=self._describer(call),
+            )
+        self.state.update(pending)
+        step.run()
+
+    def _run_reference(self, calls: list[Call], scaling: tuple[Any, Any], pending: dict[Any, Any]) -> None:
+        for call in calls:
+            group = self.param_groups[call.group]
+            states = dict(zip(call.rule.state_keys, call.states, strict=True))
+            layouts = lambda param, call=call, group=group: call.rule.state_layout(param, group)  # noqa: E731
+            checks.check_step(call.params, call.grads, states, layouts, self._describer(call))
+            for index, param in enumerate(call.params):
+                call.rule.check_param(param, self._describer(call)(index))
+        self.state.update(pending)
+        for call in calls:
+            grad_scale, found_inf = (_on_device(value, call.params[0].device) for value in scaling)
+            run = getattr(reference, f"{call.rule.name}_")
+            run(call.params, call.grads, *call.states, **call.arguments, grad_scale=grad_scale, found_inf=found_inf)
+
+    def _describer(self, call: Call) -> Callable[[int], str]:
+        """Return what names the parameters of a call in messages: position in the call -> label."""
+
+        def name(position: int) -> str:
+            params = self.param_groups[call.group]["params"]
+            return self.label(call.group, next(i for i, p in enumerate(params) if p is call.params[position]))
+
+        return name
+
+    # ------------------------------------------------------------------------------------------------ persistence
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_requested_backend": self._requested_backend}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._is_complete = True
+        self._backend = None  # this machine may have other kernels than the one that pickled
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict; every state tensor keeps the dtype it was saved with, bit for bit.
+
+        Hyperparameters that the saved groups lack stay as they are, so that a checkpoint of ``torch.optim.AdamW`` loads
+        into ``FusedAdamW``.
+
+        Raises:
+            ValueError: groups, rules or shapes differ from this optimizer's. Nothing has changed then.
+        """
+        new_state: dict[Any, Any] | None = None
+
+        def before(_: Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:
+            nonlocal new_state
+            incoming, new_state = state_io.plan(self, incoming)
+            return incoming
+
+        def after(_: Optimizer) -> None:
+            self.state = new_state
+
+        # Between the user's hooks: theirs see the dict as it was given, and the state as it was loaded.
+        handles = [
+            self.register_load_state_dict_pre_hook(before),
+            self.register_load_state_dict_post_hook(after, prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _label(group: Mapping[str, Any], group_index: int, index: int) -> str:
+    names = group.get("param_names")
+    return checks.label(index, group_index, names[index] if names else None, group["params"][index])
+
+
+def _is_known_skip(found_inf: Any) -> bool:
+    """Whether ``found_inf`` says, without asking an accelerator, that this step must change nothing."""
+    if found_inf is None or (isinstance(found_inf, Tensor) and found_inf.device.type != "cpu"):
+        return False
+    return bool(found_inf)
+
+
+def _on_device(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor) and value.device != device and device.type != "meta":
+        return value.to(device)
+    return value

@@ -1,0 +1,120 @@
+"""What ``optimizer.describe()`` returns: the rule and the state bytes of each parameter."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from sage_ext.optimizers.base import FusedOptimizer
+
+
+@dataclass(frozen=True)
+class Row:
+    """One parameter."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    rule: str
+    state_bytes: int
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Total:
+    """All parameters of one rule."""
+
+    tensors: int
+    numel: int
+    state_bytes: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """Rows in the order of the optimizer's groups. The bytes are those that the state has once every parameter was stepped."""
+
+    rows: tuple[Row, ...]
+    backend: str
+
+    @property
+    def totals(self) -> dict[str, Total]:
+        """Totals for each rule."""
+        by_rule: dict[str, list[Row]] = defaultdict(list)
+        for row in self.rows:
+            by_rule[row.rule].append(row)
+        return {rule: _total(rows) for rule, rows in by_rule.items()}
+
+    @property
+    def total(self) -> Total:
+        """Totals over all rules."""
+        return _total(self.rows)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of optimizer state of all parameters."""
+        return self.total.state_bytes
+
+    def __str__(self) -> str:
+        header = ("parameter", "shape", "dtype", "rule", "state")
+        body = [
+            (row.name, "x".join(map(str, row.shape)) or "scalar", _dtype(row.dtype), row.rule, _size(row.state_bytes))
+            for row in self.rows
+        ]
+        widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
+        lines = [_line(header, widths), "  ".join("-" * width for width in widths)]
+        lines += [_line(row, widths) for row in body]
+        lines.append("")
+        everything = [*self.totals.items()]
+        if len(everything) > 1:
+            everything.append(("all", self.total))
+        for rule, total in everything:
+            lines.append(
+                f"{rule:8} {total.tensors:6} tensors {total.numel:14,} parameters {_size(total.state_bytes):>11} of state"
+            )
+        lines.append(f"backend: {self.backend}")
+        return "\n".join(lines)
+
+
+def describe(optimizer: FusedOptimizer) -> Description:
+    """Return the description of ``optimizer``. Looks at shapes and dtypes only, so it works on the meta device."""
+    rows = []
+    for index, group in enumerate(optimizer.param_groups):
+        rule = optimizer.rule_of(group)
+        names = group.get("param_names") or [f"group {index}, param {i}" for i in range(len(group["params"]))]
+        for name, param in zip(names, group["params"], strict=True):
+            held = optimizer.state.get(param)
+            if held:
+                size = sum(tensor.numel() * tensor.element_size() for tensor in held.values())
+            else:
+                size = sum(spec.nbytes for spec in rule.state_layout(param, group).values())
+            rows.append(Row(name, tuple(param.shape), param.dtype, rule.name, size))
+    return Description(tuple(rows), optimizer.backend)
+
+
+def _total(rows: tuple[Row, ...] | list[Row]) -> Total:
+    return Total(len(rows), sum(row.numel for row in rows), sum(row.state_bytes for row in rows))
+
+
+def _line(cells: tuple[str, ...], widths: list[int]) -> str:
+    *left, last = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+    return "  ".join([*left, last.strip().rjust(widths[-1])])
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _size(count: int) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"

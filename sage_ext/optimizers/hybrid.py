@@ -1,0 +1,169 @@
+"""Hybrids: each parameter gets the rule that suits its role in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sage_ext import routing
+from sage_ext.backend import Backend
+from sage_ext.optimizers.adamw import ADAMW
+from sage_ext.optimizers.base import FusedOptimizer
+from sage_ext.optimizers.presets import PRESETS
+from sage_ext.optimizers.rule import Rule
+from sage_ext.optimizers.sage import SAGE
+from sage_ext.optimizers.sign import LION
+from sage_ext.optimizers.sinkgd import SINKGD
+
+RULES: Mapping[str, Rule] = MappingProxyType({rule.name: rule for rule in (SAGE, SINKGD, LION, ADAMW)})
+
+
+class FusedHybrid(FusedOptimizer):
+    """Several rules in one optimizer: one parameter group for each role that the model has, each with its ``rule``.
+
+    ======== ============ ================================ ============ ======
+    preset   embeddings   other matrices                   lm_head      1-D
+    ======== ============ ================================ ============ ======
+    "sage"   SAGE         SinkGD, "unit", alpha 10         SAGE         SAGE
+    "lion"   Lion         SinkGD                           Lion         Lion
+    "sinkgd" AdamW        SinkGD                           AdamW        AdamW
+    ======== ============ ================================ ============ ======
+
+    A head that is tied to the embedding is the same parameter and counts as an embedding. ``describe()`` shows which
+    parameter got which rule. Groups carry ``"role"`` beside ``"rule"``, so a single one is easily found and changed.
+
+    Args:
+        model_or_named_parameters_or_groups: a module; (name, parameter) pairs together with ``embeddings``; or dicts
+            with ``"params"`` and ``"rule"``, taken as they are. Frozen parameters of a module or of pairs are left out.
+        preset: ``"sage"``, ``"lion"`` or ``"sinkgd"``.
+        lr: None takes the preset's own learning rate for each rule ("sage": 2e-3 for all; "lion": Lion 1e-4, SinkGD
+            0.02; "sinkgd": AdamW 1e-3, SinkGD 0.02); a number or one-element tensor goes to every group; a dict maps
+            rules to learning rates.
+        embeddings, lm_head: names of parameters with that role; see :func:`sage_ext.routing.route`.
+        maximize: ascend instead of descend.
+        state_dtype: dtype of the moments; None takes each parameter's.
+        capturable: as in the single-rule optimizers.
+        backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
+        overrides: for a rule's name, a dict of hyperparameters in which its groups differ from the preset, e.g.
+            ``sinkgd={"alpha": 0.05, "normalization": "sqrt"}``.
+
+    Raises:
+        ValueError: an argument, a name or a parameter cannot be used; the message names it, and the cure.
+        NativeUnavailableError: native kernels were asked for, or are needed on a GPU, and cannot be used.
+    """
+
+    rules = RULES
+
+    def __init__(
+        self,
+        model_or_named_parameters_or_groups: nn.Module | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]],
+        preset: str = "sage",
+        lr: float | Tensor | Mapping[str, float | Tensor] | None = None,
+        *,
+        embeddings: str | Sequence[str] | None = None,
+        lm_head: str | Sequence[str] | None = None,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        capturable: bool = False,
+        backend: Backend = "auto",
+        **overrides: Mapping[str, Any],
+    ) -> None:
+        if preset not in PRESETS:
+            raise ValueError(f"preset: got {preset!r}, expected one of {', '.join(map(repr, PRESETS))}")
+        self._preset = preset
+        common = {"maximize": maximize, "state_dtype": state_dtype, "capturable": capturable}
+        self._rule_defaults = _rule_defaults(preset, lr, common, overrides)
+        groups = self._groups(model_or_named_parameters_or_groups, embeddings, lm_head)
+        # Of torch's defaults only lr is of use to others (loggers, schedulers); groups take theirs from _rule_defaults.
+        matrix = PRESETS[preset].rule_for("matrix")
+        super().__init__(groups, {"lr": self._rule_defaults[matrix]["lr"]}, backend=backend)
+
+    def add_parameters(
+        self,
+        model_or_named_parameters: nn.Module | Iterable[tuple[str, Tensor]],
+        *,
+        embeddings: str | Sequence[str] | None = None,
+        lm_head: str | Sequence[str] | None = None,
+    ) -> None:
+        """Route parameters as the constructor does and add a group for each role that has new ones.
+
+        Parameters that the optimizer owns already are left alone, so after unfreezing layers the whole model can be
+        passed again. For parameters whose rule is known, ``add_param_group`` with ``"rule"`` does.
+
+        Raises:
+            ValueError: nothing new to add, or a parameter or name cannot be used. The optimizer is unchanged then.
+        """
+        routed = routing.route(model_or_named_parameters, embeddings=embeddings, lm_head=lm_head)
+        owned = {id(param) for group in self.param_groups for param in group["params"]}
+        fresh = [entry for entry in routed if id(entry.param) not in owned]
+        if not fresh:
+            raise ValueError("model_or_named_parameters: every trainable parameter is in the optimizer already")
+        before = len(self.param_groups)
+        named = "param_names" in self.param_groups[0]
+        try:
+            for group in self._by_role(fresh):
+                if not named:
+                    group["params"] = [param for _, param in group["params"]]
+                self.add_param_group(group)
+        except Exception:
+            del self.param_groups[before:]
+            raise
+
+    def _groups(self, source: Any, embeddings: Any, lm_head: Any) -> list[dict[str, Any]]:
+        if not isinstance(source, (nn.Module, Tensor)) and isinstance(source, Iterable):
+            source = list(source)
+            if source and all(isinstance(item, dict) for item in source):
+                for name, value in (("embeddings", embeddings), ("lm_head", lm_head)):
+                    if value is not None:
+                        raise ValueError(f'{name}: got {value!r}, but group dicts say it all with their "rule"')
+                return source
+        return self._by_role(routing.route(source, embeddings=embeddings, lm_head=lm_head))
+
+    def _by_role(self, routed: Sequence[routing.Routed]) -> list[dict[str, Any]]:
+        groups = []
+        for role in routing.ROLES:
+            params = [(entry.name, entry.param) for entry in routed if entry.role == role]
+            if params:
+                groups.append({"params": params, "role": role, "rule": PRESETS[self._preset].rule_for(role)})
+        return groups
+
+    def _group_defaults(self, rule: str) -> Mapping[str, Any]:
+        return self._rule_defaults[rule]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_preset": self._preset, "_rule_defaults": self._rule_defaults}
+
+
+def _rule_defaults(
+    preset: str, lr: Any, common: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Return rule -> hyperparameters of a new group: the rule's, the preset's, the common ones, lr, the overrides."""
+    _check_rule_names(overrides, "argument ")
+    if isinstance(lr, Mapping):
+        _check_rule_names(lr, "lr: ")
+    result = {}
+    for name, rule in RULES.items():
+        values = {**rule.defaults, **PRESETS[preset].hyperparameters.get(name, {})}
+        values.update((key, value) for key, value in common.items() if key in values)
+        if isinstance(lr, Mapping):
+            values["lr"] = lr.get(name, values["lr"])
+        elif lr is not None:
+            values["lr"] = lr
+        for key, value in overrides.get(name, {}).items():
+            if key not in rule.defaults:
+                raise ValueError(f"{name}: unknown hyperparameter {key!r}, expected one of {', '.join(rule.defaults)}")
+            values[key] = value
+        rule.validate(values, f" for rule {name!r}")
+        result[name] = values
+    return result
+
+
+def _check_rule_names(given: Mapping[str, Any], where: str) -> None:
+    for name in given:
+        if name not in RULES:
+            options = ", ".join(map(repr, RULES))
+            raise ValueError(f"{where}{name!r} is not known, expected the name of a rule: {options}")

@@ -1,0 +1,47 @@
+"""The presets of :class:`FusedHybrid`: one row each, saying which rule a role gets and with which hyperparameters.
+
+A rule's own defaults hold where a row says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from sage_ext.routing import ROLES
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Role -> rule, and rule -> the hyperparameters in which the preset differs from the rule's defaults."""
+
+    embedding: str
+    matrix: str
+    lm_head: str
+    vector: str
+    hyperparameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def rule_for(self, role: str) -> str:
+        """Return the name of the rule that parameters of ``role`` (one of ``routing.ROLES``) get."""
+        if role not in ROLES:
+            raise ValueError(f"role: got {role!r}, expected one of {', '.join(map(repr, ROLES))}")
+        return getattr(self, role)
+
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        # The pairing in the released code of SAGE's authors: one learning rate for everything.
+        "sage": Preset(
+            embedding="sage",
+            matrix="sinkgd",
+            lm_head="sage",
+            vector="sage",
+            hyperparameters={"sage": {"lr": 2e-3}, "sinkgd": {"lr": 2e-3, "alpha": 10.0, "normalization": "unit"}},
+        ),
+        # The two below take SinkGD at its paper's own settings (lr 0.02, alpha 0.05, sqrt).
+        "lion": Preset(embedding="lion", matrix="sinkgd", lm_head="lion", vector="lion"),
+        "sinkgd": Preset(embedding="adamw", matrix="sinkgd", lm_head="adamw", vector="adamw"),
+    }
+)

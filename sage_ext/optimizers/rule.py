@@ -1,0 +1,77 @@
+"""What a rule is to an optimizer: its hyperparameters, its state, and the arguments of the functions that run it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+Group = Mapping[str, Any]
+
+
+class StateSpec(NamedTuple):
+    """One tensor of a parameter's optimizer state."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    follows_param: bool
+    """Whether it has the parameter's shape, takes its strides, and may have any floating dtype (``state_dtype``)."""
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Rule:
+    """One update rule. Stateless itself: everything it needs comes from the parameter group.
+
+    ``sage_ext._C.Step`` has a method, and ``sage_ext.reference`` a function with an underscore behind it, of the
+    rule's name. Both take ``(params, grads, *[list of each state tensor], **arguments(group))``.
+    """
+
+    name: ClassVar[str]
+    defaults: ClassVar[Mapping[str, Any]]
+    """The group's hyperparameters and their defaults. ``maximize`` is one of every rule."""
+    state_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys of a parameter's state, in the order in which the functions take their lists."""
+    needs_contiguous: ClassVar[bool] = False
+    """Whether the native kernels need row-major parameters, or take any dense strides."""
+
+    def validate(self, group: Group, where: str) -> None:
+        """Raise ValueError naming the first hyperparameter of ``group`` that cannot be used; ``where`` names the group."""
+        raise NotImplementedError
+
+    def check_param(self, param: Tensor, label: str) -> None:
+        """Raise ValueError if the rule cannot be applied to a tensor of this shape."""
+
+    def state_layout(self, param: Tensor, group: Group) -> dict[str, StateSpec]:
+        """Return shape and dtype of each state tensor of ``param``. Allocates nothing, so it works on the meta device."""
+        return {}
+
+    def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
+        """Return a new state of zeros for ``param``, on its device."""
+        return {key: allocate(spec, param).zero_() for key, spec in self.state_layout(param, group).items()}
+
+    def arguments(self, group: Group) -> dict[str, Any]:
+        """Return the keyword arguments of the functions, without ``grad_scale`` and ``found_inf``."""
+        raise NotImplementedError
+
+
+def allocate(spec: StateSpec, param: Tensor) -> Tensor:
+    """Return an uninitialised state tensor for ``param``."""
+    if spec.follows_param:
+        return torch.empty_like(param, dtype=spec.dtype, requires_grad=False)
+    return torch.empty(spec.shape, dtype=spec.dtype, device=param.device)
+
+
+def moment(param: Tensor, group: Group) -> StateSpec:
+    """The layout of a moment: shape and strides of the parameter, and its dtype unless ``state_dtype`` says otherwise."""
+    return StateSpec(tuple(param.shape), group["state_dtype"] or param.dtype, True)
+
+
+def step_counter() -> StateSpec:
+    """The layout of a step counter: a 0-dim float32 tensor on the parameter's device, as torch's fused optimizers keep."""
+    return StateSpec((), torch.float32, False)

@@ -1,0 +1,133 @@
+"""SAGE: sign updates damped per column (arXiv 2604.07663)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from sage_ext.backend import Backend
+from sage_ext.optimizers import validate
+from sage_ext.optimizers.base import FusedOptimizer
+from sage_ext.optimizers.rule import Group, Rule, StateSpec, moment, step_counter
+
+
+class SageRule(Rule):
+    name = "sage"
+    defaults: Mapping[str, Any] = MappingProxyType(
+        {
+            "lr": 1e-3,
+            "betas": (0.9, 0.99),
+            "eps": 1e-8,
+            "weight_decay": 0.01,
+            "momentum_first": False,
+            "instant_damper": True,
+            "maximize": False,
+            "state_dtype": None,
+            "capturable": False,
+        }
+    )
+    state_keys = ("exp_avg", "s_range", "step")
+    needs_contiguous = True
+
+    def validate(self, group: Group, where: str) -> None:
+        validate.rate(group["lr"], where)
+        validate.fraction_pair(group["betas"], "betas", where)
+        validate.non_negative(group["eps"], "eps", where)
+        validate.non_negative(group["weight_decay"], "weight_decay", where)
+        for name in ("momentum_first", "instant_damper", "maximize", "capturable"):
+            validate.flag(group[name], name, where)
+        validate.state_dtype(group["state_dtype"], where)
+
+    def state_layout(self, param: Tensor, group: Group) -> dict[str, StateSpec]:
+        columns = tuple(param.shape[1:] if param.ndim >= 2 else param.shape)
+        range_dtype = torch.promote_types(param.dtype, torch.float32)
+        return {
+            "step": step_counter(),
+            "exp_avg": moment(param, group),
+            "s_range": StateSpec(columns, range_dtype, False),
+        }
+
+    def arguments(self, group: Group) -> dict[str, Any]:
+        beta1, beta2 = group["betas"]
+        return {
+            "lr": group["lr"],
+            "beta1": beta1,
+            "beta2": beta2,
+            "eps": group["eps"],
+            "weight_decay": group["weight_decay"],
+            "momentum_first": group["momentum_first"],
+            "instant_damper": group["instant_damper"],
+            "maximize": group["maximize"],
+        }
+
+
+SAGE = SageRule()
+
+
+class FusedSAGE(FusedOptimizer):
+    """SAGE: the sign of a momentum, damped column by column where gradients are large (arXiv 2604.07663).
+
+    With ``s = mean over rows of |g|`` (``|g|`` itself below two dimensions) and t counted from 1::
+
+        W   <- W (1 - lr*wd)
+        S   <- b2*S + (1-b2)*s ;   Sh = S / (1 - b2^t)
+        H_j  = min( rms(Sh)/(Sh_j + eps),  rms(s)/(s_j + eps),  1 )
+        W   <- W - lr * H * sign(b1*m + (1-b1)*g) ;   m <- b2*m + (1-b2)*g
+
+    State of a parameter: ``exp_avg`` (m), ``s_range`` (S: float32, shape ``W.shape[1:]``, or ``W.shape`` below two
+    dimensions) and ``step`` (0-dim float32).
+
+    Args:
+        params: parameters, named parameters or groups, as any torch optimizer takes them. float32, bfloat16 or
+            float16 in any mix; float64 with ``backend="reference"``. Parameters must be contiguous for native kernels.
+        lr: a number or a one-element tensor.
+        betas: (b1, b2), each in [0, 1).
+        eps: added to the damper's denominators; may be 0.
+        weight_decay: decoupled, as in AdamW.
+        momentum_first: form the sign from the updated momentum (the authors' released code) instead of the old one
+            (the paper).
+        instant_damper: whether the second term of the minimum takes part.
+        maximize: ascend instead of descend.
+        state_dtype: dtype of ``exp_avg``; None takes the parameter's.
+        capturable: accepted for parity with torch; the step counter is a tensor on the parameter's device either way.
+        backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
+
+    Raises:
+        ValueError: an argument or a parameter cannot be used; the message names it, and the cure.
+        NativeUnavailableError: native kernels were asked for, or are needed on a GPU, and cannot be used.
+    """
+
+    rules = MappingProxyType({SAGE.name: SAGE})
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        *,
+        momentum_first: bool = False,
+        instant_damper: bool = True,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        capturable: bool = False,
+        backend: Backend = "auto",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "momentum_first": momentum_first,
+            "instant_damper": instant_damper,
+            "maximize": maximize,
+            "state_dtype": state_dtype,
+            "capturable": capturable,
+        }
+        super().__init__(params, defaults, backend=backend)

@@ -1,0 +1,101 @@
+"""The sign family: Lion (arXiv 2302.06675)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from sage_ext.backend import Backend
+from sage_ext.optimizers import validate
+from sage_ext.optimizers.base import FusedOptimizer
+from sage_ext.optimizers.rule import Group, Rule, StateSpec, moment
+
+
+class LionRule(Rule):
+    name = "lion"
+    defaults: Mapping[str, Any] = MappingProxyType(
+        {
+            "lr": 1e-4,
+            "betas": (0.9, 0.99),
+            "weight_decay": 0.0,
+            "maximize": False,
+            "state_dtype": None,
+            "capturable": False,
+        }
+    )
+    state_keys = ("exp_avg",)
+
+    def validate(self, group: Group, where: str) -> None:
+        validate.rate(group["lr"], where)
+        validate.fraction_pair(group["betas"], "betas", where)
+        validate.non_negative(group["weight_decay"], "weight_decay", where)
+        for name in ("maximize", "capturable"):
+            validate.flag(group[name], name, where)
+        validate.state_dtype(group["state_dtype"], where)
+
+    def state_layout(self, param: Tensor, group: Group) -> dict[str, StateSpec]:
+        return {"exp_avg": moment(param, group)}
+
+    def arguments(self, group: Group) -> dict[str, Any]:
+        beta1, beta2 = group["betas"]
+        return {
+            "lr": group["lr"],
+            "beta1": beta1,
+            "beta2": beta2,
+            "weight_decay": group["weight_decay"],
+            "maximize": group["maximize"],
+        }
+
+
+LION = LionRule()
+
+
+class FusedLion(FusedOptimizer):
+    """Lion: ``W <- W (1 - lr*wd) - lr*sign(b1*m + (1-b1)*g) ; m <- b2*m + (1-b2)*g`` (arXiv 2302.06675).
+
+    State of a parameter: ``exp_avg`` (m).
+
+    Args:
+        params: parameters, named parameters or groups. float32, bfloat16 or float16 in any mix; float64 with
+            ``backend="reference"``. Native kernels take any dense strides.
+        lr: a number or a one-element tensor.
+        betas: (b1, b2), each in [0, 1).
+        weight_decay: decoupled, as in AdamW.
+        maximize: ascend instead of descend.
+        state_dtype: dtype of ``exp_avg``; None takes the parameter's.
+        capturable: accepted for parity with torch; Lion keeps no step counter.
+        backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
+
+    Raises:
+        ValueError: an argument or a parameter cannot be used; the message names it, and the cure.
+        NativeUnavailableError: native kernels were asked for, or are needed on a GPU, and cannot be used.
+    """
+
+    rules = MappingProxyType({LION.name: LION})
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        capturable: bool = False,
+        backend: Backend = "auto",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "state_dtype": state_dtype,
+            "capturable": capturable,
+        }
+        super().__init__(params, defaults, backend=backend)

@@ -1,0 +1,108 @@
+"""SinkGD: stateless descent along the gradient with its rows and columns normalised in turn (arXiv 2502.06742)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from sage_ext.backend import Backend
+from sage_ext.optimizers import validate
+from sage_ext.optimizers.base import FusedOptimizer
+from sage_ext.optimizers.rule import Group, Rule
+
+
+class SinkgdRule(Rule):
+    name = "sinkgd"
+    defaults: Mapping[str, Any] = MappingProxyType(
+        {
+            "lr": 0.02,
+            "iterations": 5,
+            "alpha": 0.05,
+            "eps": 1e-8,
+            "weight_decay": 0.0,
+            "normalization": "sqrt",
+            "maximize": False,
+        }
+    )
+    needs_contiguous = True
+
+    def validate(self, group: Group, where: str) -> None:
+        validate.rate(group["lr"], where)
+        validate.positive_int(group["iterations"], "iterations", where)
+        validate.non_negative(group["alpha"], "alpha", where)
+        validate.non_negative(group["eps"], "eps", where)
+        validate.non_negative(group["weight_decay"], "weight_decay", where)
+        validate.choice(group["normalization"], ("sqrt", "unit"), "normalization", where)
+        validate.flag(group["maximize"], "maximize", where)
+
+    def check_param(self, param: Tensor, label: str) -> None:
+        if param.ndim < 2:
+            raise ValueError(
+                f"{label}: SinkGD needs two or more dimensions; give it to SAGE, Lion or AdamW instead "
+                "(FusedHybrid does that for a whole model)"
+            )
+
+    def arguments(self, group: Group) -> dict[str, Any]:
+        return {name: group[name] for name in self.defaults}
+
+
+SINKGD = SinkgdRule()
+
+
+class FusedSinkGD(FusedOptimizer):
+    """SinkGD (SR-Sinkhorn): rows and columns of each gradient matrix are normalised in turn (arXiv 2502.06742).
+
+    For each trailing ``[m, n]`` matrix X of the gradient, ``iterations`` times::
+
+        X_i,: <- sqrt(n) * X_i,: / (||X_i,:||_2 + eps)     # every row
+        X_:,j <- sqrt(m) * X_:,j / (||X_:,j||_2 + eps)     # then every column
+
+    and then ``W <- W (1 - lr*wd) - lr*alpha*X``. A zero row or column stays put. No state.
+
+    Args:
+        params: parameters of two or more dimensions, named parameters or groups. float32, bfloat16 or float16 in any
+            mix; float64 with ``backend="reference"``. Parameters must be contiguous for native kernels.
+        lr: a number or a one-element tensor.
+        iterations: how often rows and columns are normalised.
+        alpha: scale of the update beside ``lr``; weight decay does not see it.
+        eps: added to each norm; may be 0.
+        weight_decay: decoupled, as in AdamW.
+        normalization: ``"sqrt"`` as above, or ``"unit"``, which drops both square-root factors (the pairing in the
+            released hybrid of SAGE's authors) and so divides the update by ``sqrt(m)``.
+        maximize: ascend instead of descend.
+        backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
+
+    Raises:
+        ValueError: an argument or a parameter cannot be used (a 1-D one, for instance); the message names it.
+        NativeUnavailableError: native kernels were asked for, or are needed on a GPU, and cannot be used.
+    """
+
+    rules = MappingProxyType({SINKGD.name: SINKGD})
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.02,
+        iterations: int = 5,
+        alpha: float = 0.05,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        normalization: Literal["sqrt", "unit"] = "sqrt",
+        maximize: bool = False,
+        backend: Backend = "auto",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "iterations": iterations,
+            "alpha": alpha,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "normalization": normalization,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, backend=backend)

@@ -1,0 +1,12 @@
+"""The rules in plain, readable PyTorch: the oracle of the tests and the fallback where nothing was compiled.
+
+Each function has the name and the signature of its native counterpart in ``sage_ext._C``. Beyond what the native
+kernels take, these run in float64, on any device and with any strides.
+"""
+
+from sage_ext.reference.adamw import adamw_
+from sage_ext.reference.sage import sage_
+from sage_ext.reference.sign import lion_
+from sage_ext.reference.sinkgd import sinkgd_
+
+__all__ = ["adamw_", "lion_", "sage_", "sinkgd_"]

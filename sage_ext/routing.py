@@ -1,0 +1,138 @@
+"""Which role a parameter plays: embedding, output head, other matrix, or vector. Hybrids give each role its rule.
+
+An embedding is the weight of an ``nn.Embedding`` module (and so whatever is tied to it), or a parameter that the
+caller names. It is never guessed from a shape.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+ROLES = ("embedding", "lm_head", "matrix", "vector")
+
+
+class Routed(NamedTuple):
+    """A trainable parameter, its name and its role."""
+
+    name: str
+    param: Tensor
+    role: str
+
+
+def route(
+    model_or_named_parameters: nn.Module | Iterable[tuple[str, Tensor]],
+    *,
+    embeddings: str | Sequence[str] | None = None,
+    lm_head: str | Sequence[str] | None = None,
+) -> list[Routed]:
+    """Return the role of every trainable parameter, in the order in which the model lists them.
+
+    Args:
+        model_or_named_parameters: a module, or (name, parameter) pairs. Parameters with ``requires_grad=False`` are
+            left out. A tied parameter is listed once, under its first name.
+        embeddings: names of parameters that are embeddings, beside the weights of ``nn.Embedding`` modules. Required
+            for pairs, which do not tell: an empty list says that there are none.
+        lm_head: names of the parameters of the output head; ``[]`` says that there is none. For a module the default
+            is the weight of ``get_output_embeddings()`` where it has that method (Hugging Face models do), and else
+            nothing: the head is then a matrix like any other.
+
+    Returns:
+        One entry a parameter. Roles, first match wins: ``"embedding"``; ``"lm_head"`` (so a head that is tied to the
+        embedding is an embedding); ``"vector"`` for fewer than two dimensions; ``"matrix"``.
+
+    Raises:
+        TypeError: neither a module nor pairs.
+        ValueError: nothing to train, a name that does not exist or exists twice, or pairs without ``embeddings``.
+    """
+    if isinstance(model_or_named_parameters, nn.Module):
+        return _route_module(model_or_named_parameters, _names(embeddings), _names(lm_head))
+    pairs = _pairs(model_or_named_parameters)
+    if embeddings is None:
+        raise ValueError(
+            "embeddings: (name, parameter) pairs do not tell which parameters are embeddings; pass the model itself, or "
+            "embeddings=[names], or embeddings=[] if there are none"
+        )
+    params = dict(pairs)
+    return _assign(pairs, _find(_names(embeddings), params, "embeddings"), _find(_names(lm_head), params, "lm_head"))
+
+
+def _route_module(model: nn.Module, embeddings: list[str] | None, lm_head: list[str] | None) -> list[Routed]:
+    # Every name of a tied parameter may be used to name it; it is listed under the first.
+    params = dict(model.named_parameters(remove_duplicate=False))
+    marked = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    heads = _output_weights(model) if lm_head is None else _find(lm_head, params, "lm_head")
+    return _assign(list(model.named_parameters()), marked | _find(embeddings, params, "embeddings"), heads)
+
+
+def _assign(pairs: list[tuple[str, Tensor]], embeddings: set[int], heads: set[int]) -> list[Routed]:
+    routed = []
+    for name, param in pairs:
+        if not param.requires_grad:
+            continue
+        if id(param) in embeddings:
+            role = "embedding"
+        elif id(param) in heads:
+            role = "lm_head"
+        else:
+            role = "matrix" if param.ndim >= 2 else "vector"
+        routed.append(Routed(name, param, role))
+    if not routed:
+        raise ValueError("model_or_named_parameters: holds no parameter with requires_grad=True")
+    return routed
+
+
+def _output_weights(model: nn.Module) -> set[int]:
+    """The weight of the model's output head if it names one. Wrappers such as DistributedDataParallel are looked into."""
+    for candidate in (model, getattr(model, "module", None)):
+        getter = getattr(candidate, "get_output_embeddings", None)
+        if callable(getter):
+            try:
+                head = getter()
+            except NotImplementedError:  # the base class of Hugging Face models, for a model without a head
+                return set()
+            weight = getattr(head, "weight", None)
+            return {id(weight)} if isinstance(weight, Tensor) else set()
+    return set()
+
+
+def _pairs(candidates: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    expected = "a module, an iterable of (name, parameter) pairs such as model.named_parameters(), or group dicts"
+    if isinstance(candidates, (Tensor, str)) or not isinstance(candidates, Iterable):
+        raise TypeError(f"model_or_named_parameters: got {type(candidates).__name__}, expected {expected}")
+    pairs = list(candidates)
+    if any(isinstance(item, Tensor) for item in pairs):
+        raise ValueError(
+            "model_or_named_parameters: bare parameters have no names, so their roles cannot be known; pass the model, "
+            'model.named_parameters() with embeddings=[names], or group dicts with a "rule" each'
+        )
+    seen: set[str] = set()
+    for item in pairs:
+        if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], Tensor)):
+            raise TypeError(f"model_or_named_parameters: got an item {_brief(item)}, expected {expected}")
+        if item[0] in seen:
+            raise ValueError(f"model_or_named_parameters: the name {item[0]!r} occurs twice")
+        seen.add(item[0])
+    return pairs
+
+
+def _brief(item: object) -> str:
+    text = repr(item)
+    return f"of type {type(item).__name__}" if len(text) > 60 else text
+
+
+def _names(names: str | Sequence[str] | None) -> list[str] | None:
+    return [names] if isinstance(names, str) else None if names is None else list(names)
+
+
+def _find(names: list[str] | None, params: dict[str, Tensor], argument: str) -> set[int]:
+    """Return the identities of the named parameters."""
+    for name in names or ():
+        if name not in params:
+            close = difflib.get_close_matches(str(name), params, n=3, cutoff=0.3)
+            hint = f"; close to it: {', '.join(map(repr, close))}" if close else ""
+            raise ValueError(f"{argument}: there is no parameter named {name!r}{hint}")
+    return {id(params[name]) for name in names or ()}
