@@ -1,0 +1,236 @@
+// The Python module sage_ext._C, and the same functions as torch.ops.sage_ext.*.
+#include <torch/extension.h>
+#include <torch/library.h>
+#include <torch/version.h>
+
+#include <utility>
+
+#include "cpu/isa.h"
+#include "ops/ops.h"
+
+namespace py = pybind11;
+
+namespace sage_ext {
+namespace {
+
+using ops::CommonArgs;
+using ops::Describe;
+using ops::PlanPtr;
+using ops::TensorList;
+using OptionalTensor = std::optional<at::Tensor>;
+
+// A number, or a tensor with one element (a learning rate that a graph or a scheduler writes).
+double number(const py::handle& value, const char* name) {
+  if (THPVariable_Check(value.ptr())) {
+    const at::Tensor tensor = py::cast<at::Tensor>(value);
+    if (tensor.numel() != 1) throw std::invalid_argument(std::string(name) + " is a tensor with more than one element");
+    return tensor.item().toDouble();
+  }
+  return py::cast<double>(value);
+}
+
+CommonArgs common_args(const py::handle& lr, double weight_decay, bool maximize, OptionalTensor grad_scale,
+                       OptionalTensor found_inf, const py::object& describe = py::none()) {
+  CommonArgs args{number(lr, "lr"), weight_decay, maximize, std::move(grad_scale), std::move(found_inf), {}};
+  if (!describe.is_none()) {
+    args.describe = [describe](int64_t index) { return py::cast<std::string>(describe(index)); };
+  }
+  return args;
+}
+
+// Plans of several groups: every one is checked as it is added, and nothing changes before run().
+class Step {
+ public:
+  void add(PlanPtr plan) { plans_.push_back(std::move(plan)); }
+
+  void run() {
+    std::vector<PlanPtr> plans = std::exchange(plans_, {});
+    {
+      const py::gil_scoped_release release;
+      for (const PlanPtr& plan : plans) plan->run();
+    }
+  }
+
+ private:
+  std::vector<PlanPtr> plans_;
+};
+
+// Defines Step.<name>(..., describe=None) and the function <name>_(...), which is one such step on its own. `make`
+// turns the arguments into a plan; `arguments` are their py::arg's.
+template <typename... Args, typename... Extra>
+void define_rule(py::module_& module, py::class_<Step>& step_class, const char* name, PlanPtr (*make)(Args...),
+                 const char* doc, const Extra&... arguments) {
+  step_class.def(
+      name, [make](Step& step, Args... args) { step.add(make(std::forward<Args>(args)...)); }, doc, arguments...,
+      py::arg("describe") = py::none());
+  module.def(
+      (std::string(name) + "_").c_str(),
+      [make](Args... args) {
+        const PlanPtr plan = make(std::forward<Args>(args)...);
+        const py::gil_scoped_release release;
+        plan->run();
+      },
+      doc, arguments..., py::arg("describe") = py::none());
+}
+
+PlanPtr make_sage(TensorList params, TensorList grads, TensorList exp_avgs, TensorList s_ranges, TensorList steps,
+                  py::object lr, double beta1, double beta2, double eps, double weight_decay, bool momentum_first,
+                  bool instant_damper, bool maximize, OptionalTensor grad_scale, OptionalTensor found_inf,
+                  py::object describe) {
+  return ops::plan_sage(std::move(params), std::move(grads), std::move(exp_avgs), std::move(s_ranges),
+                        std::move(steps),
+                        {beta1, beta2, eps, momentum_first, instant_damper,
+                         common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf),
+                                     describe)});
+}
+
+PlanPtr make_sinkgd(TensorList params, TensorList grads, py::object lr, int64_t iterations, double alpha, double eps,
+                    double weight_decay, std::string normalization, bool maximize, OptionalTensor grad_scale,
+                    OptionalTensor found_inf, py::object describe) {
+  return ops::plan_sinkgd(std::move(params), std::move(grads),
+                          {iterations, alpha, eps, std::move(normalization),
+                           common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf),
+                                       describe)});
+}
+
+PlanPtr make_lion(TensorList params, TensorList grads, TensorList exp_avgs, py::object lr, double beta1, double beta2,
+                  double weight_decay, bool maximize, OptionalTensor grad_scale, OptionalTensor found_inf,
+                  py::object describe) {
+  return ops::plan_lion(std::move(params), std::move(grads), std::move(exp_avgs),
+                        {beta1, beta2,
+                         common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf),
+                                     describe)});
+}
+
+PlanPtr make_adamw(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs, TensorList steps,
+                   py::object lr, double beta1, double beta2, double eps, double weight_decay, bool maximize,
+                   OptionalTensor grad_scale, OptionalTensor found_inf, py::object describe) {
+  return ops::plan_adamw(std::move(params), std::move(grads), std::move(exp_avgs), std::move(exp_avg_sqs),
+                         std::move(steps),
+                         {beta1, beta2, eps,
+                          common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf),
+                                      describe)});
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = SAGE_EXT_VERSION;
+  info["torch_version"] = TORCH_VERSION;
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#elif defined(__GNUC__)
+  info["compiler"] = "gcc " __VERSION__;
+#else
+  info["compiler"] = "unknown";
+#endif
+  info["cpu_capabilities"] = py::str(cpu::built_isas()).attr("split")();
+#ifdef _OPENMP
+  info["openmp"] = true;
+#else
+  info["openmp"] = false;
+#endif
+  info["cuda"] = false;
+  info["cuda_arch_list"] = "";
+  return info;
+}
+
+// torch.ops.sage_ext.*: the same plans behind the dispatcher.
+CommonArgs dispatcher_args(double lr, double weight_decay, bool maximize, const OptionalTensor& grad_scale,
+                           const OptionalTensor& found_inf) {
+  return {lr, weight_decay, maximize, grad_scale, found_inf, {}};
+}
+
+void sage_op(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, at::TensorList s_ranges,
+             at::TensorList steps, double lr, double beta1, double beta2, double eps, double weight_decay,
+             bool momentum_first, bool instant_damper, bool maximize, const OptionalTensor& grad_scale,
+             const OptionalTensor& found_inf) {
+  ops::plan_sage(params.vec(), grads.vec(), exp_avgs.vec(), s_ranges.vec(), steps.vec(),
+                 {beta1, beta2, eps, momentum_first, instant_damper,
+                  dispatcher_args(lr, weight_decay, maximize, grad_scale, found_inf)})
+      ->run();
+}
+
+void sinkgd_op(at::TensorList params, at::TensorList grads, double lr, int64_t iterations, double alpha, double eps,
+               double weight_decay, std::string_view normalization, bool maximize, const OptionalTensor& grad_scale,
+               const OptionalTensor& found_inf) {
+  ops::plan_sinkgd(params.vec(), grads.vec(),
+                   {iterations, alpha, eps, std::string(normalization),
+                    dispatcher_args(lr, weight_decay, maximize, grad_scale, found_inf)})
+      ->run();
+}
+
+void lion_op(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, double lr, double beta1,
+             double beta2, double weight_decay, bool maximize, const OptionalTensor& grad_scale,
+             const OptionalTensor& found_inf) {
+  ops::plan_lion(params.vec(), grads.vec(), exp_avgs.vec(),
+                 {beta1, beta2, dispatcher_args(lr, weight_decay, maximize, grad_scale, found_inf)})
+      ->run();
+}
+
+void adamw_op(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, at::TensorList exp_avg_sqs,
+              at::TensorList steps, double lr, double beta1, double beta2, double eps, double weight_decay,
+              bool maximize, const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
+  ops::plan_adamw(params.vec(), grads.vec(), exp_avgs.vec(), exp_avg_sqs.vec(), steps.vec(),
+                  {beta1, beta2, eps, dispatcher_args(lr, weight_decay, maximize, grad_scale, found_inf)})
+      ->run();
+}
+
+}  // namespace
+}  // namespace sage_ext
+
+TORCH_LIBRARY(sage_ext, m) {
+  m.def(
+      "sage_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] s_ranges, "
+      "Tensor(d!)[] steps, *, float lr, float beta1, float beta2, float eps, float weight_decay, "
+      "bool momentum_first=False, bool instant_damper=True, bool maximize=False, Tensor? grad_scale=None, "
+      "Tensor? found_inf=None) -> ()");
+  m.def(
+      "sinkgd_(Tensor(a!)[] params, Tensor[] grads, *, float lr, int iterations, float alpha, float eps, "
+      "float weight_decay, str normalization=\"sqrt\", bool maximize=False, Tensor? grad_scale=None, "
+      "Tensor? found_inf=None) -> ()");
+  m.def(
+      "lion_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, *, float lr, float beta1, float beta2, "
+      "float weight_decay, bool maximize=False, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()");
+  m.def(
+      "adamw_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
+      "Tensor(d!)[] steps, *, float lr, float beta1, float beta2, float eps, float weight_decay, "
+      "bool maximize=False, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()");
+}
+
+TORCH_LIBRARY_IMPL(sage_ext, CPU, m) {
+  m.impl("sage_", &sage_ext::sage_op);
+  m.impl("sinkgd_", &sage_ext::sinkgd_op);
+  m.impl("lion_", &sage_ext::lion_op);
+  m.impl("adamw_", &sage_ext::adamw_op);
+}
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  using namespace sage_ext;
+  m.doc() = "Native kernels of sage_ext; sage_ext.reference has the same functions in plain PyTorch.";
+  m.attr("__version__") = SAGE_EXT_VERSION;
+  m.def("build_info", &build_info, "What this module was built with, as a dict.");
+  m.def(
+      "cpu_capability", [] { return cpu::isa_name(cpu::active_isa()); },
+      "The instruction set of the CPU kernels: 'default', 'avx2' or 'avx512'.");
+
+  py::class_<Step> step(m, "Step", "Plans of several groups of tensors: all are checked before one runs.");
+  step.def(py::init<>()).def("run", &Step::run, "Runs every plan in the order of adding, then forgets them.");
+
+  define_rule(m, step, "sage", &make_sage, "One SAGE step, in place.", py::arg("params"), py::arg("grads"),
+              py::arg("exp_avgs"), py::arg("s_ranges"), py::arg("steps"), py::kw_only(), py::arg("lr"),
+              py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"),
+              py::arg("momentum_first") = false, py::arg("instant_damper") = true, py::arg("maximize") = false,
+              py::arg("grad_scale") = py::none(), py::arg("found_inf") = py::none());
+  define_rule(m, step, "sinkgd", &make_sinkgd, "One SinkGD step, in place.", py::arg("params"), py::arg("grads"),
+              py::kw_only(), py::arg("lr"), py::arg("iterations"), py::arg("alpha"), py::arg("eps"),
+              py::arg("weight_decay"), py::arg("normalization") = "sqrt", py::arg("maximize") = false,
+              py::arg("grad_scale") = py::none(), py::arg("found_inf") = py::none());
+  define_rule(m, step, "lion", &make_lion, "One Lion step, in place.", py::arg("params"), py::arg("grads"),
+              py::arg("exp_avgs"), py::kw_only(), py::arg("lr"), py::arg("beta1"), py::arg("beta2"),
+              py::arg("weight_decay"), py::arg("maximize") = false, py::arg("grad_scale") = py::none(),
+              py::arg("found_inf") = py::none());
+  define_rule(m, step, "adamw", &make_adamw, "One AdamW step, in place.", py::arg("params"), py::arg("grads"),
+              py::arg("exp_avgs"), py::arg("exp_avg_sqs"), py::arg("steps"), py::kw_only(), py::arg("lr"),
+              py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"),
+              py::arg("maximize") = false, py::arg("grad_scale") = py::none(), py::arg("found_inf") = py::none());
+}

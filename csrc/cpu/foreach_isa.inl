@@ -1,0 +1,59 @@
+// Compiles one kernel file once for every instruction set, each in a namespace of its own. Before including
+// this, define SAGE_EXT_ISA_SOURCE as that file's path, and include every header that the file needs: a header
+// first seen in here would be compiled for one instruction set only, in the wrong namespace.
+//
+// NOTE: [no weak symbols] Kernel files define functions with internal linkage only (they stand in an unnamed
+// namespace), and call nothing out of line but libm. An inline function with external linkage that was emitted
+// for AVX-512 could be the copy that the linker keeps for everyone.
+#include "cpu/foreach_isa_config.h"
+
+namespace sage_ext::cpu::baseline {
+#include SAGE_EXT_ISA_SOURCE
+}
+
+#if SAGE_EXT_X86_ISAS
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,prefer-vector-width=256")
+#endif
+namespace sage_ext::cpu::avx2 {
+#include SAGE_EXT_ISA_SOURCE
+}
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
+#endif
+namespace sage_ext::cpu::avx512 {
+#include SAGE_EXT_ISA_SOURCE
+}
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+// Evaluates `expression`, in which `isa` names the namespace of the instruction set in use.
+#define SAGE_EXT_FOR_ACTIVE_ISA(call)                        \
+  [&] {                                                      \
+    switch (::sage_ext::cpu::active_isa()) {                 \
+      case ::sage_ext::cpu::Isa::avx512:                     \
+        return avx512::call;                                 \
+      case ::sage_ext::cpu::Isa::avx2:                       \
+        return avx2::call;                                   \
+      default:                                               \
+        return baseline::call;                               \
+    }                                                        \
+  }()
+
+#else
+#define SAGE_EXT_FOR_ACTIVE_ISA(call) baseline::call
+#endif
+
+#undef SAGE_EXT_ISA_SOURCE

@@ -1,0 +1,57 @@
+#include "cpu/isa.h"
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/foreach_isa_config.h"
+
+namespace sage_ext::cpu {
+
+namespace {
+
+Isa detect() {
+#if SAGE_EXT_X86_ISAS
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    return Isa::avx512;
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
+#endif
+  return Isa::baseline;
+}
+
+Isa choose() {
+  const Isa best = detect();
+  const char* wanted = std::getenv("SAGE_EXT_CPU_CAPABILITY");
+  if (wanted == nullptr || *wanted == '\0') return best;
+  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
+    if (std::string(wanted) == isa_name(isa)) return isa < best ? isa : best;
+  }
+  throw std::invalid_argument("SAGE_EXT_CPU_CAPABILITY is '" + std::string(wanted) +
+                              "'; it may be default, avx2 or avx512");
+}
+
+}  // namespace
+
+Isa active_isa() {
+  static const Isa isa = choose();
+  return isa;
+}
+
+const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::avx512:
+      return "avx512";
+    case Isa::avx2:
+      return "avx2";
+    default:
+      return "default";
+  }
+}
+
+const char* built_isas() { return SAGE_EXT_X86_ISAS ? "default avx2 avx512" : "default"; }
+
+}  // namespace sage_ext::cpu

@@ -1,0 +1,18 @@
+#pragma once
+
+// Which instruction set the CPU kernels run with. One binary holds them all; the choice is made at first use.
+namespace sage_ext::cpu {
+
+enum class Isa { baseline, avx2, avx512 };
+
+// The best set that this processor has, capped by the environment variable SAGE_EXT_CPU_CAPABILITY
+// (default | avx2 | avx512), which is read once. Throws std::invalid_argument for any other value.
+Isa active_isa();
+
+// "default", "avx2" or "avx512".
+const char* isa_name(Isa isa);
+
+// The sets compiled into this binary, separated by spaces.
+const char* built_isas();
+
+}  // namespace sage_ext::cpu

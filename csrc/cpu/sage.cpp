@@ -1,0 +1,161 @@
+#include "cpu/sage.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/isa.h"
+#include "cpu/map.h"
+#include "cpu/parallel.h"
+
+namespace sage_ext::cpu {
+
+namespace {
+
+constexpr int64_t kMaxTile = 4096;       // columns of one tile of a reduction
+constexpr int64_t kRowsPerFlush = 128;   // fp32 additions in a row before the sum moves on to fp64
+constexpr int64_t kTaskElements = int64_t{1} << 15;
+
+using SageSumAbs = void (*)(const void* grad, const ColumnTiling&, int64_t row_begin, int64_t row_end,
+                            int64_t col_begin, int64_t col_end, float grad_factor, float* out);
+using SageChunk = void (*)(const SageTensor&, int64_t width, int64_t begin, int64_t end, float grad_factor,
+                           const float* step_of_column, const LionCoefficients&);
+
+}  // namespace
+
+}  // namespace sage_ext::cpu
+
+#define SAGE_EXT_ISA_SOURCE "cpu/sage_kernels.inl"
+#include "cpu/foreach_isa.inl"
+
+namespace sage_ext::cpu {
+
+SageStep::SageStep(std::vector<SageTensor> tensors, const SageOptions& options)
+    : tensors_(std::move(tensors)), options_(options) {
+  std::erase_if(tensors_, [](const SageTensor& t) { return t.rows * t.cols == 0; });
+  layouts_.reserve(tensors_.size());
+  std::vector<int64_t> sizes;
+  sizes.reserve(tensors_.size());
+  int64_t floats = 0;
+  int64_t squares = 0;
+  for (size_t i = 0; i < tensors_.size(); ++i) {
+    const SageTensor& tensor = tensors_[i];
+    const ColumnTiling tiling = tile_columns(tensor.rows, tensor.cols);
+    layouts_.push_back({tiling, floats, squares, 0.0, 0.0});
+    floats += tiling.row_blocks * tiling.width;
+    squares += ceil_div(tensor.cols, kMaxTile);
+    sizes.push_back(tiling.numel);
+    const auto index = static_cast<int64_t>(i);
+    for (int64_t unit = 0; unit < tiling.row_blocks * tiling.tiles; ++unit) {
+      const int64_t work = std::min(tiling.rows_per_block * std::min(tiling.tile_cols, tiling.width), tiling.numel);
+      reduce_plan_.add({index, unit, unit + 1}, work, kTaskElements);
+    }
+    for (int64_t begin = 0; begin < tensor.cols; begin += kMaxTile) {
+      const int64_t end = std::min(begin + kMaxTile, tensor.cols);
+      column_plan_.add({index, begin, end}, (end - begin) * tiling.row_blocks, kTaskElements);
+    }
+  }
+  update_plan_ = plan_chunks(sizes, kMapChunk);
+  sums_.reset(new float[static_cast<size_t>(floats)]);
+  squares_.resize(static_cast<size_t>(squares));
+}
+
+void SageStep::run(int threads) {
+  sum_columns(threads);
+  average(threads);
+  compute_steps(threads);
+  update(threads);
+}
+
+void SageStep::sum_columns(int threads) {
+  const auto grad_factor = static_cast<float>(options_.grad_factor);
+  parallel_tasks(reduce_plan_.num_tasks(), threads, [&](int64_t task) {
+    for (const Chunk& chunk : reduce_plan_.task(task)) {
+      const auto i = static_cast<size_t>(chunk.tensor);
+      const ColumnTiling& t = layouts_[i].tiling;
+      const int64_t block = chunk.begin / t.tiles;
+      const int64_t col_begin = chunk.begin % t.tiles * t.tile_cols;
+      const int64_t row_begin = block * t.rows_per_block;
+      SAGE_EXT_FOR_ACTIVE_ISA(select_sum_abs(tensors_[i].grad_dtype))
+      (tensors_[i].grad, t, row_begin, std::min(row_begin + t.rows_per_block, t.panel_rows), col_begin,
+       std::min(col_begin + t.tile_cols, t.width), grad_factor, sums(i) + block * t.width);
+    }
+  });
+}
+
+void SageStep::average(int threads) {
+  parallel_tasks(column_plan_.num_tasks(), threads, [&](int64_t task) {
+    for (const Chunk& chunk : column_plan_.task(task)) {
+      const auto i = static_cast<size_t>(chunk.tensor);
+      const SageTensor& tensor = tensors_[i];
+      const ColumnTiling& t = layouts_[i].tiling;
+      float* const sums_of_tensor = sums(i);
+      const double inv_rows = 1.0 / static_cast<double>(tensor.rows);
+      double totals[kMaxTile];
+      const int64_t count = chunk.end - chunk.begin;
+      std::fill_n(totals, count, 0.0);
+      // The slots in their fixed order; the last fold of the last panel row may be missing, its sums are zero.
+      for (int64_t slot = 0; slot < t.row_blocks * t.fold; ++slot) {
+        const float* const part = sums_of_tensor + slot * tensor.cols + chunk.begin;
+        for (int64_t j = 0; j < count; ++j) totals[j] += static_cast<double>(part[j]);
+      }
+      Squares squares{0.0, 0.0};
+      for (int64_t j = 0; j < count; ++j) {
+        const int64_t column = chunk.begin + j;
+        const double s = totals[j] * inv_rows;
+        const double average = sage_ema(static_cast<double>(tensor.s_range[column]), s, options_.beta2);
+        const double s_hat = average / tensor.bias_correction;
+        tensor.s_range[column] = static_cast<float>(average);
+        sums_of_tensor[column] = static_cast<float>(s);
+        squares.s += s * s;
+        squares.s_hat += s_hat * s_hat;
+      }
+      squares_[static_cast<size_t>(layouts_[i].squares_begin + chunk.begin / kMaxTile)] = squares;
+    }
+  });
+  for (size_t i = 0; i < tensors_.size(); ++i) {
+    const int64_t cols = tensors_[i].cols;
+    Squares total{0.0, 0.0};
+    for (int64_t tile = 0; tile < ceil_div(cols, kMaxTile); ++tile) {
+      const Squares& part = squares_[static_cast<size_t>(layouts_[i].squares_begin + tile)];
+      total.s += part.s;
+      total.s_hat += part.s_hat;
+    }
+    layouts_[i].rms_s = std::sqrt(total.s / static_cast<double>(cols));
+    layouts_[i].rms_s_hat = std::sqrt(total.s_hat / static_cast<double>(cols));
+  }
+}
+
+void SageStep::compute_steps(int threads) {
+  parallel_tasks(column_plan_.num_tasks(), threads, [&](int64_t task) {
+    for (const Chunk& chunk : column_plan_.task(task)) {
+      const auto i = static_cast<size_t>(chunk.tensor);
+      const Layout& layout = layouts_[i];
+      const SageDamper damper{layout.rms_s, layout.rms_s_hat, tensors_[i].bias_correction, options_.eps,
+                              options_.instant_damper};
+      float* const step = sums(i);
+      for (int64_t j = chunk.begin; j < chunk.end; ++j) {
+        const double h = sage_damper(static_cast<double>(tensors_[i].s_range[j]), static_cast<double>(step[j]), damper);
+        step[j] = static_cast<float>(options_.lr * h);
+      }
+      // Narrow tensors are one chunk: repeat it for every row that a panel row holds.
+      for (int64_t fold = 1; fold < layout.tiling.fold; ++fold) {
+        std::copy_n(step, layout.tiling.cols, step + fold * layout.tiling.cols);
+      }
+    }
+  });
+}
+
+void SageStep::update(int threads) {
+  const LionCoefficients k = lion_coefficients(options_.lr, options_.beta1, options_.beta2,
+                                               options_.weight_decay, options_.momentum_first);
+  const auto grad_factor = static_cast<float>(options_.grad_factor);
+  parallel_tasks(update_plan_.num_tasks(), threads, [&](int64_t task) {
+    for (const Chunk& chunk : update_plan_.task(task)) {
+      const auto i = static_cast<size_t>(chunk.tensor);
+      SAGE_EXT_FOR_ACTIVE_ISA(select_sage_chunk(tensors_[i]))
+      (tensors_[i], layouts_[i].tiling.width, chunk.begin, chunk.end, grad_factor, sums(i), k);
+    }
+  });
+}
+
+}  // namespace sage_ext::cpu

@@ -1,0 +1,68 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "core/dtype.h"
+#include "core/launch_plan.h"
+#include "core/math/sage.h"
+
+namespace sage_ext::cpu {
+
+// One contiguous parameter seen as [rows, cols] (a 1-D tensor is one row), with its gradient, its momentum of
+// the same shape and its s_range [cols].
+struct SageTensor {
+  void* param;
+  const void* grad;
+  void* exp_avg;
+  float* s_range;
+  int64_t rows, cols;
+  DType param_dtype, grad_dtype, exp_avg_dtype;
+  double bias_correction;  // 1 - beta2^t, t counting this step
+};
+
+struct SageOptions {
+  double lr, beta1, beta2, eps, weight_decay;
+  bool momentum_first, instant_damper;
+  double grad_factor;  // multiplies every gradient on load: 1 / grad_scale, negated to maximize
+};
+
+// One SAGE step over all tensors, pass by pass. Between the passes lives one small fp32 buffer a tensor: the
+// column sums, then s, then the step size lr * H of every column.
+class SageStep {
+ public:
+  SageStep(std::vector<SageTensor> tensors, const SageOptions& options);
+
+  void run(int threads);
+
+  void sum_columns(int threads);   // partial sums of |g| for every block of rows
+  void average(int threads);       // s, the average S, and both root mean squares
+  void compute_steps(int threads); // lr * H
+  void update(int threads);        // W and exp_avg
+
+ private:
+  struct Layout {
+    ColumnTiling tiling;
+    int64_t sums_begin;    // [row_blocks, width] floats in sums_
+    int64_t squares_begin; // [tiles of the columns] in squares_
+    double rms_s, rms_s_hat;
+  };
+  struct Squares {
+    double s, s_hat;
+  };
+
+  float* sums(size_t tensor) { return sums_.get() + layouts_[tensor].sums_begin; }
+
+  std::vector<SageTensor> tensors_;
+  SageOptions options_;
+  std::vector<Layout> layouts_;
+  std::unique_ptr<float[]> sums_;
+  std::vector<Squares> squares_;
+  ChunkPlan reduce_plan_;  // chunk: row block * tiles + tile
+  ChunkPlan column_plan_;  // chunk: range of columns
+  ChunkPlan update_plan_;  // chunk: range of elements
+};
+
+}  // namespace sage_ext::cpu

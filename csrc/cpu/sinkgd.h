@@ -1,0 +1,59 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "core/dtype.h"
+#include "core/launch_plan.h"
+
+namespace sage_ext::cpu {
+
+// One contiguous [rows, cols] matrix with its gradient. A tensor of more dimensions is one of these for every
+// trailing matrix.
+struct SinkGDMatrix {
+  void* param;
+  const void* grad;
+  int64_t rows, cols;
+  DType param_dtype, grad_dtype;
+};
+
+struct SinkGDOptions {
+  double lr, alpha, eps, weight_decay;
+  int iterations;
+  bool unit;           // leave out the factors sqrt(rows) and sqrt(cols)
+  double grad_factor;  // multiplies every gradient: 1 / grad_scale, negated to maximize
+};
+
+// One SinkGD step over all matrices. The gradient is read once an iteration and never written.
+//
+// A small matrix is one thread's from the first iteration to the update, so it stays in that core's cache.
+// Larger ones are cut into blocks of rows and go in waves: as many matrices at a time as the threads' caches
+// hold, all iterations and the update of one wave before the next. Blocks, and with them the order of every
+// sum, depend on the shape only; waves and threads decide who does what when.
+class SinkGDStep {
+ public:
+  SinkGDStep(std::vector<SinkGDMatrix> matrices, const SinkGDOptions& options);
+
+  void run(int threads);
+
+  // A matrix with its scale vectors; the buffers are this step's scratch.
+  struct Work {
+    SinkGDMatrix matrix;
+    RowBlocks blocks;
+    double* row_scale;   // [rows]
+    float* col_scale;    // [cols]
+    float* col_partial;  // [blocks, cols]: each block's share of the column sums of squares
+  };
+
+ private:
+  void run_solo(int threads);
+  void run_waves(int threads);
+
+  std::vector<SinkGDMatrix> solo_;
+  std::vector<SinkGDMatrix> large_;
+  SinkGDOptions options_;
+};
+
+}  // namespace sage_ext::cpu

@@ -1,0 +1,208 @@
+#include "ops/checks.h"
+
+#include <ATen/Functions.h>
+#include <c10/core/GradMode.h>
+
+#include <algorithm>
+#include <cmath>
+#include <sstream>
+#include <stdexcept>
+
+namespace sage_ext::ops {
+
+namespace {
+
+bool is_storage_dtype(at::ScalarType type) {
+  return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf;
+}
+
+// Same shape, and the same strides where they matter.
+bool same_layout(const at::Tensor& a, const at::Tensor& b) {
+  if (a.sizes() != b.sizes()) return false;
+  if (a.numel() == 0 || a.strides() == b.strides()) return true;
+  for (int64_t dim = 0; dim < a.dim(); ++dim) {
+    if (a.size(dim) != 1 && a.stride(dim) != b.stride(dim)) return false;
+  }
+  return true;
+}
+
+std::string shape_text(at::IntArrayRef shape) {
+  std::ostringstream out;
+  out << shape;
+  return out.str();
+}
+
+}  // namespace
+
+DType dtype_of(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat:
+      return DType::float32;
+    case at::kBFloat16:
+      return DType::bfloat16;
+    default:
+      return DType::float16;
+  }
+}
+
+void check_not_negative(const char* name, double value) {
+  if (std::isfinite(value) && value >= 0.0) return;
+  throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + "; it must be finite and at least 0");
+}
+
+void check_beta(const char* name, double value) {
+  if (value >= 0.0 && value < 1.0) return;
+  throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + "; it must be in [0, 1)");
+}
+
+void Checker::fail(const char* list, size_t index, const at::Tensor& tensor, const std::string& what) const {
+  std::ostringstream out;
+  out << list << "[" << index << "]";
+  if (describe_) out << " (" << describe_(static_cast<int64_t>(index)) << ")";
+  if (tensor.defined()) {
+    out << ", shape " << tensor.sizes() << ", dtype " << tensor.dtype().name() << ", device " << tensor.device();
+  }
+  out << ": " << what;
+  throw std::invalid_argument(out.str());
+}
+
+Checker::Checker(const TensorList& params, Layout layout, Describe describe)
+    : params_(params), describe_(std::move(describe)) {
+  for (size_t i = 0; i < params.size(); ++i) {
+    const at::Tensor& p = params[i];
+    storage_dtype("params", i, p);
+    if (!p.device().is_cpu()) {
+      fail("params", i, p,
+           "this build has CPU kernels only; move the parameter to the CPU or pass backend=\"reference\"");
+    }
+    if (layout == Layout::row_major && !p.is_contiguous()) {
+      fail("params", i, p,
+           "the parameter is not contiguous (strides " + shape_text(p.strides()) +
+               "); make it so with param.data = param.data.contiguous(), or pass backend=\"reference\"");
+    }
+    if (layout == Layout::dense && !p.is_non_overlapping_and_dense()) {
+      fail("params", i, p,
+           "the parameter's memory has gaps or overlaps (strides " + shape_text(p.strides()) +
+               "); make it dense with param.data = param.data.contiguous(), or pass backend=\"reference\"");
+    }
+  }
+}
+
+void Checker::same_length(const char* name, const TensorList& list) const {
+  if (list.size() == params_.size()) return;
+  throw std::invalid_argument(std::string(name) + " has " + std::to_string(list.size()) + " tensors for " +
+                              std::to_string(params_.size()) + " params; give one tensor for each parameter");
+}
+
+void Checker::storage_dtype(const char* name, size_t index, const at::Tensor& tensor) const {
+  if (!tensor.defined()) fail(name, index, tensor, "there is no tensor here");
+  if (tensor.layout() != at::kStrided) {
+    fail(name, index, tensor,
+         "a sparse tensor is not supported; use a dense one (for nn.Embedding: sparse=False)");
+  }
+  if (!is_storage_dtype(tensor.scalar_type())) {
+    fail(name, index, tensor,
+         "the native kernels take float32, bfloat16 and float16; for float64 pass backend=\"reference\"");
+  }
+}
+
+void Checker::state(const char* name, const TensorList& list) const {
+  same_length(name, list);
+  for (size_t i = 0; i < list.size(); ++i) {
+    storage_dtype(name, i, list[i]);
+    if (list[i].device() != params_[i].device()) fail(name, i, list[i], "it is not on its parameter's device");
+    if (!same_layout(list[i], params_[i])) {
+      fail(name, i, list[i],
+           "shape and strides must be the parameter's: shape " + shape_text(params_[i].sizes()) + ", strides " +
+               shape_text(params_[i].strides()));
+    }
+  }
+}
+
+void Checker::fp32_state(const char* name, const TensorList& list,
+                         const std::function<std::vector<int64_t>(const at::Tensor&)>& shape_of) const {
+  same_length(name, list);
+  for (size_t i = 0; i < list.size(); ++i) {
+    storage_dtype(name, i, list[i]);
+    const std::vector<int64_t> shape = shape_of(params_[i]);
+    if (list[i].scalar_type() != at::kFloat || !list[i].is_contiguous() || list[i].sizes() != at::IntArrayRef(shape) ||
+        list[i].device() != params_[i].device()) {
+      fail(name, i, list[i],
+           "it must be a contiguous float32 tensor of shape " + shape_text(shape) + " on its parameter's device");
+    }
+  }
+}
+
+void Checker::steps(const TensorList& list) const {
+  same_length("steps", list);
+  for (size_t i = 0; i < list.size(); ++i) {
+    const at::Tensor& step = list[i];
+    if (!step.defined() || step.numel() != 1 || step.scalar_type() != at::kFloat || !step.device().is_cpu()) {
+      fail("steps", i, step, "it must be a float32 tensor with one element on the CPU: the number of steps done");
+    }
+    const float count = *static_cast<const float*>(step.const_data_ptr());
+    if (!(count >= 0.0f)) fail("steps", i, step, "the number of steps done is " + std::to_string(count));
+  }
+}
+
+TensorList Checker::grads(const TensorList& list) const {
+  same_length("grads", list);
+  const at::NoGradGuard no_grad;
+  TensorList result;
+  result.reserve(list.size());
+  for (size_t i = 0; i < list.size(); ++i) {
+    const at::Tensor& grad = list[i];
+    storage_dtype("grads", i, grad);
+    if (grad.device() != params_[i].device()) fail("grads", i, grad, "it is not on its parameter's device");
+    if (grad.sizes() != params_[i].sizes()) {
+      fail("grads", i, grad, "its shape is not its parameter's " + shape_text(params_[i].sizes()));
+    }
+    if (same_layout(grad, params_[i])) {
+      result.push_back(grad);
+    } else {
+      at::Tensor copy = at::empty_strided(params_[i].sizes(), params_[i].strides(), grad.options());
+      copy.copy_(grad);
+      result.push_back(std::move(copy));
+    }
+  }
+  return result;
+}
+
+void Checker::no_overlap(std::initializer_list<const TensorList*> written, const TensorList& read) const {
+  struct Range {
+    const char* begin;
+    const char* end;
+    size_t index;
+    bool is_written;
+  };
+  std::vector<Range> ranges;
+  const auto add = [&](const TensorList& list, bool is_written) {
+    for (size_t i = 0; i < list.size(); ++i) {
+      const auto* begin = static_cast<const char*>(list[i].const_data_ptr());
+      const auto bytes = static_cast<int64_t>(list[i].nbytes());
+      if (bytes > 0) ranges.push_back({begin, begin + bytes, i, is_written});
+    }
+  };
+  for (const TensorList* list : written) add(*list, true);
+  add(read, false);
+  std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
+  const Range* reaches_farthest = nullptr;
+  const Range* written_farthest = nullptr;
+  for (const Range& range : ranges) {
+    const Range* other = range.is_written ? reaches_farthest : written_farthest;
+    if (other != nullptr && other->end > range.begin) {
+      const size_t index = range.is_written ? range.index : other->index;
+      fail("params", index, params_[index],
+           "the parameter or its state shares memory with a tensor of parameter " +
+               std::to_string(range.is_written ? other->index : range.index) +
+               "; give every parameter, state and gradient memory of its own (tie weights by using one "
+               "Parameter object)");
+    }
+    if (reaches_farthest == nullptr || range.end > reaches_farthest->end) reaches_farthest = &range;
+    if (range.is_written && (written_farthest == nullptr || range.end > written_farthest->end)) {
+      written_farthest = &range;
+    }
+  }
+}
+
+}  // namespace sage_ext::ops

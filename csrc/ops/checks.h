@@ -1,0 +1,66 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "core/dtype.h"
+
+// Every check of the tensors that come in from Python. All of them throw std::invalid_argument (ValueError in
+// Python) with a message that names the list, the index, what was found and what to do; none changes anything.
+namespace sage_ext::ops {
+
+// Names a parameter by its index in the list, for messages only; may be empty.
+using Describe = std::function<std::string(int64_t)>;
+using TensorList = std::vector<at::Tensor>;
+
+// How the elements of a parameter may lie in memory.
+enum class Layout {
+  row_major,  // rules that know rows and columns: contiguous
+  dense       // element-wise rules: any order of strides without gaps or overlaps
+};
+
+class Checker {
+ public:
+  // Checks `params` itself: strided, fp32/bf16/fp16, on one CPU device, laid out as `layout` says.
+  Checker(const TensorList& params, Layout layout, Describe describe);
+
+  // A list that is written along with the parameters: same length; each tensor of a storage dtype, with its
+  // parameter's device, shape and strides.
+  void state(const char* name, const TensorList& list) const;
+
+  // A list of contiguous fp32 tensors that are written; `shape_of` gives the shape for a parameter.
+  void fp32_state(const char* name, const TensorList& list,
+                  const std::function<std::vector<int64_t>(const at::Tensor&)>& shape_of) const;
+
+  // One fp32 scalar a parameter, on the CPU.
+  void steps(const TensorList& list) const;
+
+  // The gradients, in their parameters' layout: one that lies otherwise in memory is copied, which is allowed
+  // because a gradient is only read.
+  TensorList grads(const TensorList& list) const;
+
+  // No tensor of `written` may share memory with another one of them or with one of `read`.
+  void no_overlap(std::initializer_list<const TensorList*> written, const TensorList& read) const;
+
+  [[noreturn]] void fail(const char* list, size_t index, const at::Tensor& tensor, const std::string& what) const;
+
+ private:
+  void same_length(const char* name, const TensorList& list) const;
+  void storage_dtype(const char* name, size_t index, const at::Tensor& tensor) const;
+
+  const TensorList& params_;
+  Describe describe_;
+};
+
+// The kernels' name for a tensor's dtype, which has been checked.
+DType dtype_of(const at::Tensor& tensor);
+
+// Hyperparameters: finite, and at least 0 or in [0, 1).
+void check_not_negative(const char* name, double value);
+void check_beta(const char* name, double value);
+
+}  // namespace sage_ext::ops
