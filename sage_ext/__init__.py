@@ -2,8 +2,9 @@
 
     from sage_ext.optimizers import FusedHybrid, FusedSAGE
 
-``import sage_ext`` imports neither torch nor the compiled module: the submodules load at first use, and a compiled
-module that cannot be loaded explains itself when an optimizer first needs it. ``python -m sage_ext`` shows what works.
+``import sage_ext`` imports neither torch nor the compiled module: the submodules load at first use, and a
+compiled module that cannot be loaded explains itself when an optimizer first needs it. ``python -m sage_ext``
+shows what works.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from sage_ext._version import __version__
 
 if TYPE_CHECKING:
-    from sage_ext import optimizers, reference, routing
+    from sage_ext import optimizers as optimizers
+    from sage_ext import reference as reference
+    from sage_ext import routing as routing
 
 _SUBMODULES = ("optimizers", "reference", "routing")
 

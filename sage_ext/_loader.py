@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
+from sage_ext._version import __version__
+
 MODULE = "sage_ext._C"
 _REBUILD = (
     "rebuild it in the environment that runs it, from the source folder: "
@@ -22,15 +24,16 @@ _REBUILD = (
 
 
 class NativeUnavailableError(ImportError):
-    """The compiled module cannot be used. The message says what was found, what was expected and what to do."""
+    """The compiled module cannot be used. The message says what was found and what to do about it."""
 
 
 def load() -> ModuleType:
     """Return ``sage_ext._C``.
 
     Raises:
-        NativeUnavailableError: it is missing, was built for something else, or does not load. The first attempt is
-            remembered for the life of the process, so asking again costs nothing and gives the same answer.
+        NativeUnavailableError: it is missing, was built for something else, or does not load. The first
+            attempt is remembered for the life of the process, so asking again costs nothing and gives the
+            same answer.
     """
     module, problem = _attempt()
     if module is None:
@@ -50,13 +53,13 @@ def _attempt() -> tuple[ModuleType | None, str | None]:
     folder = Path(__file__).parent
     try:
         module = importlib.import_module(MODULE)
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError) as error:  # the last: its operators are registered already
         return None, explain(error, folder, torch.__version__)
     mismatch = version_mismatch(module.build_info(), torch.__version__)
     return (None, mismatch) if mismatch else (module, None)
 
 
-def explain(error: ImportError, folder: Path, torch_version: str) -> str:
+def explain(error: Exception, folder: Path, torch_version: str) -> str:
     """Say what went wrong when the module in ``folder`` was imported, and what to do about it."""
     text = str(error)
     head = "sage_ext's compiled module cannot be used: "
@@ -72,7 +75,7 @@ def explain(error: ImportError, folder: Path, torch_version: str) -> str:
         return (
             f"{head}it was not built. Looked for _C{importlib.machinery.EXTENSION_SUFFIXES[0]} in {folder}. "
             "Cure: build it from the source folder: pip install --no-build-isolation . "
-            "(if sage_ext is installed already, make sure the source folder does not hide it: run from another folder)"
+            "(if sage_ext is installed already, the source folder may be hiding it: run from another folder)"
         )
     if "undefined symbol" in text or "Symbol not found" in text:
         return (
@@ -94,16 +97,21 @@ def explain(error: ImportError, folder: Path, torch_version: str) -> str:
 
 
 def version_mismatch(build_info: dict[str, object], torch_version: str) -> str | None:
-    """Return the explanation if a module that loaded was compiled with another torch release, else None.
+    """Return the explanation if a module that loaded was compiled for something else, else None.
 
-    Torch keeps no binary compatibility between releases (major.minor), even where every symbol resolves.
+    Torch keeps no binary compatibility between releases (major.minor), even where every symbol resolves; and
+    a module left over from another version of sage_ext may take other arguments.
     """
-    built = str(build_info["torch"])
-    if _release(built) == _release(torch_version):
+    built = str(build_info["torch_version"])
+    if _release(built) != _release(torch_version):
+        other, running = f"with torch {built}", f"torch {torch_version}"
+    elif build_info["version"] != __version__:
+        other, running = f"from sage_ext {build_info['version']}", f"sage_ext {__version__}"
+    else:
         return None
     return (
-        f"sage_ext's compiled module cannot be used: it was built with torch {built} and torch {torch_version} "
-        f"is running. Cure: {_REBUILD}"
+        f"sage_ext's compiled module cannot be used: it was built {other} and {running} is running. "
+        f"Cure: {_REBUILD}"
     )
 
 

@@ -25,12 +25,12 @@ def validate(backend: object) -> None:
 def resolve(requested: Backend, devices: Iterable[torch.device]) -> Literal["native", "reference"]:
     """Return what ``requested`` means for parameters on ``devices``.
 
-    ``"auto"`` is native wherever there are native kernels. Without the compiled module it runs the reference on a
-    CPU, with one warning in the life of the process; on an accelerator it never does so silently.
+    ``"auto"`` is native wherever there are native kernels. Without the compiled module it runs the reference
+    on a CPU, with one warning in the life of the process; on an accelerator it never does so silently.
 
     Raises:
-        NativeUnavailableError: native was asked for, or parameters are on an accelerator, and the compiled module
-            cannot be used; or it has no kernels for the device.
+        NativeUnavailableError: native was asked for, or parameters are on an accelerator, and the compiled
+            module cannot be used; or it has no kernels for the device.
     """
     if requested == "reference":
         return "reference"
@@ -45,7 +45,9 @@ def resolve(requested: Backend, devices: Iterable[torch.device]) -> Literal["nat
     for kind in types:
         if kind != "cuda" or not _loader.load().build_info()["cuda"]:
             cure = (
-                "rebuild sage_ext where nvcc is found, with SAGE_EXT_CUDA=1" if kind == "cuda" else "move them to a CPU"
+                "rebuild sage_ext where nvcc is found, with SAGE_EXT_CUDA=1"
+                if kind == "cuda"
+                else "move them to a CPU"
             )
             raise _loader.NativeUnavailableError(
                 f"parameters are on a {kind} device, and sage_ext's compiled module has no kernels for it. "

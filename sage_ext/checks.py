@@ -1,7 +1,7 @@
 """Checks of tensors. Every error names the tensor (index, name if known, shape, dtype, device) and the cure.
 
-Two kinds: what must hold when parameters are handed to an optimizer (``check_params``), and what must hold at each
-step (``check_step``), which the native module checks for itself and the reference backend checks here.
+There are two kinds: what must hold when parameters are handed to an optimizer (``check_param`` and the two
+below it), and what must hold at each step (``check_step``), which the native module checks for itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ REFERENCE_DTYPES = (*NATIVE_DTYPES, torch.float64)
 
 
 def label(index: int, group: int, name: str | None, param: Tensor) -> str:
-    """Name a parameter in a message: ``embed.weight (param 3 of group 0, shape (4, 5), torch.float32, cpu)``."""
+    """Name a parameter in a message: ``w (param 3 of group 0, shape (4, 5), torch.float32, cpu)``."""
     facts = f"shape {tuple(param.shape)}, {param.dtype}, {param.device}"
     place = f"param {index} of group {group}"
     return f"{name} ({place}, {facts})" if name else f"{place} ({facts})"
@@ -40,13 +40,15 @@ def check_param(param: Tensor, where: str, *, native: bool, needs_contiguous: bo
         )
     if memory.overlaps_itself(param):
         raise ValueError(
-            f"{where}: strides {param.stride()} make elements share memory (an expanded tensor?), so it cannot be "
-            "updated in place; build the parameter from .contiguous()"
+            f"{where}: strides {param.stride()} make elements share memory (an expanded tensor?), so it "
+            "cannot be updated in place; build the parameter from .contiguous()"
         )
     if not native:
         return
     if needs_contiguous and not param.is_contiguous():
-        raise ValueError(f"{where}: native kernels of this rule need a contiguous parameter; {_layout_cure(param)}")
+        raise ValueError(
+            f"{where}: native kernels of this rule need a contiguous parameter; {_layout_cure(param)}"
+        )
     if not memory.is_dense(param):
         raise ValueError(f"{where}: native kernels need a parameter without gaps; {_layout_cure(param)}")
 
@@ -56,12 +58,14 @@ def check_distinct(params: Sequence[Tensor], labels: Callable[[int], str]) -> No
     seen: dict[int, int] = {}
     for index, param in enumerate(params):
         if (first := seen.setdefault(id(param), index)) != index:
-            raise ValueError(f"{labels(index)}: the same parameter as {labels(first)}; list every parameter once")
+            raise ValueError(
+                f"{labels(index)}: the same parameter as {labels(first)}; list every parameter once"
+            )
     overlap = memory.find_overlap(params)
     if overlap is not None:
         first, second = overlap
         raise ValueError(
-            f"{labels(second)}: shares memory with {labels(first)}; give the optimizer one parameter for that memory"
+            f"{labels(second)}: shares memory with {labels(first)}; give the optimizer one parameter for it"
         )
 
 
@@ -90,20 +94,29 @@ def check_step(
         describe: index -> label of the parameter.
     """
     for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
-        if param.layout != torch.strided or param.dtype not in REFERENCE_DTYPES or memory.overlaps_itself(param):
+        if (
+            param.layout != torch.strided
+            or param.dtype not in REFERENCE_DTYPES
+            or memory.overlaps_itself(param)
+        ):
             check_param(param, describe(index), native=False, needs_contiguous=False)
         _check_grad(param, grad, describe, index)
         for key, (shape, dtype, any_float) in layouts(param).items():
             state = states[key][index]
             if not isinstance(state, Tensor):
-                raise TypeError(f"{describe(index)}: state {key!r} is {type(state).__name__}, expected a tensor")
+                raise TypeError(
+                    f"{describe(index)}: state {key!r} is {type(state).__name__}, expected a tensor"
+                )
             if tuple(state.shape) != shape or state.device != param.device:
                 raise ValueError(
-                    f"{describe(index)}: state {key!r} has shape {tuple(state.shape)} on {state.device}, expected "
-                    f"{shape} on {param.device}; load or clear the optimizer's state after moving or replacing parameters"
+                    f"{describe(index)}: state {key!r} has shape {tuple(state.shape)} on {state.device}, "
+                    f"expected {shape} on {param.device}; load or clear the optimizer's state after moving "
+                    "or replacing parameters"
                 )
             if state.dtype != dtype and not (any_float and state.dtype in REFERENCE_DTYPES):
-                raise ValueError(f"{describe(index)}: state {key!r} has dtype {state.dtype}, expected {dtype}")
+                raise ValueError(
+                    f"{describe(index)}: state {key!r} has dtype {state.dtype}, expected {dtype}"
+                )
 
 
 def _check_grad(param: Tensor, grad: Tensor, describe: Callable[[int], str], index: int) -> None:
@@ -113,11 +126,15 @@ def _check_grad(param: Tensor, grad: Tensor, describe: Callable[[int], str], ind
             "(nn.Embedding: build it with sparse=False)"
         )
     if grad.dtype not in REFERENCE_DTYPES:
-        raise ValueError(f"{describe(index)}: its gradient has dtype {grad.dtype}, expected {_names(REFERENCE_DTYPES)}")
+        raise ValueError(
+            f"{describe(index)}: its gradient has dtype {grad.dtype}, expected {_names(REFERENCE_DTYPES)}"
+        )
     if grad.shape != param.shape:
         raise ValueError(f"{describe(index)}: its gradient has shape {tuple(grad.shape)}")
     if grad.device != param.device:
-        raise ValueError(f"{describe(index)}: its gradient is on {grad.device}; call zero_grad() after moving a model")
+        raise ValueError(
+            f"{describe(index)}: its gradient is on {grad.device}; call zero_grad() after moving a model"
+        )
 
 
 def _names(dtypes: Sequence[torch.dtype]) -> str:
@@ -132,6 +149,6 @@ def _dtype_cure(dtype: torch.dtype) -> str:
 
 def _layout_cure(param: Tensor) -> str:
     return (
-        f"its strides are {param.stride()}. Before building the optimizer: param.data = param.data.contiguous(); "
-        'or pass backend="reference"'
+        f"its strides are {param.stride()}. Before building the optimizer: "
+        'param.data = param.data.contiguous(); or pass backend="reference"'
     )

@@ -19,7 +19,7 @@ class Extent(NamedTuple):
 
 
 def extent(tensor: Tensor, index: int) -> Extent | None:
-    """Return the range that ``tensor`` spans, or None if it holds no memory (empty, or on the meta device)."""
+    """Return the range that ``tensor`` spans, or None if it holds no memory (empty or a meta tensor)."""
     if tensor.numel() == 0 or tensor.device.type == "meta" or tensor.layout != torch.strided:
         return None
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
@@ -29,10 +29,10 @@ def extent(tensor: Tensor, index: int) -> Extent | None:
 
 def overlaps_itself(tensor: Tensor) -> bool:
     """Whether two indices may reach the same element, as in an expanded tensor."""
+    if tensor.numel() == 0:
+        return False
     covered = 0
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size == 0:
-            return False
         if size > 1:
             if stride <= covered:
                 return True
@@ -42,20 +42,21 @@ def overlaps_itself(tensor: Tensor) -> bool:
 
 def is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill their range without gaps, in some order of the dimensions."""
+    if tensor.numel() == 0:
+        return True
     expected = 1
-    for stride, size in sorted((pair for pair in zip(tensor.stride(), tensor.shape, strict=True) if pair[1] != 1)):
-        if size == 0:
-            return True
-        if stride != expected:
-            return False
-        expected *= size
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride != expected:
+                return False
+            expected *= size
     return True
 
 
 def find_overlap(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
     """Return the indices of two tensors that share memory, or None. Sorting makes it cheap for thousands."""
     extents = sorted(filter(None, (extent(tensor, index) for index, tensor in enumerate(tensors))))
-    open_extents: list[Extent] = []  # those that reach beyond the current beginning; more than one only for views
+    open_extents: list[Extent] = []  # those that reach beyond where the current one begins
     for current in extents:
         open_extents = [e for e in open_extents if e.device == current.device and e.end > current.begin]
         for other in open_extents:
@@ -66,7 +67,7 @@ def find_overlap(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
 
 
 def _share_elements(first: Tensor, second: Tensor, a: Extent, b: Extent) -> bool:
-    """Whether two tensors with overlapping ranges share a byte. Interleaved views, such as two column slices, do not."""
+    """Whether two tensors with overlapping ranges share a byte. Two column slices of a matrix do not."""
     if is_dense(first) and is_dense(second):
         return True
     size = first.element_size()

@@ -1,7 +1,7 @@
-"""Which role a parameter plays: embedding, output head, other matrix, or vector. Hybrids give each role its rule.
+"""Which role a parameter plays: embedding, output head, other matrix, or vector. Each role has its rule.
 
-An embedding is the weight of an ``nn.Embedding`` module (and so whatever is tied to it), or a parameter that the
-caller names. It is never guessed from a shape.
+An embedding is the weight of an ``nn.Embedding`` module (and so whatever is tied to it), or a parameter that
+the caller names. It is never guessed from a shape.
 """
 
 from __future__ import annotations
@@ -32,32 +32,35 @@ def route(
     """Return the role of every trainable parameter, in the order in which the model lists them.
 
     Args:
-        model_or_named_parameters: a module, or (name, parameter) pairs. Parameters with ``requires_grad=False`` are
-            left out. A tied parameter is listed once, under its first name.
-        embeddings: names of parameters that are embeddings, beside the weights of ``nn.Embedding`` modules. Required
-            for pairs, which do not tell: an empty list says that there are none.
-        lm_head: names of the parameters of the output head; ``[]`` says that there is none. For a module the default
-            is the weight of ``get_output_embeddings()`` where it has that method (Hugging Face models do), and else
-            nothing: the head is then a matrix like any other.
+        model_or_named_parameters: a module, or (name, parameter) pairs. Parameters with
+            ``requires_grad=False`` are left out. A tied parameter is listed once, under its first name.
+        embeddings: names of parameters that are embeddings, beside the weights of ``nn.Embedding`` modules.
+            Required for pairs, which do not tell: an empty list says that there are none.
+        lm_head: names of the parameters of the output head; ``[]`` says that there is none. For a module the
+            default is the weight of ``get_output_embeddings()`` where it has that method (Hugging Face models
+            do), and else nothing: the head is then a matrix like any other.
 
     Returns:
-        One entry a parameter. Roles, first match wins: ``"embedding"``; ``"lm_head"`` (so a head that is tied to the
-        embedding is an embedding); ``"vector"`` for fewer than two dimensions; ``"matrix"``.
+        One entry a parameter. Roles, first match wins: ``"embedding"``; ``"lm_head"`` (so a head that is tied
+        to the embedding is an embedding); ``"vector"`` for fewer than two dimensions; ``"matrix"``.
 
     Raises:
         TypeError: neither a module nor pairs.
-        ValueError: nothing to train, a name that does not exist or exists twice, or pairs without ``embeddings``.
+        ValueError: nothing to train, a name that does not exist or exists twice, or pairs without
+            ``embeddings``.
     """
     if isinstance(model_or_named_parameters, nn.Module):
         return _route_module(model_or_named_parameters, _names(embeddings), _names(lm_head))
     pairs = _pairs(model_or_named_parameters)
     if embeddings is None:
         raise ValueError(
-            "embeddings: (name, parameter) pairs do not tell which parameters are embeddings; pass the model itself, or "
-            "embeddings=[names], or embeddings=[] if there are none"
+            "embeddings: (name, parameter) pairs do not tell which parameters are embeddings; pass the model "
+            "itself, or embeddings=[names], or embeddings=[] if there are none"
         )
     params = dict(pairs)
-    return _assign(pairs, _find(_names(embeddings), params, "embeddings"), _find(_names(lm_head), params, "lm_head"))
+    return _assign(
+        pairs, _find(_names(embeddings), params, "embeddings"), _find(_names(lm_head), params, "lm_head")
+    )
 
 
 def _route_module(model: nn.Module, embeddings: list[str] | None, lm_head: list[str] | None) -> list[Routed]:
@@ -86,7 +89,7 @@ def _assign(pairs: list[tuple[str, Tensor]], embeddings: set[int], heads: set[in
 
 
 def _output_weights(model: nn.Module) -> set[int]:
-    """The weight of the model's output head if it names one. Wrappers such as DistributedDataParallel are looked into."""
+    """The weight of the output head if the model, or what DistributedDataParallel wraps, names one."""
     for candidate in (model, getattr(model, "module", None)):
         getter = getattr(candidate, "get_output_embeddings", None)
         if callable(getter):
@@ -100,18 +103,23 @@ def _output_weights(model: nn.Module) -> set[int]:
 
 
 def _pairs(candidates: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
-    expected = "a module, an iterable of (name, parameter) pairs such as model.named_parameters(), or group dicts"
+    expected = "a module, (name, parameter) pairs such as model.named_parameters(), or group dicts"
     if isinstance(candidates, (Tensor, str)) or not isinstance(candidates, Iterable):
         raise TypeError(f"model_or_named_parameters: got {type(candidates).__name__}, expected {expected}")
     pairs = list(candidates)
     if any(isinstance(item, Tensor) for item in pairs):
         raise ValueError(
-            "model_or_named_parameters: bare parameters have no names, so their roles cannot be known; pass the model, "
-            'model.named_parameters() with embeddings=[names], or group dicts with a "rule" each'
+            "model_or_named_parameters: bare parameters have no names, so their roles cannot be known; pass "
+            'the model, model.named_parameters() with embeddings=[names], or group dicts with a "rule" each'
         )
     seen: set[str] = set()
     for item in pairs:
-        if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], Tensor)):
+        if not (
+            isinstance(item, tuple)
+            and len(item) == 2
+            and isinstance(item[0], str)
+            and isinstance(item[1], Tensor)
+        ):
             raise TypeError(f"model_or_named_parameters: got an item {_brief(item)}, expected {expected}")
         if item[0] in seen:
             raise ValueError(f"model_or_named_parameters: the name {item[0]!r} occurs twice")

@@ -59,10 +59,11 @@ ADAMW = AdamwRule()
 
 
 class FusedAdamW(FusedOptimizer):
-    """AdamW with the arithmetic of ``torch.optim.AdamW`` (arXiv 1711.05101), in float32 with one rounding at the store.
+    """AdamW as ``torch.optim.AdamW`` computes it (arXiv 1711.05101), in float32 with one rounding at the
+    store.
 
-    State of a parameter: ``exp_avg``, ``exp_avg_sq`` and ``step`` (0-dim float32), under torch's names, so that a
-    checkpoint of ``torch.optim.AdamW`` loads.
+    A parameter's state is ``exp_avg``, ``exp_avg_sq`` and ``step`` (0-dim float32), under torch's names, so
+    that a checkpoint of ``torch.optim.AdamW`` loads.
 
     Args:
         params: parameters, named parameters or groups. float32, bfloat16 or float16 in any mix; float64 with
@@ -73,7 +74,8 @@ class FusedAdamW(FusedOptimizer):
         weight_decay: decoupled.
         maximize: ascend instead of descend.
         state_dtype: dtype of both moments; None takes the parameter's.
-        capturable: accepted for parity with torch; the step counter is a tensor on the parameter's device either way.
+        capturable: accepted for parity with torch; the step counter is a tensor on the parameter's device
+            either way.
         backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
 
     Raises:

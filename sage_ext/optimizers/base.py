@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, ClassVar, NamedTuple
 
@@ -32,11 +33,12 @@ class Call(NamedTuple):
 class FusedOptimizer(Optimizer):
     """Base of all optimizers here: every parameter group is stepped by the rule that ``group["rule"]`` names.
 
-    A step either happens as a whole or raises before anything has changed: no parameter, no state, no step counter.
+    A step either happens as a whole or raises before anything has changed, be it a parameter, a state or a
+    step counter.
     """
 
     rules: ClassVar[Mapping[str, Rule]]
-    """The rules that a group of this optimizer may have, by name. With a single one, groups need not name it."""
+    """The rules that a group of this optimizer may have. With a single one, groups need not name it."""
 
     # GradScaler then leaves grad_scale and found_inf on the optimizer for the kernels to apply.
     _step_supports_amp_scaling = True
@@ -60,16 +62,12 @@ class FusedOptimizer(Optimizer):
             self._backend = self._resolve(chain.from_iterable(group["params"] for group in self.param_groups))
         return self._backend
 
-    def rule_of(self, group: Mapping[str, Any]) -> Rule:
-        """Return the rule of a parameter group."""
-        return self.rules[group["rule"]]
-
     def label(self, group: int, index: int) -> str:
         """Return how messages name a parameter: its name if known, its place, shape, dtype and device."""
         return _label(self.param_groups[group], group, index)
 
     def describe(self) -> Description:
-        """Return which parameter has which rule and how many bytes of state that costs. ``print`` shows a table."""
+        """Return which parameter has which rule and how many bytes of state that costs, as a table."""
         return describe(self)
 
     # ------------------------------------------------------------------------------------------------ groups
@@ -78,8 +76,8 @@ class FusedOptimizer(Optimizer):
         """Add a group of parameters. If it raises, the optimizer is unchanged.
 
         Args:
-            param_group: ``"params"`` (tensors, or name and tensor pairs), hyperparameters that differ from the
-                optimizer's, and, for an optimizer with several rules, ``"rule"``.
+            param_group: ``"params"`` (tensors, or name and tensor pairs), hyperparameters that differ from
+                the optimizer's, and, for an optimizer with several rules, ``"rule"``.
 
         Raises:
             ValueError: a hyperparameter or a parameter cannot be used; the message names it and the cure.
@@ -94,7 +92,7 @@ class FusedOptimizer(Optimizer):
         self._backend = backend
 
     def _complete(self, param_group: dict[str, Any], index: int) -> dict[str, Any]:
-        """Return a copy of the group with its parameters listed, its rule named and every hyperparameter filled in."""
+        """Return a copy of the group with a list of parameters, its rule and all of its hyperparameters."""
         group = dict(param_group)
         params = group["params"]
         if isinstance(params, set):
@@ -102,34 +100,48 @@ class FusedOptimizer(Optimizer):
         params = param_group["params"] = [params] if isinstance(params, Tensor) else list(params)
         named = [item for item in params if isinstance(item, tuple)]
         if named and len(named) != len(params):
-            raise ValueError(f"params: {len(named)} of {len(params)} have a name in group {index}; name all or none")
+            raise ValueError(
+                f"params: {len(named)} of {len(params)} have a name in group {index}; name all or none"
+            )
         if named:
             group["param_names"] = [name for name, _ in named]
             params = [param for _, param in named]
         for position, param in enumerate(params):
             if not isinstance(param, Tensor):
-                raise TypeError(f"params: item {position} of group {index} is {type(param).__name__}, expected a tensor")
+                raise TypeError(
+                    f"params: item {position} of group {index} is {type(param).__name__}, expected a tensor"
+                )
         group["params"] = params
 
-        name = group.setdefault("rule", next(iter(self.rules)) if len(self.rules) == 1 else None)
-        if name not in self.rules:
-            options = ", ".join(map(repr, self.rules))
-            raise ValueError(f"rule: got {name!r} in param group {index}, expected one of {options}")
-        for key, value in self._group_defaults(name).items():
+        if len(self.rules) == 1:
+            group.setdefault("rule", next(iter(self.rules)))
+        rule = self._rule(group, index)
+        for key, value in self._group_defaults(rule.name).items():
             group.setdefault(key, value)
-        self.rules[name].validate(group, f" in param group {index}")
+        rule.validate(group, f" in param group {index}")
         return group
+
+    def _rule(self, group: Mapping[str, Any], index: int) -> Rule:
+        rule = self.rules.get(group.get("rule"))
+        if rule is None:
+            options = ", ".join(map(repr, self.rules))
+            raise ValueError(
+                f"rule: got {group.get('rule')!r} in param group {index}, expected one of {options}"
+            )
+        return rule
 
     def _group_defaults(self, rule: str) -> Mapping[str, Any]:
         """Return the hyperparameters that a new group of ``rule`` takes where it does not give its own."""
         return {key: self.defaults.get(key, value) for key, value in self.rules[rule].defaults.items()}
 
     def _check_params(self, group: dict[str, Any], index: int) -> str:
-        """Check the parameters of a new group, among themselves and against those owned already; return the backend."""
+        """Check a new group's parameters, also against those owned already, and return the backend."""
         params, rule = group["params"], self.rules[group["rule"]]
         native = (backend := self._resolve(params)) == "native"
         if native and group.get("state_dtype") == torch.float64:
-            validate.fail("state_dtype", torch.float64, 'float32, bfloat16 or float16 unless backend="reference"', "")
+            validate.fail(
+                "state_dtype", torch.float64, 'float32, bfloat16 or float16 unless backend="reference"', ""
+            )
         for position, param in enumerate(params):
             where = _label(group, index, position)
             checks.check_param(param, where, native=native, needs_contiguous=rule.needs_contiguous)
@@ -184,8 +196,8 @@ class FusedOptimizer(Optimizer):
         return loss
 
     def _gather(self, index: int, group: dict[str, Any], pending: dict[Tensor, dict[str, Tensor]]) -> Call:
-        """Collect what one group's step works on. States of parameters that have none yet go to ``pending``."""
-        rule = self.rules[group["rule"]]
+        """Collect what one group's step works on. New states go to ``pending``, not yet to ``self.state``."""
+        rule = self._rule(group, index)
         rule.validate(group, f" in param group {index}")
         params = group["params"]
         grads = [param.grad for param in params]
@@ -199,7 +211,13 @@ class FusedOptimizer(Optimizer):
                 for position, param in enumerate(params):
                     if not found[position]:
                         found[position] = pending[param] = rule.init_state(param, group)
-            states = [[state[key] for state in found] for key in rule.state_keys]
+            try:
+                states = [[state[key] for state in found] for key in rule.state_keys]
+            except KeyError as error:
+                raise ValueError(
+                    f"param group {index}: the state of a parameter has no {error}, which rule {rule.name!r} "
+                    "keeps; was the rule changed? Clear optimizer.state for its parameters"
+                ) from None
         return Call(rule, index, params, grads, states, rule.arguments(group))
 
     def _run_native(self, calls: list[Call], scaling: tuple[Any, Any], pending: dict[Any, Any]) -> None:
@@ -221,17 +239,25 @@ class FusedOptimizer(Optimizer):
 
     def _run_reference(self, calls: list[Call], scaling: tuple[Any, Any], pending: dict[Any, Any]) -> None:
         for call in calls:
-            group = self.param_groups[call.group]
+            label = self._describer(call)
             states = dict(zip(call.rule.state_keys, call.states, strict=True))
-            layouts = lambda param, call=call, group=group: call.rule.state_layout(param, group)  # noqa: E731
-            checks.check_step(call.params, call.grads, states, layouts, self._describer(call))
-            for index, param in enumerate(call.params):
-                call.rule.check_param(param, self._describer(call)(index))
+            layouts = partial(call.rule.state_layout, group=self.param_groups[call.group])
+            checks.check_step(call.params, call.grads, states, layouts, label)
+            for position, param in enumerate(call.params):
+                if param.ndim < call.rule.min_ndim:
+                    call.rule.check_param(param, label(position))
         self.state.update(pending)
         for call in calls:
             grad_scale, found_inf = (_on_device(value, call.params[0].device) for value in scaling)
             run = getattr(reference, f"{call.rule.name}_")
-            run(call.params, call.grads, *call.states, **call.arguments, grad_scale=grad_scale, found_inf=found_inf)
+            run(
+                call.params,
+                call.grads,
+                *call.states,
+                **call.arguments,
+                grad_scale=grad_scale,
+                found_inf=found_inf,
+            )
 
     def _describer(self, call: Call) -> Callable[[int], str]:
         """Return what names the parameters of a call in messages: position in the call -> label."""
@@ -242,7 +268,7 @@ class FusedOptimizer(Optimizer):
 
         return name
 
-    # ------------------------------------------------------------------------------------------------ persistence
+    # ------------------------------------------------------------------------------------------------ files
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_requested_backend": self._requested_backend}
@@ -255,8 +281,8 @@ class FusedOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict; every state tensor keeps the dtype it was saved with, bit for bit.
 
-        Hyperparameters that the saved groups lack stay as they are, so that a checkpoint of ``torch.optim.AdamW`` loads
-        into ``FusedAdamW``.
+        Hyperparameters that the saved groups lack stay as they are, so that a checkpoint of
+        ``torch.optim.AdamW`` loads into ``FusedAdamW``.
 
         Raises:
             ValueError: groups, rules or shapes differ from this optimizer's. Nothing has changed then.

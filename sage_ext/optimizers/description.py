@@ -39,7 +39,7 @@ class Total:
 
 @dataclass(frozen=True)
 class Description:
-    """Rows in the order of the optimizer's groups. The bytes are those that the state has once every parameter was stepped."""
+    """What each parameter costs, in the order of the groups, once every parameter has been stepped."""
 
     rows: tuple[Row, ...]
     backend: str
@@ -65,7 +65,13 @@ class Description:
     def __str__(self) -> str:
         header = ("parameter", "shape", "dtype", "rule", "state")
         body = [
-            (row.name, "x".join(map(str, row.shape)) or "scalar", _dtype(row.dtype), row.rule, _size(row.state_bytes))
+            (
+                row.name,
+                "x".join(map(str, row.shape)) or "scalar",
+                _dtype(row.dtype),
+                row.rule,
+                _size(row.state_bytes),
+            )
             for row in self.rows
         ]
         widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
@@ -76,18 +82,19 @@ class Description:
         if len(everything) > 1:
             everything.append(("all", self.total))
         for rule, total in everything:
+            size = _size(total.state_bytes)
             lines.append(
-                f"{rule:8} {total.tensors:6} tensors {total.numel:14,} parameters {_size(total.state_bytes):>11} of state"
+                f"{rule:8} {total.tensors:6} tensors {total.numel:14,} parameters {size:>11} of state"
             )
         lines.append(f"backend: {self.backend}")
         return "\n".join(lines)
 
 
 def describe(optimizer: FusedOptimizer) -> Description:
-    """Return the description of ``optimizer``. Looks at shapes and dtypes only, so it works on the meta device."""
+    """Return the description of ``optimizer``. It looks at shapes and dtypes only: meta tensors will do."""
     rows = []
     for index, group in enumerate(optimizer.param_groups):
-        rule = optimizer.rule_of(group)
+        rule = optimizer.rules[group["rule"]]
         names = group.get("param_names") or [f"group {index}, param {i}" for i in range(len(group["params"]))]
         for name, param in zip(names, group["params"], strict=True):
             held = optimizer.state.get(param)

@@ -23,7 +23,7 @@ RULES: Mapping[str, Rule] = MappingProxyType({rule.name: rule for rule in (SAGE,
 
 
 class FusedHybrid(FusedOptimizer):
-    """Several rules in one optimizer: one parameter group for each role that the model has, each with its ``rule``.
+    """Several rules in one optimizer: one parameter group for each role that the model has, with its rule.
 
     ======== ============ ================================ ============ ======
     preset   embeddings   other matrices                   lm_head      1-D
@@ -33,23 +33,25 @@ class FusedHybrid(FusedOptimizer):
     "sinkgd" AdamW        SinkGD                           AdamW        AdamW
     ======== ============ ================================ ============ ======
 
-    A head that is tied to the embedding is the same parameter and counts as an embedding. ``describe()`` shows which
-    parameter got which rule. Groups carry ``"role"`` beside ``"rule"``, so a single one is easily found and changed.
+    A head that is tied to the embedding is the same parameter and counts as an embedding. ``describe()``
+    shows which parameter got which rule. Groups carry ``"role"`` beside ``"rule"``, so a single one is easily
+    found and changed.
 
     Args:
-        model_or_named_parameters_or_groups: a module; (name, parameter) pairs together with ``embeddings``; or dicts
-            with ``"params"`` and ``"rule"``, taken as they are. Frozen parameters of a module or of pairs are left out.
+        model_or_named_parameters_or_groups: a module; (name, parameter) pairs together with ``embeddings``;
+            or dicts with ``"params"`` and ``"rule"``, taken as they are. Frozen parameters of a module or of
+            pairs are left out.
         preset: ``"sage"``, ``"lion"`` or ``"sinkgd"``.
-        lr: None takes the preset's own learning rate for each rule ("sage": 2e-3 for all; "lion": Lion 1e-4, SinkGD
-            0.02; "sinkgd": AdamW 1e-3, SinkGD 0.02); a number or one-element tensor goes to every group; a dict maps
-            rules to learning rates.
+        lr: None takes the preset's own learning rate for each rule ("sage": 2e-3 for all; "lion": Lion 1e-4,
+            SinkGD 0.02; "sinkgd": AdamW 1e-3, SinkGD 0.02); a number or one-element tensor goes to every
+            group; a dict maps rules to learning rates.
         embeddings, lm_head: names of parameters with that role; see :func:`sage_ext.routing.route`.
         maximize: ascend instead of descend.
         state_dtype: dtype of the moments; None takes each parameter's.
         capturable: as in the single-rule optimizers.
         backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
-        overrides: for a rule's name, a dict of hyperparameters in which its groups differ from the preset, e.g.
-            ``sinkgd={"alpha": 0.05, "normalization": "sqrt"}``.
+        overrides: for a rule's name, a dict of hyperparameters in which its groups differ from the preset,
+            e.g. ``sinkgd={"alpha": 0.05, "normalization": "sqrt"}``.
 
     Raises:
         ValueError: an argument, a name or a parameter cannot be used; the message names it, and the cure.
@@ -60,7 +62,9 @@ class FusedHybrid(FusedOptimizer):
 
     def __init__(
         self,
-        model_or_named_parameters_or_groups: nn.Module | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]],
+        model_or_named_parameters_or_groups: nn.Module
+        | Iterable[tuple[str, Tensor]]
+        | Iterable[dict[str, Any]],
         preset: str = "sage",
         lr: float | Tensor | Mapping[str, float | Tensor] | None = None,
         *,
@@ -78,7 +82,8 @@ class FusedHybrid(FusedOptimizer):
         common = {"maximize": maximize, "state_dtype": state_dtype, "capturable": capturable}
         self._rule_defaults = _rule_defaults(preset, lr, common, overrides)
         groups = self._groups(model_or_named_parameters_or_groups, embeddings, lm_head)
-        # Of torch's defaults only lr is of use to others (loggers, schedulers); groups take theirs from _rule_defaults.
+        # Of torch's defaults only lr is of use to others (loggers, schedulers); groups take theirs from
+        # _rule_defaults.
         matrix = PRESETS[preset].rule_for("matrix")
         super().__init__(groups, {"lr": self._rule_defaults[matrix]["lr"]}, backend=backend)
 
@@ -91,17 +96,20 @@ class FusedHybrid(FusedOptimizer):
     ) -> None:
         """Route parameters as the constructor does and add a group for each role that has new ones.
 
-        Parameters that the optimizer owns already are left alone, so after unfreezing layers the whole model can be
-        passed again. For parameters whose rule is known, ``add_param_group`` with ``"rule"`` does.
+        Parameters that the optimizer owns already are left alone, so after unfreezing layers the whole model
+        can be passed again. For parameters whose rule is known, ``add_param_group`` with ``"rule"`` does.
 
         Raises:
-            ValueError: nothing new to add, or a parameter or name cannot be used. The optimizer is unchanged then.
+            ValueError: nothing new to add, or a parameter or name cannot be used. The optimizer is unchanged
+                then.
         """
         routed = routing.route(model_or_named_parameters, embeddings=embeddings, lm_head=lm_head)
         owned = {id(param) for group in self.param_groups for param in group["params"]}
         fresh = [entry for entry in routed if id(entry.param) not in owned]
         if not fresh:
-            raise ValueError("model_or_named_parameters: every trainable parameter is in the optimizer already")
+            raise ValueError(
+                "model_or_named_parameters: every trainable parameter is in the optimizer already"
+            )
         before = len(self.param_groups)
         named = "param_names" in self.param_groups[0]
         try:
@@ -119,7 +127,9 @@ class FusedHybrid(FusedOptimizer):
             if source and all(isinstance(item, dict) for item in source):
                 for name, value in (("embeddings", embeddings), ("lm_head", lm_head)):
                     if value is not None:
-                        raise ValueError(f'{name}: got {value!r}, but group dicts say it all with their "rule"')
+                        raise ValueError(
+                            f'{name}: got {value!r}, but group dicts say it all with their "rule"'
+                        )
                 return source
         return self._by_role(routing.route(source, embeddings=embeddings, lm_head=lm_head))
 
@@ -141,7 +151,8 @@ class FusedHybrid(FusedOptimizer):
 def _rule_defaults(
     preset: str, lr: Any, common: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Return rule -> hyperparameters of a new group: the rule's, the preset's, the common ones, lr, the overrides."""
+    """Return rule -> hyperparameters of a new group: from the rule, preset, common, lr, overrides, in
+    turn."""
     _check_rule_names(overrides, "argument ")
     if isinstance(lr, Mapping):
         _check_rule_names(lr, "lr: ")
@@ -155,7 +166,9 @@ def _rule_defaults(
             values["lr"] = lr
         for key, value in overrides.get(name, {}).items():
             if key not in rule.defaults:
-                raise ValueError(f"{name}: unknown hyperparameter {key!r}, expected one of {', '.join(rule.defaults)}")
+                raise ValueError(
+                    f"{name}: unknown hyperparameter {key!r}, expected one of {', '.join(rule.defaults)}"
+                )
             values[key] = value
         rule.validate(values, f" for rule {name!r}")
         result[name] = values

@@ -1,4 +1,4 @@
-"""The presets of :class:`FusedHybrid`: one row each, saying which rule a role gets and with which hyperparameters.
+"""The presets of :class:`FusedHybrid`: one row each, which rule a role gets and with what hyperparameters.
 
 A rule's own defaults hold where a row says nothing.
 """
@@ -38,7 +38,10 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             matrix="sinkgd",
             lm_head="sage",
             vector="sage",
-            hyperparameters={"sage": {"lr": 2e-3}, "sinkgd": {"lr": 2e-3, "alpha": 10.0, "normalization": "unit"}},
+            hyperparameters={
+                "sage": {"lr": 2e-3},
+                "sinkgd": {"lr": 2e-3, "alpha": 10.0, "normalization": "unit"},
+            },
         ),
         # The two below take SinkGD at its paper's own settings (lr 0.02, alpha 0.05, sqrt).
         "lion": Preset(embedding="lion", matrix="sinkgd", lm_head="lion", vector="lion"),

@@ -1,4 +1,4 @@
-"""What a rule is to an optimizer: its hyperparameters, its state, and the arguments of the functions that run it."""
+"""What a rule is to an optimizer: its hyperparameters, its state, and the arguments of its functions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class StateSpec(NamedTuple):
     shape: tuple[int, ...]
     dtype: torch.dtype
     follows_param: bool
-    """Whether it has the parameter's shape, takes its strides, and may have any floating dtype (``state_dtype``)."""
+    """Whether it has the parameter's shape and strides, and may have any floating dtype (``state_dtype``)."""
 
     @property
     def nbytes(self) -> int:
@@ -28,8 +28,8 @@ class StateSpec(NamedTuple):
 class Rule:
     """One update rule. Stateless itself: everything it needs comes from the parameter group.
 
-    ``sage_ext._C.Step`` has a method, and ``sage_ext.reference`` a function with an underscore behind it, of the
-    rule's name. Both take ``(params, grads, *[list of each state tensor], **arguments(group))``.
+    ``sage_ext._C.Step`` has a method, and ``sage_ext.reference`` a function with an underscore behind it, of
+    the rule's name. Both take ``(params, grads, *[list of each state tensor], **arguments(group))``.
     """
 
     name: ClassVar[str]
@@ -39,16 +39,23 @@ class Rule:
     """Keys of a parameter's state, in the order in which the functions take their lists."""
     needs_contiguous: ClassVar[bool] = False
     """Whether the native kernels need row-major parameters, or take any dense strides."""
+    min_ndim: ClassVar[int] = 0
+    """How many dimensions a parameter must have."""
 
     def validate(self, group: Group, where: str) -> None:
-        """Raise ValueError naming the first hyperparameter of ``group`` that cannot be used; ``where`` names the group."""
+        """Raise ValueError naming the first hyperparameter that cannot be used; ``where`` names the group."""
         raise NotImplementedError
 
     def check_param(self, param: Tensor, label: str) -> None:
         """Raise ValueError if the rule cannot be applied to a tensor of this shape."""
+        if param.ndim < self.min_ndim:
+            raise ValueError(
+                f"{label}: rule {self.name!r} needs {self.min_ndim} or more dimensions; give this parameter to "
+                "SAGE, Lion or AdamW (FusedHybrid does that for a whole model)"
+            )
 
     def state_layout(self, param: Tensor, group: Group) -> dict[str, StateSpec]:
-        """Return shape and dtype of each state tensor of ``param``. Allocates nothing, so it works on the meta device."""
+        """Return shape and dtype of each state tensor of ``param``. It allocates nothing: meta will do."""
         return {}
 
     def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
@@ -68,10 +75,10 @@ def allocate(spec: StateSpec, param: Tensor) -> Tensor:
 
 
 def moment(param: Tensor, group: Group) -> StateSpec:
-    """The layout of a moment: shape and strides of the parameter, and its dtype unless ``state_dtype`` says otherwise."""
+    """The layout of a moment: the parameter's shape, strides and, without ``state_dtype``, its dtype."""
     return StateSpec(tuple(param.shape), group["state_dtype"] or param.dtype, True)
 
 
 def step_counter() -> StateSpec:
-    """The layout of a step counter: a 0-dim float32 tensor on the parameter's device, as torch's fused optimizers keep."""
+    """The layout of a step counter: 0-dim float32, on the parameter's device."""
     return StateSpec((), torch.float32, False)

@@ -79,22 +79,24 @@ class FusedSAGE(FusedOptimizer):
         H_j  = min( rms(Sh)/(Sh_j + eps),  rms(s)/(s_j + eps),  1 )
         W   <- W - lr * H * sign(b1*m + (1-b1)*g) ;   m <- b2*m + (1-b2)*g
 
-    State of a parameter: ``exp_avg`` (m), ``s_range`` (S: float32, shape ``W.shape[1:]``, or ``W.shape`` below two
-    dimensions) and ``step`` (0-dim float32).
+    A parameter's state is ``exp_avg`` (m), ``s_range`` (S: float32, shape ``W.shape[1:]``, or ``W.shape``
+    below two dimensions) and ``step`` (0-dim float32).
 
     Args:
-        params: parameters, named parameters or groups, as any torch optimizer takes them. float32, bfloat16 or
-            float16 in any mix; float64 with ``backend="reference"``. Parameters must be contiguous for native kernels.
+        params: parameters, named parameters or groups, as any torch optimizer takes them. float32, bfloat16
+            or float16 in any mix; float64 with ``backend="reference"``. Parameters must be contiguous for
+            native kernels.
         lr: a number or a one-element tensor.
         betas: (b1, b2), each in [0, 1).
         eps: added to the damper's denominators; may be 0.
         weight_decay: decoupled, as in AdamW.
-        momentum_first: form the sign from the updated momentum (the authors' released code) instead of the old one
-            (the paper).
+        momentum_first: form the sign from the updated momentum (the authors' released code) instead of the
+            old one (the paper).
         instant_damper: whether the second term of the minimum takes part.
         maximize: ascend instead of descend.
         state_dtype: dtype of ``exp_avg``; None takes the parameter's.
-        capturable: accepted for parity with torch; the step counter is a tensor on the parameter's device either way.
+        capturable: accepted for parity with torch; the step counter is a tensor on the parameter's device
+            either way.
         backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
 
     Raises:

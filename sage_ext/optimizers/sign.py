@@ -58,7 +58,7 @@ LION = LionRule()
 class FusedLion(FusedOptimizer):
     """Lion: ``W <- W (1 - lr*wd) - lr*sign(b1*m + (1-b1)*g) ; m <- b2*m + (1-b2)*g`` (arXiv 2302.06675).
 
-    State of a parameter: ``exp_avg`` (m).
+    A parameter's state is ``exp_avg`` (m).
 
     Args:
         params: parameters, named parameters or groups. float32, bfloat16 or float16 in any mix; float64 with

@@ -1,4 +1,4 @@
-"""SinkGD: stateless descent along the gradient with its rows and columns normalised in turn (arXiv 2502.06742)."""
+"""SinkGD: descent along the gradient with its rows and columns normalised in turn (arXiv 2502.06742)."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class SinkgdRule(Rule):
         }
     )
     needs_contiguous = True
+    min_ndim = 2
 
     def validate(self, group: Group, where: str) -> None:
         validate.rate(group["lr"], where)
@@ -39,13 +40,6 @@ class SinkgdRule(Rule):
         validate.choice(group["normalization"], ("sqrt", "unit"), "normalization", where)
         validate.flag(group["maximize"], "maximize", where)
 
-    def check_param(self, param: Tensor, label: str) -> None:
-        if param.ndim < 2:
-            raise ValueError(
-                f"{label}: SinkGD needs two or more dimensions; give it to SAGE, Lion or AdamW instead "
-                "(FusedHybrid does that for a whole model)"
-            )
-
     def arguments(self, group: Group) -> dict[str, Any]:
         return {name: group[name] for name in self.defaults}
 
@@ -54,7 +48,7 @@ SINKGD = SinkgdRule()
 
 
 class FusedSinkGD(FusedOptimizer):
-    """SinkGD (SR-Sinkhorn): rows and columns of each gradient matrix are normalised in turn (arXiv 2502.06742).
+    """SinkGD (SR-Sinkhorn): the gradient's rows and columns are normalised in turn (arXiv 2502.06742).
 
     For each trailing ``[m, n]`` matrix X of the gradient, ``iterations`` times::
 
@@ -64,15 +58,16 @@ class FusedSinkGD(FusedOptimizer):
     and then ``W <- W (1 - lr*wd) - lr*alpha*X``. A zero row or column stays put. No state.
 
     Args:
-        params: parameters of two or more dimensions, named parameters or groups. float32, bfloat16 or float16 in any
-            mix; float64 with ``backend="reference"``. Parameters must be contiguous for native kernels.
+        params: parameters of two or more dimensions, named parameters or groups. float32, bfloat16 or float16
+            in any mix; float64 with ``backend="reference"``. Parameters must be contiguous for native
+            kernels.
         lr: a number or a one-element tensor.
         iterations: how often rows and columns are normalised.
         alpha: scale of the update beside ``lr``; weight decay does not see it.
         eps: added to each norm; may be 0.
         weight_decay: decoupled, as in AdamW.
-        normalization: ``"sqrt"`` as above, or ``"unit"``, which drops both square-root factors (the pairing in the
-            released hybrid of SAGE's authors) and so divides the update by ``sqrt(m)``.
+        normalization: ``"sqrt"`` as above, or ``"unit"``, which drops both square-root factors (the pairing
+            in the released hybrid of SAGE's authors) and so divides the update by ``sqrt(m)``.
         maximize: ascend instead of descend.
         backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
 

@@ -1,8 +1,8 @@
 """Loading a state dict without a change of dtype, and refusing one that does not fit.
 
-``torch.optim.Optimizer.load_state_dict`` casts floating state to the parameter's dtype, which would round a float32
-``s_range`` beside bfloat16 parameters. Here each tensor keeps the dtype it was saved with, bit for bit; only its
-device and strides follow the parameter.
+``torch.optim.Optimizer.load_state_dict`` casts floating state to the parameter's dtype, which would round a
+float32 ``s_range`` beside bfloat16 parameters. Here each tensor keeps the dtype it was saved with, bit for
+bit; only its device and strides follow the parameter.
 """
 
 from __future__ import annotations
@@ -22,23 +22,30 @@ if TYPE_CHECKING:
     from sage_ext.optimizers.base import FusedOptimizer
 
 
-def plan(optimizer: FusedOptimizer, state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], dict[Any, Any] | None]:
+def plan(
+    optimizer: FusedOptimizer, state_dict: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[Any, Any] | None]:
     """Check ``state_dict`` against ``optimizer`` and build the new state beside the old one. Changes nothing.
 
     Returns:
-        The state dict for torch to load, with each group completed by what the optimizer's own group has and without
-        state; and the state to install afterwards. None in its place means that torch will refuse the dict itself.
+        The state dict for torch to load, with each group completed by what the optimizer's own group has and
+        without state; and the state to install afterwards. None in its place means that torch will refuse the
+        dict itself.
 
     Raises:
-        ValueError: a group has another rule, or the state of a parameter has other keys, shapes or dtypes than the
-            rule keeps for it.
+        ValueError: a group has another rule, or the state of a parameter has other keys, shapes or dtypes
+            than the rule keeps for it.
     """
     saved_groups, groups = state_dict["param_groups"], optimizer.param_groups
     if [len(group["params"]) for group in saved_groups] != [len(group["params"]) for group in groups]:
         return dict(state_dict), None
     completed = [_complete(index, *pair) for index, pair in enumerate(zip(saved_groups, groups, strict=True))]
+    for index, group in enumerate(completed):
+        optimizer.rules[group["rule"]].validate(group, f" in group {index} of the state dict")
 
-    owners = dict(zip(chain.from_iterable(group["params"] for group in saved_groups), places(groups), strict=True))
+    owners = dict(
+        zip(chain.from_iterable(group["params"] for group in saved_groups), places(groups), strict=True)
+    )
     state: dict[Any, Any] = defaultdict(dict)
     for key, saved in state_dict["state"].items():
         if key not in owners:
@@ -46,41 +53,52 @@ def plan(optimizer: FusedOptimizer, state_dict: Mapping[str, Any]) -> tuple[dict
         elif saved:
             group, index = owners[key]
             param = groups[group]["params"][index]
-            rule = optimizer.rule_of(groups[group])
+            rule = optimizer.rules[completed[group]["rule"]]
             where = optimizer.label(group, index)
             native = optimizer.backend == "native"
-            state[param] = _restore(saved, param, rule, rule.state_layout(param, completed[group]), where, native)
+            state[param] = _restore(
+                saved, param, rule, rule.state_layout(param, completed[group]), where, native
+            )
     return {**state_dict, "param_groups": completed, "state": {}}, state
 
 
 def places(groups: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
-    """Return (index of the group, index in the group) of every parameter, in the order of a state dict's ids."""
+    """Return (index of the group, index in the group) of every parameter, in the order of a state dict."""
     return [(g, i) for g, group in enumerate(groups) for i in range(len(group["params"]))]
 
 
 def _complete(index: int, saved: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the saved group with what it lacks taken from the optimizer's: a torch.optim checkpoint has no rule."""
+    """Return the saved group, completed by the optimizer's: a checkpoint of torch.optim names no rule."""
     if saved.get("rule", group["rule"]) != group["rule"]:
         raise ValueError(
-            f"state_dict: group {index} was saved with rule {saved['rule']!r} and this optimizer's group has rule "
-            f"{group['rule']!r}; build the optimizer with the same groups and rules as the one that was saved"
+            f"state_dict: group {index} was saved with rule {saved['rule']!r} and this optimizer's group has "
+            f"rule {group['rule']!r}; build the optimizer with the groups and rules of the one that was saved"
         )
     return {**{key: value for key, value in group.items() if key not in ("params", "param_names")}, **saved}
 
 
 def _restore(
-    saved: Mapping[str, Any], param: Tensor, rule: Rule, layout: Mapping[str, StateSpec], where: str, native: bool
+    saved: Mapping[str, Any],
+    param: Tensor,
+    rule: Rule,
+    layout: Mapping[str, StateSpec],
+    where: str,
+    native: bool,
 ) -> dict[str, Tensor]:
     if set(saved) != set(layout):
         raise ValueError(
-            f"state_dict: {where}: the saved state has {_names(saved)}, and {rule.name} keeps {_names(layout)}"
+            f"state_dict: {where}: the saved state has {_names(saved)}; rule {rule.name!r} keeps "
+            f"{_names(layout)}"
         )
     restored = {}
     for key, spec in layout.items():
-        value = torch.as_tensor(saved[key], dtype=None if isinstance(saved[key], Tensor) else spec.dtype)
-        if tuple(value.shape) != spec.shape:
+        value = saved[key]
+        if not isinstance(value, Tensor):  # old checkpoints of torch.optim keep the step as a number
+            value = torch.as_tensor(value, dtype=spec.dtype)
+        shape = tuple(value.shape)
+        if shape != spec.shape:
             raise ValueError(
-                f"state_dict: {where}: the saved {key!r} has shape {tuple(value.shape)}, expected {spec.shape}"
+                f"state_dict: {where}: the saved {key!r} has shape {shape}, expected {spec.shape}"
             )
         if spec.follows_param:
             allowed = checks.NATIVE_DTYPES if native else checks.REFERENCE_DTYPES

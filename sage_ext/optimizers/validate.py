@@ -18,13 +18,13 @@ def fail(name: str, value: object, expected: str, where: str) -> None:
 
 
 def rate(value: Any, where: str, name: str = "lr") -> None:
-    """A finite number >= 0, or a floating tensor of one element (whose value is read only if it is on a CPU)."""
+    """A finite number >= 0, or a floating tensor of one element; its value is read only from a CPU."""
     if isinstance(value, Tensor):
         if value.numel() != 1 or not value.is_floating_point():
             shape, dtype = tuple(value.shape), value.dtype
             raise ValueError(
-                f"{name}: got a tensor of shape {shape} and dtype {dtype}{where}, expected a number or a floating "
-                "tensor of one element"
+                f"{name}: got a tensor of shape {shape} and dtype {dtype}{where}, expected a number or a "
+                "floating tensor of one element"
             )
         if value.device.type != "cpu":
             return
@@ -63,4 +63,9 @@ def choice(value: Any, options: Collection[Any], name: str, where: str) -> None:
 
 def state_dtype(value: Any, where: str) -> None:
     if value is not None and value not in STATE_DTYPES:
-        fail("state_dtype", value, "None (the parameter's dtype) or one of " + ", ".join(map(str, STATE_DTYPES)), where)
+        fail(
+            "state_dtype",
+            value,
+            "None (the parameter's dtype) or one of " + ", ".join(map(str, STATE_DTYPES)),
+            where,
+        )

@@ -1,7 +1,7 @@
 """The rules in plain, readable PyTorch: the oracle of the tests and the fallback where nothing was compiled.
 
-Each function has the name and the signature of its native counterpart in ``sage_ext._C``. Beyond what the native
-kernels take, these run in float64, on any device and with any strides.
+Each function has the name and the signature of its native counterpart in ``sage_ext._C``. Beyond what the
+native kernels take, these run in float64, on any device and with any strides.
 """
 
 from sage_ext.reference.adamw import adamw_

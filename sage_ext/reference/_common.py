@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """float32, or wider if any of the tensors is wider: arithmetic runs in this dtype, the store rounds once."""
+    """Return float32, or what is wider among the tensors. Arithmetic runs in it; the store rounds once."""
     return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
 
 
 def load_grad(grad: Tensor, dtype: torch.dtype, maximize: bool, grad_scale: Tensor | float | None) -> Tensor:
-    """Return ``grad`` in ``dtype``, divided by ``grad_scale`` and negated for ``maximize``. ``grad`` is only read."""
+    """Return a copy or view of ``grad`` in ``dtype``, divided by ``grad_scale``, negated for ``maximize``."""
     loaded = grad.to(dtype)
     if grad_scale is not None:
         loaded = loaded / scalar(grad_scale, loaded.device)
@@ -23,10 +23,10 @@ def load_grad(grad: Tensor, dtype: torch.dtype, maximize: bool, grad_scale: Tens
 
 
 def scalar(value: float | Tensor, device: torch.device) -> float | Tensor:
-    """Return a number for a number or CPU tensor, and a 0-dim float64 tensor on ``device`` for any other tensor.
+    """Return a number for a number or CPU tensor, and for any other tensor a 0-dim float64 one on ``device``.
 
-    A 0-dim tensor never changes the dtype of what it multiplies, and reading one that is on a GPU would make the
-    host wait.
+    A 0-dim tensor never changes the dtype of what it multiplies, and reading one that is on a GPU would make
+    the host wait.
     """
     if not isinstance(value, Tensor):
         return value
@@ -43,7 +43,7 @@ def bias_correction(beta: float, step: Tensor) -> float | Tensor:
 
 
 def is_skipped(found_inf: Tensor | float | None) -> bool:
-    """Whether ``found_inf`` says that this step must change nothing. Reading a GPU tensor waits for the GPU."""
+    """Whether ``found_inf`` says that this step must change nothing. For a GPU tensor the host waits."""
     return found_inf is not None and bool(found_inf)
 
 
@@ -51,4 +51,6 @@ def check_lengths(params: Sequence[Tensor], **lists: Sequence[Tensor]) -> None:
     """Raise ValueError unless every list is as long as ``params``."""
     for name, tensors in lists.items():
         if len(tensors) != len(params):
-            raise ValueError(f"{name}: got {len(tensors)} tensors, expected one for each of the {len(params)} params")
+            raise ValueError(
+                f"{name}: got {len(tensors)} tensors, expected one for each of the {len(params)} params"
+            )

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sage_ext.reference._common import bias_correction, check_lengths, compute_dtype, is_skipped, load_grad, scalar
+from sage_ext.reference._common import (
+    bias_correction,
+    check_lengths,
+    compute_dtype,
+    is_skipped,
+    load_grad,
+    scalar,
+)
 
 
 @torch.no_grad()
@@ -33,8 +40,9 @@ def adamw_(
         m <- b1*m + (1-b1)*g ;   v <- b2*v + (1-b2)*g^2
         W <- W - lr/(1-b1^t) * m / (sqrt(v)/sqrt(1-b2^t) + eps)
 
-    Source: Loshchilov and Hutter (arXiv 1711.05101), in the form of ``torch.optim.AdamW``. Where m is exactly zero the
-    update is zero, so that an element without gradient stays put with eps = 0 too.
+    Source: Loshchilov and Hutter (arXiv 1711.05101), in the form of ``torch.optim.AdamW``, except that where
+        the
+    denominator is zero (with eps = 0, an element that never had a gradient) the update is zero and not NaN.
 
     Args:
         params: W, any shape and floating dtype.
@@ -53,7 +61,9 @@ def adamw_(
     check_lengths(params, grads=grads, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs, steps=steps)
     if is_skipped(found_inf):
         return
-    for param, grad, exp_avg, exp_avg_sq, step in zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True):
+    for param, grad, exp_avg, exp_avg_sq, step in zip(
+        params, grads, exp_avgs, exp_avg_sqs, steps, strict=True
+    ):
         step += 1
         if param.numel() == 0:
             continue
@@ -63,7 +73,9 @@ def adamw_(
         m = beta1 * exp_avg.to(dtype) + (1 - beta1) * g
         v = beta2 * exp_avg_sq.to(dtype) + (1 - beta2) * g.square()
         denominator = v.sqrt() / bias_correction(beta2, step) ** 0.5 + eps
-        update = torch.where(m == 0, torch.zeros_like(m), m / denominator)
-        param.copy_(param.to(dtype) * (1 - rate * weight_decay) - rate / bias_correction(beta1, step) * update)
+        update = torch.where(denominator == 0, torch.zeros_like(m), m / denominator)
+        param.copy_(
+            param.to(dtype) * (1 - rate * weight_decay) - rate / bias_correction(beta1, step) * update
+        )
         exp_avg.copy_(m)
         exp_avg_sq.copy_(v)

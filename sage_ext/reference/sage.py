@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sage_ext.reference._common import bias_correction, check_lengths, compute_dtype, is_skipped, load_grad, scalar
+from sage_ext.reference._common import (
+    bias_correction,
+    check_lengths,
+    compute_dtype,
+    is_skipped,
+    load_grad,
+    scalar,
+)
 
 
 @torch.no_grad()
@@ -39,16 +46,18 @@ def sage_(
         W   <- W - lr * H * sign(b1*m + (1-b1)*g)        # the old m
         m   <- b2*m + (1-b2)*g
 
-    Source: the paper; ``momentum_first=True`` forms the sign from the updated m, as the authors' released code does.
+    Source: the paper. ``momentum_first=True`` forms the sign from the updated m, as the authors' released
+    code does.
 
     Args:
         params: W, any shape and floating dtype.
         grads: g, shaped as W.
         exp_avgs: m, shaped as W.
-        s_ranges: S, float32 (float64 for a float64 W), shape ``W.shape[1:]``, or ``W.shape`` below two dimensions.
+        s_ranges: S, float32 (float64 for a float64 W), shape ``W.shape[1:]``, or ``W.shape`` below two
+            dimensions.
         steps: 0-dim float32 counters of the steps done so far; each is raised by one before it is used as t.
         lr: a number or a 0-dim tensor.
-        eps: may be 0: where a column of s or S is zero the ratio counts as 0 if its numerator is 0, else as 1.
+        eps: added to the damper's denominators; may be 0.
         instant_damper: whether the second term takes part in the minimum.
         maximize: negates g on load.
         grad_scale: g is divided by it on load (the gradient itself is not written).
@@ -84,6 +93,6 @@ def sage_(
 
 
 def _damper(scale: Tensor, eps: float) -> Tensor:
-    """rms(scale) / (scale_j + eps), with 0/0 taken as 0. The mean square is formed in float64: 1e20 must not overflow."""
+    """rms(scale) / (scale_j + eps), with 0/0 taken as 0. The square of 1e20 needs float64."""
     rms = scale.double().square().mean().sqrt().to(scale.dtype)
     return torch.where(rms == 0, torch.zeros_like(scale), rms / (scale + eps))

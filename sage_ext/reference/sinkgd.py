@@ -49,7 +49,8 @@ def sinkgd_(
         found_inf: if non-zero, nothing changes.
 
     Raises:
-        ValueError: the lists differ in length, a tensor has fewer than two dimensions, or ``normalization`` is unknown.
+        ValueError: the lists differ in length, a tensor has fewer than two dimensions, or ``normalization``
+            is unknown.
     """
     check_lengths(params, grads=grads)
     if normalization not in ("sqrt", "unit"):
@@ -69,7 +70,9 @@ def sinkgd_(
         x = load_grad(grad, dtype, maximize, grad_scale)
         rate = scalar(lr, param.device)
         rows, columns = x.shape[-2:]
-        row_target, column_target = (math.sqrt(columns), math.sqrt(rows)) if normalization == "sqrt" else (1.0, 1.0)
+        row_target, column_target = (
+            (math.sqrt(columns), math.sqrt(rows)) if normalization == "sqrt" else (1.0, 1.0)
+        )
 
         for iteration in range(iterations):
             # Only the raw gradient can be as small or large as its squares cannot be: 1e-20 or 1e20.
