@@ -1,0 +1,1 @@
+"""The parts of ``examples/train_llama.py``: corpus, data, model, optimizers, training loop, report."""

@@ -1,0 +1,257 @@
+"""The training loop: one run of one optimizer, resumable bit for bit."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from . import checkpoint, optim
+from .corpus import Corpus
+from .data import Batches, validation_batches
+from .errors import UsageError
+from .model import build_model, next_token_loss
+from .settings import Settings
+
+SMOOTHING = 0.95  # of the loss that the progress bar shows
+
+
+@dataclass
+class History:
+    """What a run measured: index ``i`` is step ``i + 1``; ``validation`` holds ``[step, loss]`` pairs."""
+
+    loss: list[float] = field(default_factory=list)
+    optimizer_ms: list[float] = field(default_factory=list)
+    step_seconds: list[float] = field(default_factory=list)
+    validation: list[list[float]] = field(default_factory=list)
+
+
+class Interrupt:
+    """Turns the first Ctrl-C (or SIGTERM) into a flag, read between steps; a second one ends the process."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def __enter__(self) -> Interrupt:
+        self._previous = {
+            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def _note(self, number: int, _frame) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+        print(
+            "\nStopping after this step (again to stop at once, without saving) ...",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def __exit__(self, *_exc) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def lr_factor(step: int, *, steps: int, warmup: int, final: float) -> float:
+    """The factor on the learning rate of a step (from 0): linear warm-up, then cosine to ``final``."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Trainer:
+    """A model, its optimizer and its place in the data; ``save`` and ``restore`` are exact."""
+
+    def __init__(self, settings: Settings, corpus: Corpus, folder: Path | None = None) -> None:
+        s = self.settings = settings
+        self.corpus, self.folder = corpus, folder
+        self.device = torch.device(s.device)
+        self.batches = Batches(corpus.train, batch_size=s.batch_size, seq_len=s.seq_len, seed=s.seed)
+        self.validation = validation_batches(
+            corpus.validation, count=s.val_windows, batch_size=s.batch_size, seq_len=s.seq_len
+        )
+        self.model = build_model(
+            vocab_size=corpus.vocab_size,
+            hidden=s.hidden,
+            layers=s.layers,
+            heads=s.heads,
+            ffn=s.ffn,
+            seq_len=s.seq_len,
+            tied=s.tied,
+            seed=s.seed,
+        ).to(self.device)
+        self.choice = optim.parse(s.optimizer)
+        self.optimizer = optim.build(self.choice, self.model, backend=s.backend)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: lr_factor(step, steps=s.steps, warmup=s.warmup, final=s.final_lr)
+        )
+        self.history = History()
+        self.step = 0
+        self._unread: list[torch.Tensor] = []  # losses still on the device
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.settings.steps
+
+    @property
+    def diverged(self) -> bool:
+        return bool(self.history.loss) and not math.isfinite(self.history.loss[-1])
+
+    def train_step(self) -> None:
+        """Forward and backward over ``accumulate`` batches, clip, optimizer, scheduler."""
+        s = self.settings
+        started = time.perf_counter()
+        total = torch.zeros((), device=self.device)
+        for _ in range(s.accumulate):
+            batch = self.batches.next().to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=s.amp == "bf16"):
+                loss = next_token_loss(self.model, batch) / s.accumulate
+            loss.backward()
+            total += loss.detach()
+        if s.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), s.clip)
+        self._synchronize()
+        before = time.perf_counter()
+        self.optimizer.step()
+        self._synchronize()
+        after = time.perf_counter()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scheduler.step()
+        self.step += 1
+        self._unread.append(total)
+        self.history.optimizer_ms.append((after - before) * 1e3)
+        self.history.step_seconds.append(after - started)
+
+    def read_losses(self) -> None:
+        if self._unread:
+            self.history.loss += torch.stack(self._unread).tolist()
+            self._unread.clear()
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Mean loss in nats a token over the fixed validation windows."""
+        self.model.eval()
+        total, count = 0.0, 0
+        for batch in self.validation:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp == "bf16"):
+                loss = next_token_loss(self.model, batch.to(self.device))
+            total += loss.item() * len(batch)
+            count += len(batch)
+        self.model.train()
+        return total / count
+
+    def run(
+        self,
+        *,
+        stop_at: int | None = None,
+        checkpoint_every: int = 0,
+        interrupt: Interrupt | None = None,
+        say=None,
+    ):
+        """Trains to the last step, ``stop_at``, an interrupt or a loss that is not finite; then saves."""
+        s = self.settings
+        say = say or tqdm.write
+        last = min(s.steps, stop_at or s.steps)
+        smooth, first = None, self.step
+        self.model.train()
+        # disable=None: no bar where stderr is not a terminal, so that a log holds only the lines said.
+        with tqdm(
+            total=s.steps,
+            initial=self.step,
+            desc=self.choice.label,
+            unit="step",
+            disable=None,
+            dynamic_ncols=True,
+        ) as bar:
+            while self.step < last and not (interrupt and interrupt.signal) and not self.diverged:
+                self.train_step()
+                evaluate = self.step == s.steps or (s.eval_every and self.step % s.eval_every == 0)
+                if evaluate or self.device.type == "cpu" or self.step % 10 == 0:
+                    self.read_losses()
+                    loss = self.history.loss[-1]
+                    smooth = loss if smooth is None else SMOOTHING * smooth + (1 - SMOOTHING) * loss
+                    rate = s.tokens_per_step * (self.step - first) / sum(self.history.step_seconds[first:])
+                    bar.set_postfix_str(f"loss {smooth:.3f}, {rate:,.0f} tokens/s", refresh=False)
+                if evaluate and not self.diverged:
+                    value = self.evaluate()
+                    self.history.validation.append([self.step, value])
+                    say(
+                        f"{self.choice.label}  step {self.step:>{len(str(s.steps))}}/{s.steps}  train loss "
+                        f"{smooth:.3f}  validation loss {value:.3f}, perplexity {math.exp(value):.1f}"
+                    )
+                if checkpoint_every and self.step % checkpoint_every == 0 and self.step < last:
+                    self.save()
+                bar.update()
+        self.read_losses()
+        if self.folder and self.step > first and not self.diverged:
+            self.save()
+
+    def result(self) -> dict[str, Any]:
+        """The numbers of the report. Perplexity is infinite after divergence."""
+        history, steps = self.history, self.settings.tokens_per_step
+        value = math.inf if self.diverged or not history.validation else history.validation[-1][1]
+        return {
+            "optimizer": self.settings.optimizer,
+            "label": self.choice.label,
+            "about": self.choice.row.about,
+            "optimizer_settings": self.choice.settings,
+            "backend": getattr(self.optimizer, "backend", "torch"),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "steps_done": self.step,
+            "validation_loss": value,
+            "validation_perplexity": math.exp(value) if value < 700 else math.inf,
+            "state_bytes": optim.state_bytes(self.optimizer),
+            "optimizer_ms": median(history.optimizer_ms) if history.optimizer_ms else math.nan,
+            "tokens_per_second": steps / median(history.step_seconds) if history.step_seconds else math.nan,
+            "history": asdict(history),
+        }
+
+    def save(self) -> Path:
+        """Writes the checkpoint of this step into the run's folder."""
+        assert self.folder is not None
+        self.read_losses()
+        return checkpoint.save(
+            self.folder,
+            {
+                "settings": self.settings.to_dict(),
+                "tokens_digest": self.corpus.tokens_digest,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+                "step": self.step,
+                "position": self.batches.position,
+                "history": asdict(self.history),
+            },
+        )
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continues where ``state`` (of ``checkpoint.load``) was saved."""
+        if state["tokens_digest"] != self.corpus.tokens_digest:
+            raise UsageError(
+                "--resume: the text has changed since the checkpoint was written, so the run cannot go "
+                "on exactly; put the old text back, or start a new run with another --out"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        torch.set_rng_state(state["rng"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        self.step, self.batches.position = state["step"], state["position"]
+        self.history = History(**state["history"])
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
