@@ -1,0 +1,61 @@
+"""A small step of every rule, native against reference: what ``python -m sage_ext`` runs to see that it
+works."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sage_ext import reference
+from sage_ext.optimizers.hybrid import RULES
+from sage_ext.optimizers.rule import Rule
+
+# Sizes that reach the vector body, its tail, and more than one chunk of rows.
+_SHAPES = ((37, 129), (3, 20, 17))
+_STEPS = 3
+# Both sides compute in float32 and round in another order: a few units in the last place, of values of order
+# one.
+_TOLERANCE = 2e-6
+
+
+def run(native: ModuleType, device: torch.device | str = "cpu") -> dict[str, float]:
+    """Return, for each rule, the largest difference between native and reference parameters after a few
+    steps.
+
+    Raises:
+        Whatever the native module raises; a difference above the tolerance is the caller's to judge
+        (``is_good``).
+    """
+    return {name: _difference(rule, native, torch.device(device)) for name, rule in RULES.items()}
+
+
+def is_good(difference: float) -> bool:
+    """Whether a difference that ``run`` returned is rounding. A NaN is not."""
+    return difference <= _TOLERANCE
+
+
+def _difference(rule: Rule, native: ModuleType, device: torch.device) -> float:
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator).to(device) for shape in _SHAPES]
+    grads = [[torch.randn(shape, generator=generator).to(device) for shape in _SHAPES] for _ in range(_STEPS)]
+    ends = []
+    for module in (native, reference):
+        params = [param.clone() for param in start]
+        _steps(rule, getattr(module, f"{rule.name}_"), params, grads)
+        ends.append(params)
+    return max(float((a - b).abs().max()) for a, b in zip(*ends, strict=True))
+
+
+def _steps(rule: Rule, function: Any, params: list[Tensor], grads: list[list[Tensor]]) -> None:
+    group = dict(rule.defaults)
+    states = [rule.init_state(param, group) for param in params]
+    for step_grads in grads:
+        function(
+            params,
+            step_grads,
+            *([state[key] for state in states] for key in rule.state_keys),
+            **rule.arguments(group),
+        )
