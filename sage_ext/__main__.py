@@ -20,9 +20,7 @@ def main() -> int:
         import torch
     except ImportError as error:
         _line("torch", f"cannot be imported ({error})")
-        print(
-            "\nsage_ext needs torch. Cure: install it first, then sage_ext with pip install --no-build-isolation ."
-        )
+        print("\nsage_ext needs torch. Cure: install it, then sage_ext: pip install --no-build-isolation .")
         return 1
     _line(
         "torch",
@@ -63,11 +61,10 @@ def _check(native: ModuleType, has_gpu: bool) -> int:
             is_good = False
             continue
         for rule, difference in differences.items():
-            verdict = (
-                "agrees with the reference" if selfcheck.is_good(difference) else "DIFFERS from the reference"
-            )
-            is_good = is_good and selfcheck.is_good(difference)
-            _line(f"{device} check", f"{rule} {verdict} (largest difference {difference:.1e})")
+            agrees = selfcheck.is_good(difference)
+            is_good = is_good and agrees
+            verdict = "agrees with" if agrees else "DIFFERS from"
+            _line(f"{device} check", f"{rule} {verdict} the reference (largest difference {difference:.1e})")
     if has_gpu and not native.build_info()["cuda"]:
         print(
             "\nThis machine has a GPU and the module has no CUDA kernels. Cure: rebuild where nvcc is found, with "

@@ -50,8 +50,8 @@ class Rule:
         """Raise ValueError if the rule cannot be applied to a tensor of this shape."""
         if param.ndim < self.min_ndim:
             raise ValueError(
-                f"{label}: rule {self.name!r} needs {self.min_ndim} or more dimensions; give this parameter to "
-                "SAGE, Lion or AdamW (FusedHybrid does that for a whole model)"
+                f"{label}: rule {self.name!r} needs {self.min_ndim} or more dimensions; give this parameter "
+                "to SAGE, Lion or AdamW (FusedHybrid does that for a whole model)"
             )
 
     def state_layout(self, param: Tensor, group: Group) -> dict[str, StateSpec]:
