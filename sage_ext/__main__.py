@@ -67,8 +67,8 @@ def _check(native: ModuleType, has_gpu: bool) -> int:
             _line(f"{device} check", f"{rule} {verdict} the reference (largest difference {difference:.1e})")
     if has_gpu and not native.build_info()["cuda"]:
         print(
-            "\nThis machine has a GPU and the module has no CUDA kernels. Cure: rebuild where nvcc is found, with "
-            "SAGE_EXT_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps ."
+            "\nThis machine has a GPU and the module has no CUDA kernels. Cure: rebuild where nvcc is found, "
+            "with SAGE_EXT_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps ."
         )
     if not is_good:
         print(

@@ -1,0 +1,54 @@
+"""Fixtures that every test file shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import settings
+
+# A shared machine makes single examples slow now and then; the laws are about numbers, not about time.
+settings.register_profile("default", deadline=None, derandomize=True)
+settings.load_profile("default")
+
+
+@pytest.fixture(params=["reference", "native"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Both backends. Without the compiled module the native half fails: a build without its kernels is
+    broken."""
+    return request.param
+
+
+@pytest.fixture
+def rules(backend: str) -> ModuleType:
+    """The module that holds the functions ``sage_``, ``sinkgd_``, ``lion_`` and ``adamw_``."""
+    if backend == "reference":
+        from sage_ext import reference
+
+        return reference
+    from sage_ext import _loader
+
+    return _loader.load()
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(1234)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Restores the number of threads after the test."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` run wherever there is one, and are the only ones that may be skipped."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -1,0 +1,201 @@
+"""Inputs for the rules, and the comparison of a kernel with the reference in float64.
+
+A comparison takes one step from the very same numbers on both sides: the kernel's tensors are copied to
+float64, which is exact, and the reference steps the copy. What may differ is then known: the kernel computes
+in float32 and rounds once, so the bound of an element is half a unit in the last place of its storage dtype
+plus a few float32 roundings of the terms that it is the sum of.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sage_ext import reference
+from sage_ext.optimizers.hybrid import RULES
+
+FP32, BF16, FP16, FP64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
+DTYPES = (FP32, BF16, FP16)
+DTYPE_MIXES = list(itertools.product(DTYPES, repeat=3))
+MIX_NAMES = [str.join("-", [str(dtype).removeprefix("torch.") for dtype in mix]) for mix in DTYPE_MIXES]
+
+UNIT = 2.0**-24
+"""Unit roundoff of float32: the relative error of one operation."""
+SMALLEST = 2.0**-149
+"""The smallest float32: results near it have an absolute error instead."""
+
+# Lengths around vector, chunk and tile sizes; single rows and columns; more dimensions; nothing at all.
+VECTOR_SHAPES = ((1,), (31,), (777,), (4097,), (65535,), (65536,), (65537,), ())
+MATRIX_SHAPES = (
+    (1, 1),
+    (1, 777),
+    (777, 1),
+    (31, 33),
+    (129, 1025),
+    (4097, 3),
+    (3, 4097),
+    (2, 65, 129),
+    (2, 3, 4, 5),
+)
+EMPTY_SHAPES = ((0, 5), (5, 0), (2, 0, 3))
+
+
+@dataclass
+class Tensors:
+    """The lists that a rule's function takes."""
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    states: dict[str, list[Tensor]]
+
+    def clone(self, dtype: torch.dtype | None = None) -> Tensors:
+        """A copy; with ``dtype``, in that dtype (but for the step counters)."""
+
+        def copy(tensors: Sequence[Tensor], to: torch.dtype | None) -> list[Tensor]:
+            return [tensor.detach().clone().to(to or tensor.dtype) for tensor in tensors]
+
+        states = {key: copy(value, None if key == "step" else dtype) for key, value in self.states.items()}
+        return Tensors(copy(self.params, dtype), copy(self.grads, dtype), states)
+
+    def flat(self) -> list[Tensor]:
+        return [*self.params, *self.grads, *itertools.chain.from_iterable(self.states.values())]
+
+
+def shapes_of(rule: str) -> tuple[tuple[int, ...], ...]:
+    """Every shape the rule takes, with empty tensors in the middle and at the end."""
+    vectors = () if RULES[rule].min_ndim > 1 else VECTOR_SHAPES
+    return (*vectors, EMPTY_SHAPES[0], *MATRIX_SHAPES, *EMPTY_SHAPES)
+
+
+def make(
+    rule: str,
+    shapes: Sequence[Sequence[int]],
+    mix: tuple[torch.dtype, torch.dtype, torch.dtype] = (FP32, FP32, FP32),
+    *,
+    scale: float = 1.0,
+    seed: int = 0,
+) -> Tensors:
+    """Random parameters of order 1, gradients of order ``scale``, and a new state, in dtypes (W, g,
+    state)."""
+    generator = torch.Generator().manual_seed(seed)
+    params = [torch.randn(tuple(shape), generator=generator).to(mix[0]) for shape in shapes]
+    group = {**RULES[rule].defaults, "state_dtype": mix[2]}
+    held = [RULES[rule].init_state(param, group) for param in params]
+    states = {key: [state[key] for state in held] for key in RULES[rule].state_keys}
+    tensors = Tensors(params, [], states)
+    tensors.grads = new_grads(tensors, mix[1], scale=scale, seed=seed + 1)
+    return tensors
+
+
+def new_grads(tensors: Tensors, dtype: torch.dtype, *, scale: float = 1.0, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [(scale * torch.randn(p.shape, generator=generator)).to(dtype) for p in tensors.params]
+
+
+def hyper(rule: str, **changes: Any) -> dict[str, Any]:
+    """Keyword arguments of a rule's function: its defaults with ``changes`` (``betas`` included)."""
+    extra = {key: changes.pop(key) for key in ("grad_scale", "found_inf") if key in changes}
+    return {**RULES[rule].arguments({**RULES[rule].defaults, **changes}), **extra}
+
+
+def call(module: ModuleType, rule: str, tensors: Tensors, **changes: Any) -> None:
+    """One step of the rule in place."""
+    function = getattr(module, f"{rule}_")
+    function(tensors.params, tensors.grads, *tensors.states.values(), **hyper(rule, **changes))
+
+
+def step_and_compare(module: ModuleType, rule: str, tensors: Tensors, **changes: Any) -> None:
+    """Step ``tensors`` with ``module`` and fail unless the float64 reference arrives at the same numbers."""
+    before, oracle = tensors.clone(FP64), tensors.clone(FP64)
+    grads = [grad.clone() for grad in tensors.grads]
+    call(module, rule, tensors, **changes)
+    call(reference, rule, oracle, **changes)
+    settings = hyper(rule, **changes)
+    for old, new in zip(grads, tensors.grads, strict=True):
+        assert torch.equal(old.nan_to_num(), new.nan_to_num()), "a gradient was written"
+    for index, param in enumerate(tensors.params):
+        where = f"{rule}, tensor {index}, shape {tuple(param.shape)}, {param.dtype}"
+        bounds = _bounds(rule, before, oracle, index, settings)
+        check(param, oracle.params[index], bounds["param"], f"{where}: parameter")
+        for key, values in tensors.states.items():
+            check(values[index], oracle.states[key][index], bounds[key], f"{where}: {key}")
+
+
+def check(value: Tensor, expected: Tensor, bound: Tensor | float, where: str) -> None:
+    """Fail unless |value - expected| is within ``bound`` plus the rounding of the store; NaN and inf must
+    match."""
+    got, finite = value.double(), expected.isfinite()
+    assert torch.equal(got.isnan(), expected.isnan()), f"{where}: NaN in other places"
+    assert torch.equal(got[~finite].nan_to_num(), expected[~finite].nan_to_num()), (
+        f"{where}: other infinities"
+    )
+    excess = (got - expected).abs() - bound - half_ulp(expected, value.dtype)
+    excess = excess[finite]
+    if excess.numel():
+        worst = int(excess.argmax())
+        assert float(excess[worst]) <= 0, (
+            f"{where}: element {worst} (of the finite ones) is {got[finite][worst]:.9g}, expected "
+            f"{expected[finite][worst]:.9g}"
+        )
+
+
+def half_ulp(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """An upper bound of what rounding ``value`` to ``dtype`` costs."""
+    info = torch.finfo(dtype)
+    return (value.abs() * (info.eps / 2)).clamp(min=info.smallest_normal * info.eps / 2)
+
+
+def _bounds(
+    rule: str, before: Tensors, after: Tensors, index: int, settings: dict[str, Any]
+) -> dict[str, Tensor | float]:
+    """How far float32 arithmetic may be from the float64 result, before the store rounds."""
+    old, new = before.params[index], after.params[index]
+    lr = float(settings["lr"])
+    g = before.grads[index] * (-1 if settings["maximize"] else 1)
+    if settings.get("grad_scale") is not None:
+        g = g / settings["grad_scale"].double()
+    update = (new - old * (1 - lr * settings["weight_decay"])).abs()
+    # Decay, scaling, subtraction: a few roundings of the terms.
+    bound = 4 * UNIT * (old.abs() + update)
+    result: dict[str, Tensor | float] = {"step": 0.0}
+    if rule == "sinkgd":
+        # Each normalisation adds a few roundings to every later one.
+        result["param"] = bound + update * UNIT * 6 * settings["iterations"]
+        return result
+    m = before.states["exp_avg"][index]
+    beta1, beta2 = settings["beta1"], settings["beta2"]
+    if rule == "adamw":
+        m_error = 4 * UNIT * ((beta1 * m).abs() + ((1 - beta1) * g).abs())
+        correction = 1 - beta1 ** float(after.states["step"][index])
+        v = after.states["exp_avg_sq"][index]
+        denominator = (v / (1 - beta2 ** float(after.states["step"][index]))).sqrt() + settings["eps"]
+        spread = torch.where(denominator > 0, lr / correction * m_error / denominator, 0.0)
+        result["param"] = bound + 8 * UNIT * update + spread
+        result["exp_avg"] = m_error
+        result["exp_avg_sq"] = 6 * UNIT * v + 2 * SMALLEST
+        return result
+    # A sign may differ only where its argument is within rounding of zero.
+    keep = beta1 * beta2 if settings.get("momentum_first") else beta1
+    terms = (keep * m).abs() + ((1 - keep) * g).abs()
+    is_open = (keep * m + (1 - keep) * g).abs() <= 4 * UNIT * terms
+    is_open &= terms > 0
+    result["param"] = bound + 8 * UNIT * update + torch.where(is_open, 2.0 * lr, 0.0)
+    result["exp_avg"] = 4 * UNIT * ((beta2 * m).abs() + ((1 - beta2) * g).abs())
+    if rule == "sage":
+        result["s_range"] = 8 * UNIT * after.states["s_range"][index].abs()
+    return result
+
+
+def assert_same_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
+    """Fail unless both lists hold the same dtypes, shapes and bits."""
+    for index, (a, b) in enumerate(zip(first, second, strict=True)):
+        assert a.dtype == b.dtype, index
+        assert a.shape == b.shape, index
+        view = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+        assert torch.equal(a.contiguous().view(view), b.contiguous().view(view)), f"tensor {index} differs"

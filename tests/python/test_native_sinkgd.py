@@ -1,0 +1,83 @@
+"""The SinkGD kernel against the reference in float64."""
+
+from __future__ import annotations
+
+import itertools
+from types import ModuleType
+
+import pytest
+import support
+import torch
+from native_suite import NativeSuite, native  # noqa: F401
+from support import BF16, FP32
+
+from sage_ext import reference
+
+
+class TestSinkgd(NativeSuite):
+    rule = "sinkgd"
+
+    @pytest.mark.parametrize(
+        ("iterations", "normalization", "eps"),
+        list(itertools.product([1, 2, 5, 8], ["sqrt", "unit"], [0.0, 1e-8, 1e-3])),
+    )
+    def test_iterations_normalizations_and_eps(
+        self,
+        native: ModuleType,  # noqa: F811
+        iterations: int,
+        normalization: str,
+        eps: float,
+    ) -> None:
+        tensors = support.make(self.rule, self.shapes(), (FP32, BF16, FP32))
+        changes = {"iterations": iterations, "normalization": normalization, "eps": eps}
+        self.compare(native, tensors, steps=1, alpha=1.0, **changes)
+
+    @pytest.mark.parametrize("scale", [1e-20, 1e20])
+    @pytest.mark.parametrize("eps", [0.0, 1e-8])
+    def test_extreme_gradients_with_and_without_eps(
+        self,
+        native: ModuleType,  # noqa: F811
+        scale: float,
+        eps: float,
+    ) -> None:
+        tensors = support.make(self.rule, support.MATRIX_SHAPES, scale=scale)
+        before = [param.clone() for param in tensors.params]
+        support.step_and_compare(native, self.rule, tensors, eps=eps, alpha=1.0)
+        for old, new in zip(before, tensors.params, strict=True):
+            assert not torch.equal(old, new), "the update vanished"
+
+    def test_rows_of_very_different_size(self, native: ModuleType) -> None:  # noqa: F811
+        """One matrix that holds rows of 1e-18 and rows of 1e18: every row still counts the same."""
+        tensors = support.make(self.rule, [(64, 33)])
+        tensors.grads[0] *= torch.logspace(-18, 18, 64)[:, None]
+        support.step_and_compare(native, self.rule, tensors, eps=0.0, alpha=1.0)
+
+    def test_experts_are_normalised_one_matrix_at_a_time(self, native: ModuleType) -> None:  # noqa: F811
+        experts = support.make(self.rule, [(3, 17, 29)])
+        experts.grads[0] *= torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
+        apart = experts.clone()
+        apart.params = list(experts.params[0].clone().unbind())
+        apart.grads = list(experts.grads[0].unbind())
+        support.call(native, self.rule, experts)
+        support.call(native, self.rule, apart)
+        support.assert_same_bits(apart.params, list(experts.params[0].unbind()))
+
+    def test_a_single_entry_in_a_matrix_of_zeros(self, native: ModuleType) -> None:  # noqa: F811
+        tensors = support.make(self.rule, [(40, 50)])
+        tensors.grads[0].zero_()
+        tensors.grads[0][7, 11] = -3e-5
+        before = tensors.params[0].clone()
+        support.step_and_compare(native, self.rule, tensors, eps=0.0)
+        moved = before != tensors.params[0]
+        assert moved.sum() == 1
+        assert moved[7, 11]
+
+    @pytest.mark.parametrize("shape", [(2048, 768), (768, 2048), (16, 40_000), (40_000, 16)])
+    def test_matrices_of_a_transformer(self, native: ModuleType, shape: tuple[int, int]) -> None:  # noqa: F811
+        self.compare(native, support.make(self.rule, [shape]), steps=1, alpha=1.0)
+
+    def test_float32_reference_is_as_close(self) -> None:
+        """The oracle in float32, which runs where nothing was compiled, keeps within the same bounds."""
+        for scale in (1e-20, 1.0, 1e20):
+            tensors = support.make(self.rule, support.MATRIX_SHAPES, scale=scale)
+            support.step_and_compare(reference, self.rule, tensors, alpha=1.0)
