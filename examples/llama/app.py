@@ -16,7 +16,7 @@ from tqdm import tqdm
 from . import checkpoint, cli, corpus, report
 from .errors import UsageError
 from .loop import Interrupt, Trainer
-from .settings import Settings, flag
+from .settings import Settings, flag, millions
 
 CHECKPOINT_EVERY = 100
 FREE_ON_RESUME = frozenset({"device", "threads", "eval_every"})  # may be changed, at the price of other bits
@@ -185,7 +185,7 @@ def _refuse_other_settings(wanted: Settings, saved: Settings, folder: Path) -> N
 def _describe(trainer: Trainer) -> str:
     s, text, count = trainer.settings, trainer.corpus, sum(p.numel() for p in trainer.model.parameters())
     return (
-        f"Llama of {count / 1e6:.1f} M parameters ({s.layers} layers, width {s.hidden}, vocabulary "
+        f"Llama of {millions(count)} parameters ({s.layers} layers, width {s.hidden}, vocabulary "
         f"{text.vocab_size:,}, {'tied' if s.tied else 'untied'}); "
         f"{s.steps} steps of {s.tokens_per_step:,} tokens on {s.device}"
         f"{', bf16' if s.amp == 'bf16' else ''}.\n"

@@ -135,7 +135,7 @@ def load_documents(
         raise UsageError("--text: the files hold no text; name files that do, or leave --text out")
     if len(documents) < FEW_DOCUMENTS:
         total = sum(document.size for document in documents.values())
-        limit = max(int(total * val_fraction / 2), 1024)
+        limit = max(int(total * val_fraction / 2), 1)
         pieces = [piece for document in documents.values() for piece in cut(document, limit)]
         documents = {piece.digest: piece for piece in pieces}
     return sorted(documents.values(), key=lambda document: document.digest), not_text

@@ -193,7 +193,8 @@ class Trainer:
                     self.save()
                 bar.update()
         self.read_losses()
-        if self.folder and self.step > first and not self.diverged:
+        stopped = self.step > first or (interrupt and interrupt.signal)
+        if self.folder and stopped and not self.diverged:
             self.save()
 
     def result(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .corpus import Corpus
-from .settings import Settings
+from .settings import Settings, millions
 
 MIB = 1 << 20
 BASELINE = "adamw"
@@ -155,7 +155,7 @@ def _markdown(results: list[Result], s: Settings, corpus: Corpus) -> str:
         for r in results
     )
     told = "\n".join(f"- {line}" for line in verdict(results))
-    size = f"{results[0]['parameters'] / 1e6:.1f} M parameters"
+    size = f"{millions(results[0]['parameters'])} parameters"
     windows = min(s.val_windows, (len(corpus.validation) - 1) // s.seq_len)
     return f"""# Llama, {size}, {s.steps} steps of {s.tokens_per_step:,} tokens
 
@@ -223,10 +223,11 @@ def loss_figure(out: Path, results: list[Result], s: Settings) -> Path:
         margin = 0.05 * (max(shown) - min(shown)) or 0.1
         axes.set_ylim(min(shown) - margin, max(shown) + margin)
     axes.set_xlim(0, s.steps * 1.01)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel(f"step (of {s.tokens_per_step:,} tokens)")
     axes.set_ylabel("loss (nats per token)")
     axes.set_title(
-        f"Llama, {results[0]['parameters'] / 1e6:.1f} M parameters: validation (dots), training (pale)"
+        f"Llama, {millions(results[0]['parameters'])} parameters: validation (dots), training (pale)"
     )
     axes.grid(alpha=0.3)
     axes.legend(title="validation at the end", frameon=False)
@@ -247,7 +248,7 @@ def memory_figure(out: Path, results: list[Result]) -> Path:
     axes.invert_yaxis()
     axes.set_xlim(0, (max(sizes) or 1) * 1.18)  # room for the longest bar's label
     axes.set_xlabel("optimizer state (MiB, measured)")
-    axes.set_title(f"Optimizer state of {results[0]['parameters'] / 1e6:.1f} M parameters")
+    axes.set_title(f"Optimizer state of {millions(results[0]['parameters'])} parameters")
     axes.spines[["top", "right"]].set_visible(False)
     path = out / "state_memory.png"
     figure.savefig(path, dpi=150)

@@ -56,6 +56,11 @@ class Settings:
         return cls(**{**{k: v for k, v in values.items() if k in known}, "text": tuple(values["text"])})
 
 
+def millions(count: int) -> str:
+    """A number of parameters, for people."""
+    return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count / 1e3:.0f} k"
+
+
 def flag(name: str) -> str:
     """The command-line flag of a setting."""
     return "--" + name.replace("_", "-")

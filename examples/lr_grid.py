@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+"""The grids behind the demo's settings: its run for each optimizer, over learning rates and more.
+
+    python examples/lr_grid.py --out grid_out                      all grids (hours on two cores)
+    python examples/lr_grid.py --out grid_out --only adamw,sage    some of them
+
+Every optimizer gets as many runs. Finished ones are read back from ``results.jsonl`` in the folder,
+so the script can be stopped at any time and started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+from llama import cli, corpus, report
+from llama.errors import UsageError
+from llama.loop import Trainer
+from llama.settings import Settings
+
+RATES = ("5e-4", "1e-3", "2e-3", "4e-3", "8e-3")
+# First the learning rate, then two other settings of each at the best one: as many runs for every optimizer.
+GRIDS: dict[str, list[str]] = {
+    "adamw": [f"adamw:lr={lr}" for lr in RATES],
+    "sage-hybrid": [f"sage-hybrid:lr={lr}" for lr in RATES],
+    "sage-hybrid-sqrt": [f"sage-hybrid-sqrt:lr={lr}" for lr in RATES],
+    "sinkgd-hybrid": [f"sinkgd-hybrid:lr={lr}" for lr in RATES],
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("grid_out"), help="folder for results.jsonl (default: %(default)s)"
+    )
+    parser.add_argument("--only", help=f"names with commas between, of {', '.join(GRIDS)} (default: all)")
+    parser.add_argument("--specs", help="instead of the grids: these, as for train_llama.py --compare")
+    parser.add_argument("--amp", choices=("none", "bf16"), default="none")
+    parser.add_argument("--steps", type=int, default=Settings.steps)
+    parser.add_argument("--seed", type=int, default=Settings.seed)
+    parser.add_argument("--tied", action="store_true")
+    parser.add_argument("--final-lr", type=float, default=Settings.final_lr)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    specs = arguments.specs.split(",") if arguments.specs else []
+    for name in [] if specs else (arguments.only or ",".join(GRIDS)).split(","):
+        if name not in GRIDS:
+            parser.error(f"--only {name}: there is no such grid; choose from {', '.join(GRIDS)}")
+        specs += GRIDS[name]
+    shared = {
+        "amp": arguments.amp,
+        "steps": arguments.steps,
+        "seed": arguments.seed,
+        "tied": arguments.tied,
+        "final_lr": arguments.final_lr,
+        "eval_every": 0,
+    }
+    try:
+        rows = [run(arguments.out / "results.jsonl", spec, shared) for spec in specs]
+    except UsageError as error:
+        parser.error(str(error))
+    print(table(rows))
+    return 0
+
+
+def run(path: Path, spec: str, shared: dict) -> dict:
+    """One run, or what ``path`` says about it."""
+    settings = cli.settings({**shared, "optimizer": spec})
+    wanted = {"optimizer": settings.optimizer, **shared}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        row = json.loads(line)
+        if {name: row[name] for name in wanted} == wanted:
+            return row
+    text = corpus.prepare(None, vocab_size=settings.vocab_size, val_fraction=settings.val_fraction)
+    trainer = Trainer(settings, text)
+    trainer.run(say=lambda line: None)
+    result = trainer.result()
+    row = {
+        **wanted,
+        "optimizer_settings": result["optimizer_settings"],
+        "validation_loss": result["validation_loss"] if math.isfinite(result["validation_loss"]) else None,
+        "state_bytes": result["state_bytes"],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(report.summary(result), spec, file=sys.stderr, flush=True)
+    return row
+
+
+def table(rows: list[dict]) -> str:
+    lines = ["| optimizer | settings | validation perplexity |", "|---|---|---:|"]
+    for row in rows:
+        name, _, changed = row["optimizer"].partition(":")
+        loss = row["validation_loss"]
+        value = "diverged" if loss is None else f"{math.exp(loss):.1f}"
+        lines.append(f"| {name} | {changed.replace(':', ', ') or 'defaults'} | {value} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
