@@ -424,8 +424,8 @@ def test_wrong_argument_is_named_with_the_cure(run: Callable, words: str, told: 
 
 
 def test_text_that_cannot_be_used_is_told(run: Callable, tmp_path: Path) -> None:
-    def told(path: Path) -> str:
-        status, _, err = run("--text", str(path), "--vocab-size", "300", tiny=False)
+    def told(path: Path, *more: str) -> str:
+        status, _, err = run("--text", str(path), "--vocab-size", "300", *more, tiny=False)
         assert status == 2
         assert err.startswith("train_llama.py: error: --text")
         return err
@@ -438,7 +438,10 @@ def test_text_that_cannot_be_used_is_told(run: Callable, tmp_path: Path) -> None
     (tmp_path / "folder" / "short.txt").write_text("hello\n")
     assert "too little text" in told(tmp_path / "folder")
     (tmp_path / "folder" / "short.txt").write_text("".join(f"hello {i}\n" for i in range(500)))
-    assert "too few for one batch of 4 windows of 256" in told(tmp_path / "folder")
+    assert "too few for one window of 256" in told(tmp_path / "folder")
+    assert "too few for one batch of 999 windows of 8" in told(
+        tmp_path / "folder", "--seq-len", "8", "--batch-size", "999"
+    )
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff\xfe")
     assert "not UTF-8 text" in told(tmp_path / "picture.png")
 
