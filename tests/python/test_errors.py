@@ -1,0 +1,285 @@
+"""Wrong arguments: an error that names the argument or the tensor and the cure, before anything has
+changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import models
+import pytest
+import support
+import torch
+from torch import Tensor, nn
+
+from sage_ext.optimizers import FusedAdamW, FusedHybrid, FusedLion, FusedSAGE, FusedSinkGD
+
+CLASSES = [FusedSAGE, FusedSinkGD, FusedLion, FusedAdamW]
+
+
+def parameter(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
+    return nn.Parameter(torch.ones(shape, dtype=dtype))
+
+
+HYPERPARAMETERS: list[tuple[Any, str, Any]] = [
+    *((c, "lr", value) for c in CLASSES for value in (-1.0, float("nan"), float("inf"), "0.1", None, True)),
+    *((c, "lr", torch.ones(2)) for c in CLASSES),
+    *((c, "lr", torch.tensor(-1.0)) for c in CLASSES),
+    *((c, "lr", torch.tensor(1)) for c in CLASSES),
+    *((c, "weight_decay", value) for c in CLASSES for value in (-0.1, float("nan"), None)),
+    *((c, "maximize", value) for c in CLASSES for value in (1, None)),
+    *((c, "eps", -1e-8) for c in (FusedSAGE, FusedSinkGD, FusedAdamW)),
+    *(
+        (c, "betas", value)
+        for c in (FusedSAGE, FusedLion, FusedAdamW)
+        for value in (
+            (0.9, 1.0),
+            (-0.1, 0.9),
+            (0.9,),
+            0.9,
+            (0.9, float("nan")),
+            ("a", "b"),
+            (0.9, 0.99, 0.999),
+        )
+    ),
+    *(
+        (c, "state_dtype", value)
+        for c in (FusedSAGE, FusedLion, FusedAdamW)
+        for value in (torch.int8, "bf16")
+    ),
+    *((c, "capturable", None) for c in (FusedSAGE, FusedLion, FusedAdamW)),
+    *((FusedSAGE, name, 1) for name in ("momentum_first", "instant_damper")),
+    *((FusedSinkGD, "iterations", value) for value in (0, -1, 2.0, True)),
+    *((FusedSinkGD, "alpha", value) for value in (-1.0, float("inf"))),
+    *((FusedSinkGD, "normalization", value) for value in ("l2", None)),
+]
+
+
+@pytest.mark.parametrize(("optimizer_class", "name", "value"), HYPERPARAMETERS)
+def test_hyperparameters_by_name(optimizer_class: Any, name: str, value: Any) -> None:
+    """In the constructor, in a group, and in a group that is changed between steps."""
+    with pytest.raises(ValueError, match=f"^{name}: got .* expected"):
+        optimizer_class([parameter(2, 2)], **{name: value}, backend="reference")
+    with pytest.raises(ValueError, match=f"^{name}: got .* in param group 0, expected"):
+        optimizer_class([{"params": [parameter(2, 2)], name: value}], backend="reference")
+    param = parameter(2, 2)
+    optimizer = optimizer_class([param], backend="reference")
+    optimizer.param_groups[0][name] = value
+    param.grad = torch.ones(2, 2)
+    with pytest.raises(ValueError, match=f"^{name}: got .* in param group 0, expected"):
+        optimizer.step()
+    assert (param == 1).all()
+    assert len(optimizer.state) == 0
+
+
+@pytest.mark.parametrize("optimizer_class", CLASSES)
+def test_backend_by_name(optimizer_class: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"backend: got 'cuda', expected one of 'auto', 'native', 'reference'"
+    ):
+        optimizer_class([parameter(2, 2)], backend="cuda")
+
+
+def expanded() -> Tensor:
+    return torch.ones(1, 4).expand(3, 4)
+
+
+UNUSABLE = {
+    "complex": (lambda: parameter(2, 2, dtype=torch.complex64), "complex64.*view_as_real"),
+    "integer": (lambda: torch.ones(2, 2, dtype=torch.int32), "int32.*floating"),
+    "float8": (lambda: torch.ones(2, 2).to(torch.float8_e4m3fn), "float8_e4m3fn.*floating"),
+    "sparse": (lambda: torch.ones(2, 2).to_sparse(), "sparse_coo.*to_dense"),
+    "expanded": (expanded, r"strides \(0, 1\).*contiguous"),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+@pytest.mark.parametrize("optimizer_class", CLASSES)
+def test_parameters_that_cannot_be_optimised(optimizer_class: Any, kind: str, backend: str) -> None:
+    build, match = UNUSABLE[kind]
+    good = parameter(2, 2)
+    with pytest.raises(
+        ValueError, match=rf"^odd \(param 1 of group 0, shape .*cpu\): .*{match}|odd .*{match}"
+    ):
+        optimizer_class([("good", good), ("odd", build())], backend=backend)
+    optimizer = optimizer_class([good], backend=backend)
+    with pytest.raises(ValueError, match=r"^param 0 of group 1 \(shape \(.*, cpu\): "):
+        optimizer.add_param_group({"params": [build()]})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_vectors_for_sinkgd(backend: str) -> None:
+    for shape in ((), (3,)):
+        with pytest.raises(
+            ValueError, match=r"bias \(param 0 of group 0.*two|2 or more dimensions.*SAGE, Lion or AdamW"
+        ):
+            FusedSinkGD([("bias", parameter(*shape))], backend=backend)
+
+
+@pytest.mark.parametrize("optimizer_class", [FusedSAGE, FusedSinkGD])
+def test_not_contiguous(optimizer_class: Any) -> None:
+    odd = nn.Parameter(torch.ones(4, 6).t())
+    with pytest.raises(
+        ValueError, match=r"contiguous parameter.*strides are \(1, 6\).*\.contiguous\(\).*reference"
+    ):
+        optimizer_class([odd], backend="native")
+
+
+@pytest.mark.parametrize("optimizer_class", [FusedLion, FusedAdamW])
+def test_gaps_in_memory(optimizer_class: Any) -> None:
+    odd = nn.Parameter(torch.ones(4, 12)[:, ::2])
+    with pytest.raises(ValueError, match=r"without gaps.*strides are \(12, 2\)"):
+        optimizer_class([odd], backend="native")
+    optimizer_class([odd], backend="reference")
+
+
+class TestSharedMemory:
+    def test_same_parameter_twice(self, backend: str) -> None:
+        param, other = parameter(2, 2), parameter(2, 2)
+        with pytest.raises(ValueError, match=r"param 2 of group 0 .*same parameter as param 0 of group 0"):
+            FusedLion([param, other, param], backend=backend)
+        with pytest.raises(ValueError, match=r"more than one parameter group"):
+            FusedLion([{"params": [param]}, {"params": [param]}], backend=backend)
+        optimizer = FusedLion([param], backend=backend)
+        with pytest.raises(ValueError, match=r"param 0 of group 1 .*same parameter as param 0 of group 0"):
+            optimizer.add_param_group({"params": [param]})
+        assert len(optimizer.param_groups) == 1
+
+    def test_overlapping_views(self, backend: str) -> None:
+        storage = torch.zeros(10)
+        first, second = nn.Parameter(storage[:6]), nn.Parameter(storage[5:])
+        for groups in ([first, second], [{"params": [first]}, {"params": [second]}]):
+            with pytest.raises(ValueError, match=r"shares memory with param 0 of group 0"):
+                FusedLion(groups, backend=backend)
+
+    def test_view_within_a_view(self, backend: str) -> None:
+        storage = torch.zeros(100)
+        views = [storage[:], storage[2:3], storage[50:60]]
+        with pytest.raises(ValueError, match="shares memory"):
+            FusedLion([nn.Parameter(view) for view in views], backend=backend)
+
+    def test_views_side_by_side_are_fine(self, backend: str) -> None:
+        storage = torch.zeros(4, 6)
+        FusedLion([nn.Parameter(row) for row in storage], backend=backend)
+        FusedLion([nn.Parameter(storage[:2]), nn.Parameter(storage[2:])], backend=backend)
+
+    def test_interleaved_views_do_not_overlap(self) -> None:
+        storage = torch.zeros(4, 6)
+        FusedLion([nn.Parameter(storage[:, :3]), nn.Parameter(storage[:, 3:])], backend="reference")
+        with pytest.raises(ValueError, match="shares memory"):
+            FusedLion([nn.Parameter(storage[:, :4]), nn.Parameter(storage[:, 3:])], backend="reference")
+
+    def test_empty_parameters_share_nothing(self, backend: str) -> None:
+        storage = torch.zeros(4)
+        FusedLion([nn.Parameter(storage), nn.Parameter(storage[2:2])], backend=backend)
+
+
+class TestGroups:
+    def test_failed_group_leaves_the_optimizer_as_it_was(self, backend: str) -> None:
+        first, new = parameter(2, 2), parameter(3)
+        optimizer = FusedSAGE([("a", first)], backend=backend)
+        before = optimizer.state_dict()
+        for group in (
+            {"params": [("b", new)], "betas": (2.0, 0.0)},
+            {"params": [("b", new), ("c", first)]},
+            {"params": [new]},
+            {"params": [("b", new), parameter(2)]},
+            {"params": [("b", new * 1.0)]},
+            {"params": [("b", new)], "rule": "lion"},
+        ):
+            with pytest.raises(ValueError, match=r"."):
+                optimizer.add_param_group(group)
+            assert optimizer.state_dict() == before
+        optimizer.add_param_group({"params": [("b", new)]})
+        assert len(optimizer.param_groups) == 2
+
+    def test_types(self, backend: str) -> None:
+        with pytest.raises(TypeError, match=r"item 1 of group 0 is str"):
+            FusedSAGE([parameter(2), "w"], backend=backend)
+        with pytest.raises(TypeError, match=r"set"):
+            FusedSAGE([{"params": {parameter(2)}}], backend=backend)
+        with pytest.raises(TypeError, match=r"Tensor"):
+            FusedSAGE(parameter(2), backend=backend)
+        with pytest.raises(ValueError, match=r"empty"):
+            FusedSAGE([], backend=backend)
+
+    def test_mixed_devices(self, backend: str) -> None:
+        on_cpu, elsewhere = parameter(2), nn.Parameter(torch.ones(2, device="meta"))
+        with pytest.raises(
+            ValueError, match=r"param 1 of group 0 .*meta\): on another device.*one param group"
+        ):
+            FusedLion([on_cpu, elsewhere], backend=backend)
+
+
+class TestStepChangesNothing:
+    """Two groups: the first is in order, the second cannot be stepped. Neither may move, nor gain any
+    state."""
+
+    def pair(self, backend: str) -> tuple[Any, nn.Parameter, nn.Parameter]:
+        good, bad = parameter(4, 4), parameter(4, 4)
+        groups = [
+            {"params": [("good", good)], "rule": "sage"},
+            {"params": [("fine", parameter(2)), ("bad", bad)], "rule": "lion"},
+        ]
+        optimizer = FusedHybrid(groups, backend=backend)
+        good.grad = torch.ones(4, 4)
+        return optimizer, good, bad
+
+    def refuse(self, optimizer: Any, match: str) -> None:
+        before = models.snapshot(optimizer)
+        with pytest.raises((ValueError, TypeError), match=match):
+            optimizer.step()
+        support.assert_same_bits(before, models.snapshot(optimizer))
+
+    @pytest.mark.parametrize("has_state", [False, True])
+    def test_sparse_gradient(self, backend: str, has_state: bool) -> None:
+        optimizer, _, bad = self.pair(backend)
+        if has_state:
+            bad.grad = torch.ones(4, 4)
+            optimizer.step()
+        bad.grad = torch.ones(4, 4).to_sparse()
+        self.refuse(optimizer, r"bad \(param 1 of group 1")
+
+    def test_integer_gradient_dtype(self, backend: str) -> None:
+        optimizer, _, bad = self.pair(backend)
+        bad.grad = torch.ones(4, 4)
+        bad.data = torch.ones(4, 4, dtype=torch.float64)
+        if backend == "native":
+            self.refuse(optimizer, r"bad \(param 1 of group 1")
+
+    def test_state_of_another_shape(self, backend: str) -> None:
+        optimizer, _, bad = self.pair(backend)
+        bad.grad = torch.ones(4, 4)
+        optimizer.step()
+        optimizer.state[bad]["exp_avg"] = torch.zeros(3)
+        self.refuse(optimizer, r"bad \(param 1 of group 1.*|exp_avg")
+
+    def test_parameter_replaced_by_another_shape(self, backend: str) -> None:
+        optimizer, _, bad = self.pair(backend)
+        bad.grad = torch.ones(4, 4)
+        optimizer.step()
+        bad.grad = None
+        bad.data = torch.ones(2, 4)
+        bad.grad = torch.ones(2, 4)
+        self.refuse(optimizer, r"bad \(param 1 of group 1")
+
+    def test_rule_changed_between_steps(self, backend: str) -> None:
+        optimizer, _, bad = self.pair(backend)
+        bad.grad = torch.ones(4, 4)
+        optimizer.step()
+        optimizer.param_groups[1].update(rule="adamw", eps=1e-8)
+        self.refuse(optimizer, r"param group 1.*exp_avg_sq.*rule 'adamw'")
+        optimizer.param_groups[1]["rule"] = "nonsense"
+        self.refuse(optimizer, r"rule: got 'nonsense' in param group 1")
+
+    def test_parameter_made_discontiguous(self) -> None:
+        optimizer, good, _ = self.pair("native")
+        good.grad = None
+        good.data = torch.ones(4, 4).t().contiguous().t()
+        good.grad = torch.ones(4, 4)
+        self.refuse(optimizer, r"good \(param 0 of group 0.*contiguous")
+
+    def test_expanded_behind_the_optimizers_back(self, backend: str) -> None:
+        optimizer, _, bad = self.pair(backend)
+        bad.data = torch.ones(1, 4).expand(4, 4)
+        bad.grad = torch.ones(4, 4)
+        self.refuse(optimizer, r"bad \(param 1 of group 1")

@@ -1,0 +1,246 @@
+"""Hybrids: presets, overrides, groups, and what they cost."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import models
+import pytest
+import support
+import torch
+from models import TinyLanguageModel
+from torch import nn
+
+from sage_ext.optimizers import FusedAdamW, FusedHybrid, FusedSAGE, FusedSinkGD
+from sage_ext.optimizers.presets import PRESETS
+
+RULES_OF = {
+    "sage": {"embedding": "sage", "lm_head": "sage", "matrix": "sinkgd", "vector": "sage"},
+    "lion": {"embedding": "lion", "lm_head": "lion", "matrix": "sinkgd", "vector": "lion"},
+    "sinkgd": {"embedding": "adamw", "lm_head": "adamw", "matrix": "sinkgd", "vector": "adamw"},
+}
+
+
+def by_role(optimizer: FusedHybrid) -> dict[str, dict[str, Any]]:
+    return {group["role"]: group for group in optimizer.param_groups}
+
+
+@pytest.mark.parametrize("preset", RULES_OF)
+def test_presets(preset: str, backend: str) -> None:
+    optimizer = FusedHybrid(TinyLanguageModel(), preset, backend=backend)
+    assert {role: group["rule"] for role, group in by_role(optimizer).items()} == RULES_OF[preset]
+
+
+def test_tied_models_have_no_head_group(backend: str) -> None:
+    optimizer = FusedHybrid(TinyLanguageModel(tied=True), backend=backend)
+    assert set(by_role(optimizer)) == {"embedding", "matrix", "vector"}
+
+
+def test_learning_rates_of_the_presets() -> None:
+    model = TinyLanguageModel()
+    sage = by_role(FusedHybrid(model, "sage"))
+    assert {group["lr"] for group in sage.values()} == {2e-3}
+    assert (sage["matrix"]["alpha"], sage["matrix"]["normalization"]) == (10.0, "unit")
+    lion = by_role(FusedHybrid(model, "lion"))
+    assert lion["embedding"]["lr"] == 1e-4
+    sinkgd = by_role(FusedHybrid(model, "sinkgd"))
+    assert sinkgd["embedding"]["lr"] == 1e-3
+    for matrix in (lion["matrix"], sinkgd["matrix"]):
+        assert (matrix["lr"], matrix["alpha"], matrix["normalization"]) == (0.02, 0.05, "sqrt")
+
+
+def test_lr_for_all_for_some_and_as_tensor() -> None:
+    model = TinyLanguageModel()
+    assert {group["lr"] for group in FusedHybrid(model, lr=0.5).param_groups} == {0.5}
+    some = by_role(FusedHybrid(model, lr={"sinkgd": 0.5}))
+    assert (some["matrix"]["lr"], some["embedding"]["lr"]) == (0.5, 2e-3)
+    lr = torch.tensor(0.5)
+    assert all(group["lr"] is lr for group in FusedHybrid(model, lr=lr).param_groups)
+
+
+def test_overrides_go_to_their_rule() -> None:
+    groups = by_role(
+        FusedHybrid(
+            TinyLanguageModel(),
+            maximize=True,
+            state_dtype=torch.bfloat16,
+            sinkgd={"alpha": 0.05, "normalization": "sqrt", "lr": 0.02},
+            sage={"betas": (0.8, 0.9), "momentum_first": True},
+        )
+    )
+    assert (groups["matrix"]["alpha"], groups["matrix"]["lr"]) == (0.05, 0.02)
+    assert groups["vector"]["betas"] == (0.8, 0.9)
+    assert groups["lm_head"]["momentum_first"]
+    assert all(group["maximize"] for group in groups.values())
+    assert groups["embedding"]["state_dtype"] == torch.bfloat16
+    assert "state_dtype" not in groups["matrix"]
+
+
+def test_same_numbers_as_the_rules_on_their_own(backend: str) -> None:
+    torch.manual_seed(3)
+    model = TinyLanguageModel()
+    torch.manual_seed(3)
+    twin = TinyLanguageModel()
+    hybrid = FusedHybrid(model, backend=backend)
+    matrices = [twin.up.weight, twin.down.weight]
+    others = [p for p in twin.parameters() if not any(p is m for m in matrices)]
+    apart = [
+        FusedSAGE(others, lr=2e-3, backend=backend),
+        FusedSinkGD(matrices, lr=2e-3, alpha=10.0, normalization="unit", backend=backend),
+    ]
+    for seed in range(4):
+        models.train(model, hybrid, [seed])
+        models.backward(twin, apart[0], seed)
+        for optimizer in apart:
+            optimizer.step()
+    support.assert_same_bits(
+        [p.detach() for p in model.parameters()], [p.detach() for p in twin.parameters()]
+    )
+
+
+def test_group_dicts_are_taken_as_they_are(backend: str) -> None:
+    a, b = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4, 4))
+    groups = [{"params": [a], "rule": "adamw", "lr": 0.5}, {"params": [b], "rule": "sinkgd"}]
+    optimizer = FusedHybrid(groups, "sinkgd", backend=backend)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.02]
+    a.grad, b.grad = torch.ones(4, 4), torch.ones(4, 4)
+    optimizer.step()
+    torch.testing.assert_close(a.detach(), torch.full((4, 4), 0.5 - 0.005))
+    torch.testing.assert_close(b.detach(), torch.full((4, 4), 1 - 0.02 * 0.05))
+    assert list(optimizer.state) == [a]
+
+
+def test_named_parameters(backend: str) -> None:
+    model = TinyLanguageModel()
+    names = {"embeddings": ["embed.weight"], "lm_head": "head.weight"}
+    optimizer = FusedHybrid(model.named_parameters(), backend=backend, **names)
+    assert {role: group["rule"] for role, group in by_role(optimizer).items()} == RULES_OF["sage"]
+
+
+def test_errors() -> None:
+    model = TinyLanguageModel()
+    with pytest.raises(ValueError, match=r"preset: got 'adam', expected one of 'sage', 'lion', 'sinkgd'"):
+        FusedHybrid(model, "adam")
+    with pytest.raises(ValueError, match=r"argument 'sgd' is not known.*'sage', 'sinkgd', 'lion', 'adamw'"):
+        FusedHybrid(model, sgd={"lr": 1.0})
+    with pytest.raises(
+        ValueError, match=r"sinkgd: unknown hyperparameter 'betas', expected one of lr, iterations"
+    ):
+        FusedHybrid(model, sinkgd={"betas": (0.9, 0.9)})
+    with pytest.raises(ValueError, match=r"betas: got \(0.9, 2\) for rule 'sage'"):
+        FusedHybrid(model, sage={"betas": (0.9, 2)})
+    with pytest.raises(ValueError, match=r"lr: 'sgd' is not known"):
+        FusedHybrid(model, lr={"sgd": 1.0})
+    with pytest.raises(ValueError, match=r"lr: got -1 for rule"):
+        FusedHybrid(model, lr=-1)
+    with pytest.raises(ValueError, match=r"bare parameters"):
+        FusedHybrid(model.parameters())
+    with pytest.raises(ValueError, match=r"embeddings: .*pairs do not tell"):
+        FusedHybrid(model.named_parameters())
+    with pytest.raises(ValueError, match=r"rule: got None in param group 0"):
+        FusedHybrid([{"params": list(model.parameters())}])
+    with pytest.raises(ValueError, match=r"embeddings: got 'a'"):
+        FusedHybrid([{"params": [model.up.weight], "rule": "sage"}], embeddings="a")
+    with pytest.raises(ValueError, match=r"up.bias \(param 0 of group 0.*SAGE, Lion or AdamW"):
+        FusedHybrid([{"params": [("up.bias", model.up.bias)], "rule": "sinkgd"}])
+
+
+def test_added_groups_and_unfrozen_layers(backend: str) -> None:
+    model = TinyLanguageModel()
+    model.up.requires_grad_(False)
+    model.embed.requires_grad_(False)
+    optimizer = FusedHybrid(model, "sinkgd", backend=backend, sinkgd={"alpha": 0.5})
+    models.train(model, optimizer, [0])
+    with pytest.raises(ValueError, match="every trainable parameter is in the optimizer already"):
+        optimizer.add_parameters(model)
+    model.up.requires_grad_(True)
+    optimizer.add_parameters(model)
+    assert [(g["role"], g["rule"], g["param_names"]) for g in optimizer.param_groups[3:]] == [
+        ("matrix", "sinkgd", ["up.weight"]),
+        ("vector", "adamw", ["up.bias"]),
+    ]
+    assert optimizer.param_groups[3]["alpha"] == 0.5
+    model.embed.requires_grad_(True)
+    optimizer.add_param_group({"params": [("embed.weight", model.embed.weight)], "rule": "sage", "lr": 0.25})
+    before = model.embed.weight.detach().clone()
+    models.train(model, optimizer, [1])
+    assert 0.1 < float((before - model.embed.weight).abs().max()) <= 0.26
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+
+
+def test_failed_addition_changes_nothing() -> None:
+    model = TinyLanguageModel()
+    optimizer = FusedHybrid(model, backend="native")
+    extra = nn.ModuleList([nn.Embedding(4, 4), nn.Linear(4, 4)])
+    extra[1].weight.data = extra[1].weight.data.t()
+    before = optimizer.state_dict()
+    with pytest.raises(ValueError, match=r"1.weight \(param 0 of group 5.*contiguous"):
+        optimizer.add_parameters(extra)
+    assert optimizer.state_dict() == before
+
+
+def test_unnamed_groups_can_be_extended_by_a_module(backend: str) -> None:
+    optimizer = FusedHybrid([{"params": [nn.Parameter(torch.ones(2, 2))], "rule": "sage"}], backend=backend)
+    optimizer.add_parameters(nn.Linear(3, 3))
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1, 1]
+
+
+class TestDescribe:
+    def test_rows_and_totals_are_what_the_state_holds(self, backend: str) -> None:
+        model = TinyLanguageModel().to(torch.bfloat16)
+        optimizer = FusedHybrid(model, "sinkgd", backend=backend, state_dtype=torch.float32)
+        before = optimizer.describe()
+        models.train(model, optimizer, [0])
+        after = optimizer.describe()
+        held = sum(t.numel() * t.element_size() for state in optimizer.state.values() for t in state.values())
+        assert before.state_bytes == after.state_bytes == held
+        assert before.rows == after.rows
+        assert before.totals["sinkgd"].state_bytes == 0
+        assert before.totals["adamw"].state_bytes == held
+        assert before.total.numel == sum(p.numel() for p in model.parameters())
+        row = next(row for row in before.rows if row.name == "embed.weight")
+        assert (row.rule, row.shape, row.dtype) == ("adamw", (29, 8), torch.bfloat16)
+        assert row.state_bytes == 2 * 4 * 29 * 8 + 4
+
+    def test_table(self, backend: str) -> None:
+        text = str(FusedHybrid(TinyLanguageModel(), backend=backend).describe())
+        assert "embed.weight  29x8   float32  sage" in text
+        assert f"backend: {backend}" in text
+        assert all(line == line.rstrip() for line in text.splitlines())
+
+    def test_sage_costs_one_moment_and_one_row(self) -> None:
+        matrix, vector, scalar = (
+            nn.Parameter(torch.zeros(10, 7)),
+            nn.Parameter(torch.zeros(5)),
+            nn.Parameter(torch.zeros(())),
+        )
+        rows = FusedSAGE([matrix, vector, scalar]).describe().rows
+        assert [row.state_bytes for row in rows] == [4 * (70 + 7) + 4, 4 * (5 + 5) + 4, 4 * 2 + 4]
+
+    def test_billion_parameters_on_the_meta_device(self) -> None:
+        """Nothing is allocated. For a Llama of the 1.3B shape the hybrid's state is less than a tenth of
+        AdamW's."""
+        vocabulary, hidden, feed_forward, layers = 32_000, 2048, 5461, 24
+        with torch.device("meta"):
+            model = nn.ModuleDict({"embed": nn.Embedding(vocabulary, hidden)})
+            for layer in range(layers):
+                shapes = [(hidden, hidden)] * 4 + [(hidden, feed_forward)] * 2 + [(feed_forward, hidden)]
+                model[f"layer{layer}"] = nn.ModuleList([nn.Linear(*shape, bias=False) for shape in shapes])
+            model["head"] = nn.Linear(hidden, vocabulary, bias=False)
+        hybrid = FusedHybrid(model, lm_head="head.weight").describe()
+        adamw = FusedAdamW(model.parameters()).describe()
+        assert 1.3e9 < adamw.total.numel < 1.4e9
+        assert adamw.state_bytes == pytest.approx(8 * adamw.total.numel, rel=1e-6)
+        assert hybrid.state_bytes == 2 * (4 * vocabulary * hidden + 4) + 4 * hidden * 2
+        assert hybrid.state_bytes < adamw.state_bytes / 10
+
+
+def test_preset_rows_are_complete() -> None:
+    for preset in PRESETS.values():
+        for role in ("embedding", "lm_head", "matrix", "vector"):
+            assert preset.rule_for(role)
+        for values in preset.hyperparameters.values():
+            assert all(math.isfinite(v) for v in values.values() if isinstance(v, float))
+    with pytest.raises(ValueError, match="role: got 'bias'"):
+        PRESETS["sage"].rule_for("bias")

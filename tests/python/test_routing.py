@@ -1,0 +1,140 @@
+"""Which role a parameter gets, and from which kind of input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import TinyLanguageModel
+from torch import nn
+
+from sage_ext import routing
+
+
+def roles(*args: object, **kwargs: object) -> dict[str, str]:
+    return {entry.name: entry.role for entry in routing.route(*args, **kwargs)}
+
+
+EXPECTED = {
+    "embed.weight": "embedding",
+    "up.weight": "matrix",
+    "up.bias": "vector",
+    "down.weight": "matrix",
+    "down.bias": "vector",
+    "norm.weight": "vector",
+    "norm.bias": "vector",
+    "head.weight": "lm_head",
+}
+
+
+def test_module() -> None:
+    assert roles(TinyLanguageModel()) == EXPECTED
+
+
+def test_tied_head_is_an_embedding_and_listed_once() -> None:
+    found = roles(TinyLanguageModel(tied=True))
+    assert found["embed.weight"] == "embedding"
+    assert "head.weight" not in found
+
+
+def test_named_head_of_a_tied_model_is_still_an_embedding() -> None:
+    assert roles(TinyLanguageModel(tied=True), lm_head="head.weight")["embed.weight"] == "embedding"
+
+
+def test_embeddings_are_never_guessed_from_shapes() -> None:
+    model = nn.Sequential(nn.Linear(8, 50_000, bias=False), nn.Linear(50_000, 8, bias=False))
+    assert set(roles(model).values()) == {"matrix"}
+    assert roles(model, embeddings=["1.weight"]) == {"0.weight": "matrix", "1.weight": "embedding"}
+
+
+def test_head_by_name_and_no_head() -> None:
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5))
+    assert roles(model)["1.weight"] == "matrix"
+    assert roles(model, lm_head="1.weight")["1.weight"] == "lm_head"
+    assert roles(TinyLanguageModel(), lm_head=[])["head.weight"] == "matrix"
+
+
+def test_model_that_names_no_head() -> None:
+    class Encoder(nn.Module):
+        def __init__(self, error: bool) -> None:
+            super().__init__()
+            self.embed, self.error = nn.Embedding(5, 3), error
+
+        def get_output_embeddings(self) -> None:
+            if self.error:
+                raise NotImplementedError
+
+    for error in (False, True):
+        assert roles(Encoder(error)) == {"embed.weight": "embedding"}
+
+
+def test_wrapped_model() -> None:
+    class Wrapper(nn.Module):
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+    assert roles(Wrapper(TinyLanguageModel())) == {f"module.{name}": role for name, role in EXPECTED.items()}
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = TinyLanguageModel()
+    model.embed.requires_grad_(False)
+    model.up.bias.requires_grad_(False)
+    assert set(EXPECTED) - set(roles(model)) == {"embed.weight", "up.bias"}
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter with requires_grad=True"):
+        routing.route(model)
+
+
+def test_more_dimensions_are_matrices_and_scalars_are_vectors() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.Parameter(torch.zeros(2, 3, 4))
+            self.gain = nn.Parameter(torch.zeros(()))
+
+    assert roles(Odd()) == {"experts": "matrix", "gain": "vector"}
+
+
+def test_named_parameters() -> None:
+    model = TinyLanguageModel()
+    found = roles(model.named_parameters(), embeddings=["embed.weight"], lm_head="head.weight")
+    assert found == EXPECTED
+    found = roles(model.named_parameters(), embeddings=[])
+    assert found["embed.weight"] == found["head.weight"] == "matrix"
+
+
+def test_errors_say_what_to_do() -> None:
+    model = TinyLanguageModel()
+    with pytest.raises(ValueError, match=r"embeddings: .*embeddings=\[\] if there are none"):
+        routing.route(model.named_parameters())
+    with pytest.raises(ValueError, match=r"bare parameters have no names.*model\.named_parameters"):
+        routing.route(model.parameters())
+    with pytest.raises(
+        ValueError, match=r"embeddings: there is no parameter named 'embd.weight'; .*'embed.weight'"
+    ):
+        routing.route(model, embeddings="embd.weight")
+    with pytest.raises(ValueError, match=r"lm_head: there is no parameter named 'zzz'$"):
+        routing.route(model, lm_head=["zzz"])
+    with pytest.raises(ValueError, match=r"the name 'a' occurs twice"):
+        routing.route([("a", torch.zeros(2)), ("a", torch.zeros(2))], embeddings=[])
+    with pytest.raises(TypeError, match=r"got int"):
+        routing.route(3)
+    with pytest.raises(TypeError, match=r"got an item 3"):
+        routing.route([("a", torch.zeros(2)), 3], embeddings=[])
+    with pytest.raises(TypeError, match=r"got Parameter"):
+        routing.route(nn.Parameter(torch.zeros(2, 2)))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_hugging_face_llama(tied: bool) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        tie_word_embeddings=tied,
+    )  # fmt: skip
+    found = roles(transformers.LlamaForCausalLM(config))
+    assert found.pop("model.embed_tokens.weight") == "embedding"
+    assert found.pop("lm_head.weight", None) == (None if tied else "lm_head")
+    for name, role in found.items():
+        assert role == ("vector" if "norm" in name else "matrix"), name
