@@ -64,7 +64,8 @@ def explain(error: Exception, folder: Path, torch_version: str) -> str:
     text = str(error)
     head = "sage_ext's compiled module cannot be used: "
     if isinstance(error, ModuleNotFoundError) and error.name == MODULE:
-        others = sorted(path.name for path in folder.glob("_C*") if path.suffix in (".so", ".pyd", ".dylib"))
+        built = (path.name for path in folder.glob("_C*") if path.suffix in (".so", ".pyd", ".dylib"))
+        others = sorted(set(built) - {f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES})
         if others:
             wanted = f"_C{importlib.machinery.EXTENSION_SUFFIXES[0]}"
             return (

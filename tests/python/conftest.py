@@ -47,7 +47,7 @@ def threads() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``gpu`` run wherever there is one, and are the only ones that may be skipped."""
+    """Tests marked ``gpu`` run wherever there is one."""
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

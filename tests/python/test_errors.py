@@ -83,26 +83,29 @@ def expanded() -> Tensor:
     return torch.ones(1, 4).expand(3, 4)
 
 
+# kind -> (how to make it, dtype in the message, cure in the message)
 UNUSABLE = {
-    "complex": (lambda: parameter(2, 2, dtype=torch.complex64), "complex64.*view_as_real"),
-    "integer": (lambda: torch.ones(2, 2, dtype=torch.int32), "int32.*floating"),
-    "float8": (lambda: torch.ones(2, 2).to(torch.float8_e4m3fn), "float8_e4m3fn.*floating"),
-    "sparse": (lambda: torch.ones(2, 2).to_sparse(), "sparse_coo.*to_dense"),
-    "expanded": (expanded, r"strides \(0, 1\).*contiguous"),
+    "complex": (lambda: parameter(2, 2, dtype=torch.complex64), "torch.complex64", "view_as_real"),
+    "integer": (lambda: torch.ones(2, 2, dtype=torch.int32), "torch.int32", "to a floating dtype"),
+    "float8": (
+        lambda: torch.ones(2, 2).to(torch.float8_e4m3fn),
+        "torch.float8_e4m3fn",
+        "to a floating dtype",
+    ),
+    "sparse": (lambda: torch.ones(2, 2).to_sparse(), "torch.float32", r"sparse_coo.*to_dense\(\)"),
+    "expanded": (expanded, "torch.float32", r"strides \(0, 1\).*\.contiguous\(\)"),
 }
 
 
 @pytest.mark.parametrize("kind", UNUSABLE)
 @pytest.mark.parametrize("optimizer_class", CLASSES)
 def test_parameters_that_cannot_be_optimised(optimizer_class: Any, kind: str, backend: str) -> None:
-    build, match = UNUSABLE[kind]
+    build, dtype, cure = UNUSABLE[kind]
     good = parameter(2, 2)
-    with pytest.raises(
-        ValueError, match=rf"^odd \(param 1 of group 0, shape .*cpu\): .*{match}|odd .*{match}"
-    ):
+    with pytest.raises(ValueError, match=rf"^odd \(param 1 of group 0, shape .*{dtype}, cpu\): .*{cure}"):
         optimizer_class([("good", good), ("odd", build())], backend=backend)
     optimizer = optimizer_class([good], backend=backend)
-    with pytest.raises(ValueError, match=r"^param 0 of group 1 \(shape \(.*, cpu\): "):
+    with pytest.raises(ValueError, match=rf"^param 0 of group 1 \(shape \(.*, {dtype}, cpu\): .*{cure}"):
         optimizer.add_param_group({"params": [build()]})
     assert len(optimizer.param_groups) == 1
 
@@ -110,7 +113,7 @@ def test_parameters_that_cannot_be_optimised(optimizer_class: Any, kind: str, ba
 def test_vectors_for_sinkgd(backend: str) -> None:
     for shape in ((), (3,)):
         with pytest.raises(
-            ValueError, match=r"bias \(param 0 of group 0.*two|2 or more dimensions.*SAGE, Lion or AdamW"
+            ValueError, match=r"bias \(param 0 of group 0.*2 or more dimensions.*SAGE, Lion or AdamW"
         ):
             FusedSinkGD([("bias", parameter(*shape))], backend=backend)
 
@@ -178,15 +181,19 @@ class TestGroups:
         first, new = parameter(2, 2), parameter(3)
         optimizer = FusedSAGE([("a", first)], backend=backend)
         before = optimizer.state_dict()
-        for group in (
-            {"params": [("b", new)], "betas": (2.0, 0.0)},
-            {"params": [("b", new), ("c", first)]},
-            {"params": [new]},
-            {"params": [("b", new), parameter(2)]},
-            {"params": [("b", new * 1.0)]},
-            {"params": [("b", new)], "rule": "lion"},
-        ):
-            with pytest.raises(ValueError, match=r"."):
+        refused = [
+            ({"params": [("b", new)], "betas": (2.0, 0.0)}, r"betas: got .* in param group 1"),
+            ({"params": [("b", new), ("c", first)]}, r"c \(param 1 of group 1.*same parameter as a \("),
+            ({"params": [new]}, r"with/without names"),
+            ({"params": [("b", new), parameter(2)]}, r"1 of 2 have a name in group 1"),
+            ({"params": [("b", new * 1.0)]}, r"non-leaf"),
+            (
+                {"params": [("b", new)], "rule": "lion"},
+                r"rule: got 'lion' in param group 1, expected one of 'sage'",
+            ),
+        ]
+        for group, match in refused:
+            with pytest.raises(ValueError, match=match):
                 optimizer.add_param_group(group)
             assert optimizer.state_dict() == before
         optimizer.add_param_group({"params": [("b", new)]})
@@ -239,19 +246,18 @@ class TestStepChangesNothing:
         bad.grad = torch.ones(4, 4).to_sparse()
         self.refuse(optimizer, r"bad \(param 1 of group 1")
 
-    def test_integer_gradient_dtype(self, backend: str) -> None:
-        optimizer, _, bad = self.pair(backend)
-        bad.grad = torch.ones(4, 4)
+    def test_parameter_converted_to_float64(self) -> None:
+        optimizer, _, bad = self.pair("native")
         bad.data = torch.ones(4, 4, dtype=torch.float64)
-        if backend == "native":
-            self.refuse(optimizer, r"bad \(param 1 of group 1")
+        bad.grad = torch.ones(4, 4, dtype=torch.float64)
+        self.refuse(optimizer, r"bad \(param 1 of group 1.*float64.*reference")
 
     def test_state_of_another_shape(self, backend: str) -> None:
         optimizer, _, bad = self.pair(backend)
         bad.grad = torch.ones(4, 4)
         optimizer.step()
         optimizer.state[bad]["exp_avg"] = torch.zeros(3)
-        self.refuse(optimizer, r"bad \(param 1 of group 1.*|exp_avg")
+        self.refuse(optimizer, r"bad \(param 1 of group 1")
 
     def test_parameter_replaced_by_another_shape(self, backend: str) -> None:
         optimizer, _, bad = self.pair(backend)

@@ -1,0 +1,123 @@
+"""GradScaler: gradients are unscaled on load, and a step with an infinity in it changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import models
+import pytest
+import support
+import torch
+from models import BUILDERS, NAMES, TinyLanguageModel
+
+Builder = Callable[..., Any]
+every_optimizer = pytest.mark.parametrize("build", BUILDERS, ids=NAMES)
+SCALE = 2.0**12
+
+
+def scaler() -> torch.amp.GradScaler:
+    return torch.amp.GradScaler("cpu", init_scale=SCALE, growth_interval=1000)
+
+
+def scaled_backward(
+    model: TinyLanguageModel, optimizer: Any, grad_scaler: torch.amp.GradScaler, seed: int
+) -> None:
+    optimizer.zero_grad()
+    grad_scaler.scale(models.loss_of(model, seed)).backward()
+
+
+@every_optimizer
+@pytest.mark.parametrize("unscale_first", [False, True])
+def test_same_as_without_scaling(build: Builder, backend: str, unscale_first: bool) -> None:
+    """A scale that is a power of two leaves no trace, whether the user or the kernel divides by it."""
+    ends = []
+    for use_scaler in (False, True):
+        torch.manual_seed(5)
+        model = TinyLanguageModel()
+        optimizer = build(model, backend=backend)
+        grad_scaler = scaler()
+        for seed in range(3):
+            if not use_scaler:
+                models.train(model, optimizer, [seed])
+                continue
+            scaled_backward(model, optimizer, grad_scaler, seed)
+            if unscale_first:
+                grad_scaler.unscale_(optimizer)
+            grad_scaler.step(optimizer)
+            grad_scaler.update()
+        ends.append(models.snapshot(optimizer))
+    support.assert_same_bits(*ends)
+
+
+@every_optimizer
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("is_first_step", [True, False])
+def test_overflow_changes_nothing(build: Builder, backend: str, value: float, is_first_step: bool) -> None:
+    model = TinyLanguageModel()
+    optimizer, grad_scaler = build(model, backend=backend), scaler()
+    if not is_first_step:
+        models.train(model, optimizer, [0])
+    scaled_backward(model, optimizer, grad_scaler, 1)
+    model.down.weight.grad[0, 0] = value
+    before = models.snapshot(optimizer)
+    grad_scaler.step(optimizer)
+    grad_scaler.update()
+    support.assert_same_bits(before, models.snapshot(optimizer))
+    assert grad_scaler.get_scale() == SCALE / 2
+    if is_first_step:
+        assert len(optimizer.state) == 0
+    scaled_backward(model, optimizer, grad_scaler, 2)
+    grad_scaler.step(optimizer)
+    assert not torch.equal(before[0], models.snapshot(optimizer)[0])
+
+
+def test_gradients_are_not_written(backend: str) -> None:
+    model = TinyLanguageModel()
+    optimizer, grad_scaler = models.sage(model, backend=backend), scaler()
+    scaled_backward(model, optimizer, grad_scaler, 0)
+    before = [param.grad.clone() for param in model.parameters()]
+    grad_scaler.step(optimizer)
+    support.assert_same_bits(before, [param.grad for param in model.parameters()])
+
+
+def test_scaler_leaves_nothing_behind(backend: str) -> None:
+    model = TinyLanguageModel()
+    optimizer, grad_scaler = models.lion(model, backend=backend), scaler()
+    scaled_backward(model, optimizer, grad_scaler, 0)
+    grad_scaler.step(optimizer)
+    assert not hasattr(optimizer, "grad_scale")
+    assert not hasattr(optimizer, "found_inf")
+
+
+def test_half_precision_model_with_half_precision_gradients(backend: str) -> None:
+    """fp16 gradients cannot be unscaled in place, but the kernels divide on load."""
+    model = TinyLanguageModel().half()
+    optimizer, grad_scaler = models.sage(model, backend=backend, state_dtype=torch.float32), scaler()
+    before = [param.detach().clone() for param in model.parameters()]
+    scaled_backward(model, optimizer, grad_scaler, 0)
+    grad_scaler.step(optimizer)
+    assert all(param.isfinite().all() for param in model.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_no_gradients_at_all(backend: str) -> None:
+    """found_inf is then the number 0 instead of a tensor."""
+    optimizer = models.sage(TinyLanguageModel(), backend=backend)
+    optimizer.found_inf, optimizer.grad_scale = 0, torch.tensor(SCALE)
+    optimizer.step()
+    assert len(optimizer.state) == 0
+
+
+def test_autocast(backend: str) -> None:
+    model = TinyLanguageModel()
+    optimizer = models.hybrid("sage")(model, backend=backend)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = models.loss_of(model)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
