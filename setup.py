@@ -54,6 +54,7 @@ setup(
             extra_compile_args=[
                 "-std=c++20",
                 "-O3",
+                "-funroll-loops",
                 "-g0",
                 "-fopenmp",
                 "-fvisibility=hidden",

@@ -10,7 +10,6 @@ constexpr int64_t kMinWidth = 256;              // columns below which rows are 
 constexpr int64_t kColumnTile = 4096;           // fp32 sums of one tile stay in the first-level cache
 constexpr int64_t kReduceBlock = int64_t{1} << 16;  // elements of one block of a column reduction
 constexpr int64_t kMaxRowBlocks = 256;          // bounds the partial sums to 256 rows
-constexpr int64_t kSoloMatrix = int64_t{1} << 17;   // elements up to which a matrix is one block
 constexpr int64_t kSinkhornBlock = 49152;       // elements of one block of the row-and-column pass
 constexpr int64_t kSinkhornRows = 64;           // rows over which its partial sums are amortised
 
@@ -61,7 +60,7 @@ ColumnTiling tile_columns(int64_t rows, int64_t cols) {
 }
 
 RowBlocks plan_row_blocks(int64_t rows, int64_t cols) {
-  if (rows * cols <= kSoloMatrix) return {rows, rows * cols == 0 ? 0 : 1};
+  if (rows * cols == 0) return {0, 0};
   // A few wide rows still make about 16 blocks; the row groups of the kernels are 4 rows.
   const int64_t amortised = std::min(kSinkhornRows, ceil_div(rows, 16));
   const int64_t rows_per_block = round_up(std::max(ceil_div(kSinkhornBlock, cols), amortised), 4);

@@ -55,8 +55,8 @@ struct ColumnTiling {
 
 ColumnTiling tile_columns(int64_t rows, int64_t cols);
 
-// One matrix cut into blocks of rows for the row-and-column pass; `blocks` == 1 for a matrix that one thread
-// should keep to itself.
+// One matrix cut into blocks of rows for the row-and-column pass: the slots of its column sums. No blocks if it
+// is empty.
 struct RowBlocks {
   int64_t rows_per_block;
   int64_t blocks;

@@ -25,13 +25,12 @@ SAGE_EXT_HD uint32_t float_bits(float value) { return std::bit_cast<uint32_t>(va
 SAGE_EXT_HD float bits_float(uint32_t bits) { return std::bit_cast<float>(bits); }
 #endif
 
-SAGE_EXT_HD float to_float(float value) { return value; }
+// 16 bits in the low half of a 32-bit lane, to fp32 and back.
+SAGE_EXT_HD float bfloat16_to_float(uint32_t bits) { return bits_float(bits << 16); }
 
-SAGE_EXT_HD float to_float(BFloat16 value) { return bits_float(uint32_t{value.bits} << 16); }
-
-SAGE_EXT_HD float to_float(Half value) {
-  const uint32_t sign = (uint32_t{value.bits} & 0x8000u) << 16;
-  const uint32_t magnitude = value.bits & 0x7fffu;
+SAGE_EXT_HD float half_to_float(uint32_t bits) {
+  const uint32_t sign = (bits & 0x8000u) << 16;
+  const uint32_t magnitude = bits & 0x7fffu;
   const uint32_t shifted = magnitude << 13;
   // Subnormals go through an integer conversion: multiplying an fp32 subnormal costs a microcode assist.
   const uint32_t subnormal = float_bits(static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f);
@@ -41,6 +40,30 @@ SAGE_EXT_HD float to_float(Half value) {
   return bits_float(sign | (magnitude >= 0x7c00u ? non_finite : finite));
 }
 
+// Round to nearest, ties to even; a NaN becomes the quiet NaN 0x7fc0, as in PyTorch.
+SAGE_EXT_HD uint32_t float_to_bfloat16(float value) {
+  const uint32_t bits = float_bits(value);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded;
+}
+
+// Round to nearest, ties to even; at least 65520 in magnitude becomes infinity.
+SAGE_EXT_HD uint32_t float_to_half(float value) {
+  const uint32_t bits = float_bits(value);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  const uint32_t normal = (magnitude - (112u << 23) + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
+  // In [0.5, 1) the spacing of fp32 is 2^-24, the spacing of fp16's subnormals: one addition rounds.
+  const uint32_t subnormal = float_bits(bits_float(magnitude) + 0.5f) - float_bits(0.5f);
+  const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
+  const uint32_t clipped = magnitude >= 0x47800000u ? 0x7c00u : finite;
+  return sign | (magnitude > 0x7f800000u ? 0x7e00u : clipped);
+}
+
+SAGE_EXT_HD float to_float(float value) { return value; }
+SAGE_EXT_HD float to_float(BFloat16 value) { return bfloat16_to_float(value.bits); }
+SAGE_EXT_HD float to_float(Half value) { return half_to_float(value.bits); }
+
 template <typename T>
 struct FromFloat;
 
@@ -49,31 +72,14 @@ struct FromFloat<float> {
   static SAGE_EXT_HD float convert(float value) { return value; }
 };
 
-// Round to nearest, ties to even; a NaN becomes the quiet NaN 0x7fc0, as in PyTorch.
 template <>
 struct FromFloat<BFloat16> {
-  static SAGE_EXT_HD BFloat16 convert(float value) {
-    const uint32_t bits = float_bits(value);
-    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
-    return BFloat16{static_cast<uint16_t>(is_nan ? 0x7fc0u : rounded)};
-  }
+  static SAGE_EXT_HD BFloat16 convert(float value) { return {static_cast<uint16_t>(float_to_bfloat16(value))}; }
 };
 
-// Round to nearest, ties to even; at least 65520 in magnitude becomes infinity.
 template <>
 struct FromFloat<Half> {
-  static SAGE_EXT_HD Half convert(float value) {
-    const uint32_t bits = float_bits(value);
-    const uint32_t sign = (bits >> 16) & 0x8000u;
-    const uint32_t magnitude = bits & 0x7fffffffu;
-    const uint32_t normal = (magnitude - (112u << 23) + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
-    // In [0.5, 1) the spacing of fp32 is 2^-24, the spacing of fp16's subnormals: one addition rounds.
-    const uint32_t subnormal = float_bits(bits_float(magnitude) + 0.5f) - float_bits(0.5f);
-    const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
-    const uint32_t clipped = magnitude >= 0x47800000u ? 0x7c00u : finite;
-    return Half{static_cast<uint16_t>(sign | (magnitude > 0x7f800000u ? 0x7e00u : clipped))};
-  }
+  static SAGE_EXT_HD Half convert(float value) { return {static_cast<uint16_t>(float_to_half(value))}; }
 };
 
 template <typename T>

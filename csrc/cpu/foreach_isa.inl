@@ -5,14 +5,26 @@
 // NOTE: [no weak symbols] Kernel files define functions with internal linkage only (they stand in an unnamed
 // namespace), and call nothing out of line but libm. An inline function with external linkage that was emitted
 // for AVX-512 could be the copy that the linker keeps for everyone.
+#include "cpu/elements.h"
 #include "cpu/foreach_isa_config.h"
 
+// Whether a fused multiply-add is one instruction. (__FMA__ does not tell: GCC 12 leaves it as the command line
+// set it, whatever `#pragma GCC target` says.)
+#if defined(__FMA__) || defined(__aarch64__)
+#define SAGE_EXT_ISA_FMA 1
+#else
+#define SAGE_EXT_ISA_FMA 0
+#endif
+
 namespace sage_ext::cpu::baseline {
+#include "cpu/elements.inl"
 #include SAGE_EXT_ISA_SOURCE
 }
 
 #if SAGE_EXT_X86_ISAS
 
+#undef SAGE_EXT_ISA_FMA
+#define SAGE_EXT_ISA_FMA 1
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
@@ -20,6 +32,7 @@ namespace sage_ext::cpu::baseline {
 #pragma GCC target("avx2,fma,prefer-vector-width=256")
 #endif
 namespace sage_ext::cpu::avx2 {
+#include "cpu/elements.inl"
 #include SAGE_EXT_ISA_SOURCE
 }
 #if defined(__clang__)
@@ -31,6 +44,7 @@ namespace sage_ext::cpu::avx2 {
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
 #endif
 namespace sage_ext::cpu::avx512 {
+#include "cpu/elements.inl"
 #include SAGE_EXT_ISA_SOURCE
 }
 #if defined(__clang__)
@@ -56,4 +70,5 @@ namespace sage_ext::cpu::avx512 {
 #define SAGE_EXT_FOR_ACTIVE_ISA(call) baseline::call
 #endif
 
+#undef SAGE_EXT_ISA_FMA
 #undef SAGE_EXT_ISA_SOURCE

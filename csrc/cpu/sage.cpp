@@ -15,8 +15,17 @@ constexpr int64_t kMaxTile = 4096;       // columns of one tile of a reduction
 constexpr int64_t kRowsPerFlush = 128;   // fp32 additions in a row before the sum moves on to fp64
 constexpr int64_t kTaskElements = int64_t{1} << 15;
 
+using Squares = SageStep::Squares;
+
+// Some columns of one tensor: the average S, and the buffer that holds the sums of |g|, then s, then lr * H.
+struct SageColumns {
+  float* s_range;
+  float* buffer;
+  int64_t count;
+};
+
 using SageSumAbs = void (*)(const void* grad, const ColumnTiling&, int64_t row_begin, int64_t row_end,
-                            int64_t col_begin, int64_t col_end, float grad_factor, float* out);
+                            int64_t col_begin, int64_t col_end, float* out);
 using SageChunk = void (*)(const SageTensor&, int64_t width, int64_t begin, int64_t end, float grad_factor,
                            const float* step_of_column, const LionCoefficients&);
 
@@ -67,7 +76,6 @@ void SageStep::run(int threads) {
 }
 
 void SageStep::sum_columns(int threads) {
-  const auto grad_factor = static_cast<float>(options_.grad_factor);
   parallel_tasks(reduce_plan_.num_tasks(), threads, [&](int64_t task) {
     for (const Chunk& chunk : reduce_plan_.task(task)) {
       const auto i = static_cast<size_t>(chunk.tensor);
@@ -77,7 +85,7 @@ void SageStep::sum_columns(int threads) {
       const int64_t row_begin = block * t.rows_per_block;
       SAGE_EXT_FOR_ACTIVE_ISA(select_sum_abs(tensors_[i].grad_dtype))
       (tensors_[i].grad, t, row_begin, std::min(row_begin + t.rows_per_block, t.panel_rows), col_begin,
-       std::min(col_begin + t.tile_cols, t.width), grad_factor, sums(i) + block * t.width);
+       std::min(col_begin + t.tile_cols, t.width), sums(i) + block * t.width);
     }
   });
 }
@@ -89,7 +97,6 @@ void SageStep::average(int threads) {
       const SageTensor& tensor = tensors_[i];
       const ColumnTiling& t = layouts_[i].tiling;
       float* const sums_of_tensor = sums(i);
-      const double inv_rows = 1.0 / static_cast<double>(tensor.rows);
       double totals[kMaxTile];
       const int64_t count = chunk.end - chunk.begin;
       std::fill_n(totals, count, 0.0);
@@ -98,17 +105,9 @@ void SageStep::average(int threads) {
         const float* const part = sums_of_tensor + slot * tensor.cols + chunk.begin;
         for (int64_t j = 0; j < count; ++j) totals[j] += static_cast<double>(part[j]);
       }
-      Squares squares{0.0, 0.0};
-      for (int64_t j = 0; j < count; ++j) {
-        const int64_t column = chunk.begin + j;
-        const double s = totals[j] * inv_rows;
-        const double average = sage_ema(static_cast<double>(tensor.s_range[column]), s, options_.beta2);
-        const double s_hat = average / tensor.bias_correction;
-        tensor.s_range[column] = static_cast<float>(average);
-        sums_of_tensor[column] = static_cast<float>(s);
-        squares.s += s * s;
-        squares.s_hat += s_hat * s_hat;
-      }
+      const SageColumns columns{tensor.s_range + chunk.begin, sums_of_tensor + chunk.begin, count};
+      const Squares squares = SAGE_EXT_FOR_ACTIVE_ISA(average_columns(
+          columns, totals, std::abs(options_.grad_factor) / static_cast<double>(tensor.rows), options_.beta2, tensor.bias_correction));
       squares_[static_cast<size_t>(layouts_[i].squares_begin + chunk.begin / kMaxTile)] = squares;
     }
   });
@@ -130,12 +129,16 @@ void SageStep::compute_steps(int threads) {
     for (const Chunk& chunk : column_plan_.task(task)) {
       const auto i = static_cast<size_t>(chunk.tensor);
       const Layout& layout = layouts_[i];
-      const SageDamper damper{layout.rms_s, layout.rms_s_hat, tensors_[i].bias_correction, options_.eps,
-                              options_.instant_damper};
       float* const step = sums(i);
-      for (int64_t j = chunk.begin; j < chunk.end; ++j) {
-        const double h = sage_damper(static_cast<double>(tensors_[i].s_range[j]), static_cast<double>(step[j]), damper);
-        step[j] = static_cast<float>(options_.lr * h);
+      const SageDamper damper{static_cast<float>(layout.rms_s), static_cast<float>(layout.rms_s_hat),
+                              static_cast<float>(1.0 / tensors_[i].bias_correction),
+                              static_cast<float>(options_.eps)};
+      const SageColumns columns{tensors_[i].s_range + chunk.begin, step + chunk.begin, chunk.end - chunk.begin};
+      const auto lr = static_cast<float>(options_.lr);
+      if (options_.instant_damper) {
+        SAGE_EXT_FOR_ACTIVE_ISA(step_columns<true>(columns, lr, damper));
+      } else {
+        SAGE_EXT_FOR_ACTIVE_ISA(step_columns<false>(columns, lr, damper));
       }
       // Narrow tensors are one chunk: repeat it for every row that a panel row holds.
       for (int64_t fold = 1; fold < layout.tiling.fold; ++fold) {

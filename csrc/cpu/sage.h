@@ -42,6 +42,11 @@ class SageStep {
   void compute_steps(int threads); // lr * H
   void update(int threads);        // W and exp_avg
 
+  // Sums over columns of s^2 and of (S / (1 - beta2^t))^2.
+  struct Squares {
+    double s, s_hat;
+  };
+
  private:
   struct Layout {
     ColumnTiling tiling;
@@ -49,10 +54,6 @@ class SageStep {
     int64_t squares_begin; // [tiles of the columns] in squares_
     double rms_s, rms_s_hat;
   };
-  struct Squares {
-    double s, s_hat;
-  };
-
   float* sums(size_t tensor) { return sums_.get() + layouts_[tensor].sums_begin; }
 
   std::vector<SageTensor> tensors_;

@@ -1,37 +1,90 @@
 namespace {
 
+// acc[j] += sum of |rows[k][j]| over four rows that are `stride` elements apart, for j in [0, count).
+template <typename G>
+void add_abs(const G* __restrict rows, int64_t stride, int64_t count, float* __restrict acc) {
+  const G* __restrict g1 = rows + stride;
+  const G* __restrict g2 = rows + 2 * stride;
+  const G* __restrict g3 = rows + 3 * stride;
+  int64_t done = 0;
+  if constexpr (is_16_bit<G>) {
+    const int64_t pairs = count / 2;
+#pragma omp simd
+    for (int64_t i = 0; i < pairs; ++i) {
+      acc[2 * i] += (fabsf(load_first(rows, i)) + fabsf(load_first(g1, i))) +
+                    (fabsf(load_first(g2, i)) + fabsf(load_first(g3, i)));
+      acc[2 * i + 1] += (fabsf(load_second(rows, i)) + fabsf(load_second(g1, i))) +
+                        (fabsf(load_second(g2, i)) + fabsf(load_second(g3, i)));
+    }
+    done = 2 * pairs;
+  }
+#pragma omp simd
+  for (int64_t j = done; j < count; ++j) {
+    acc[j] += (fabsf(to_float(rows[j])) + fabsf(to_float(g1[j]))) + (fabsf(to_float(g2[j])) + fabsf(to_float(g3[j])));
+  }
+}
+
 // Adds |g| over rows [row_begin, row_end) of the panel (rows of tiling.width elements, the last one possibly
 // partial) for columns [col_begin, col_end) and writes the sums to out[col_begin .. col_end).
 template <typename G>
 void sum_abs(const void* grad_data, const ColumnTiling& tiling, int64_t row_begin, int64_t row_end,
-             int64_t col_begin, int64_t col_end, float grad_factor, float* __restrict out) {
-  const G* grad = static_cast<const G*>(grad_data);
+             int64_t col_begin, int64_t col_end, float* __restrict out) {
+  const G* grad = static_cast<const G*>(grad_data) + col_begin;
   const int64_t count = col_end - col_begin;
+  const int64_t full_rows = tiling.numel / tiling.width;
   float sums[kMaxTile];
   double totals[kMaxTile];
-  bool flushed = false;
-  int64_t row = row_begin;
-  while (row < row_end) {
+  for (int64_t j = 0; j < count; ++j) totals[j] = 0.0;
+  for (int64_t row = row_begin; row < row_end;) {
     const int64_t group_end = row_end - row < kRowsPerFlush ? row_end : row + kRowsPerFlush;
-#pragma omp simd
     for (int64_t j = 0; j < count; ++j) sums[j] = 0.0f;
+    for (; row + 4 <= group_end && row + 4 <= full_rows; row += 4) {
+      add_abs(grad + row * tiling.width, tiling.width, count, sums);
+    }
     for (; row < group_end; ++row) {
-      const int64_t begin = row * tiling.width + col_begin;
-      const int64_t left = tiling.numel - begin;
-      const int64_t length = left < count ? left : count;
-      const G* __restrict g = grad + begin;
-#pragma omp simd
-      for (int64_t j = 0; j < length; ++j) sums[j] += fabsf(to_float(g[j]) * grad_factor);
+      const int64_t begin = row * tiling.width;
+      const int64_t left = tiling.numel - begin - col_begin;
+      for_elements(
+          left < count ? left : count, [&](int64_t j, float g) SAGE_EXT_ALWAYS_INLINE { sums[j] += fabsf(g); },
+          grad + begin);
     }
-    if (row == row_end && !flushed) {
 #pragma omp simd
-      for (int64_t j = 0; j < count; ++j) out[col_begin + j] = sums[j];
-      return;
-    }
-    for (int64_t j = 0; j < count; ++j) totals[j] = (flushed ? totals[j] : 0.0) + static_cast<double>(sums[j]);
-    flushed = true;
+    for (int64_t j = 0; j < count; ++j) totals[j] += static_cast<double>(sums[j]);
   }
+#pragma omp simd
   for (int64_t j = 0; j < count; ++j) out[col_begin + j] = static_cast<float>(totals[j]);
+}
+
+// The mean |g| (totals times mean_factor) and its exponential average for some columns; the means go into the
+// columns' buffer.
+Squares average_columns(const SageColumns& columns, const double* __restrict totals, double mean_factor, double beta2,
+                        double bias_correction) {
+  float* __restrict s_range = columns.s_range;
+  float* __restrict buffer = columns.buffer;
+  const double inv_correction = 1.0 / bias_correction;
+  double squares = 0.0;
+  double squares_hat = 0.0;
+#pragma omp simd reduction(+ : squares, squares_hat)
+  for (int64_t j = 0; j < columns.count; ++j) {
+    const double s = totals[j] * mean_factor;
+    const double average = sage_ema(static_cast<double>(s_range[j]), s, beta2);
+    const double s_hat = average * inv_correction;
+    s_range[j] = static_cast<float>(average);
+    buffer[j] = static_cast<float>(s);
+    squares += s * s;
+    squares_hat += s_hat * s_hat;
+  }
+  return {squares, squares_hat};
+}
+
+// lr * H for some columns, over the means in their buffer.
+template <bool kInstant>
+void step_columns(const SageColumns& columns, float lr, const SageDamper& damper) {
+  const float* __restrict s_range = columns.s_range;
+  float* __restrict buffer = columns.buffer;
+  const SageDamper k = damper;
+#pragma omp simd
+  for (int64_t j = 0; j < columns.count; ++j) buffer[j] = lr * sage_damper<kInstant>(s_range[j], buffer[j], k);
 }
 
 // W and exp_avg of elements [begin, end); step[j] is the step size of panel column j.
@@ -42,18 +95,13 @@ void sage_chunk(const SageTensor& tensor, int64_t width, int64_t begin, int64_t 
   int64_t column = begin % width;
   while (begin < end) {
     const int64_t length = end - begin < width - column ? end - begin : width - column;
-    W* __restrict param = static_cast<W*>(tensor.param) + begin;
-    const G* __restrict grad = static_cast<const G*>(tensor.grad) + begin;
-    M* __restrict exp_avg = static_cast<M*>(tensor.exp_avg) + begin;
-    const float* __restrict step = step_of_column + column;
-#pragma omp simd
-    for (int64_t i = 0; i < length; ++i) {
-      float w = to_float(param[i]);
-      float m = to_float(exp_avg[i]);
-      lion_update(w, m, to_float(grad[i]) * grad_factor, step[i], k);
-      param[i] = from_float<W>(w);
-      exp_avg[i] = from_float<M>(m);
-    }
+    const float* step = step_of_column + column;
+    update_elements(
+        length,
+        [=](int64_t i, float g, float& w, float& m)
+            SAGE_EXT_ALWAYS_INLINE { lion_update(w, m, g * grad_factor, step[i], k); },
+        static_cast<const G*>(tensor.grad) + begin, static_cast<W*>(tensor.param) + begin,
+        static_cast<M*>(tensor.exp_avg) + begin);
     begin += length;
     column = 0;
   }

@@ -3,18 +3,12 @@ namespace {
 template <typename W, typename G, typename M>
 void lion_chunk(const LionTensor& tensor, int64_t begin, int64_t end, float step, float grad_factor,
                 const LionCoefficients& coefficients) {
-  W* __restrict param = static_cast<W*>(tensor.param);
-  const G* __restrict grad = static_cast<const G*>(tensor.grad);
-  M* __restrict exp_avg = static_cast<M*>(tensor.exp_avg);
   const LionCoefficients k = coefficients;
-#pragma omp simd
-  for (int64_t i = begin; i < end; ++i) {
-    float w = to_float(param[i]);
-    float m = to_float(exp_avg[i]);
-    lion_update(w, m, to_float(grad[i]) * grad_factor, step, k);
-    param[i] = from_float<W>(w);
-    exp_avg[i] = from_float<M>(m);
-  }
+  update_elements(
+      end - begin,
+      [=](int64_t, float g, float& w, float& m) SAGE_EXT_ALWAYS_INLINE { lion_update(w, m, g * grad_factor, step, k); },
+      static_cast<const G*>(tensor.grad) + begin, static_cast<W*>(tensor.param) + begin,
+      static_cast<M*>(tensor.exp_avg) + begin);
 }
 
 LionChunk select_lion_chunk(const LionTensor& t) {

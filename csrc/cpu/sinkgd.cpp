@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 
 #include "core/math/sinkgd.h"
 #include "cpu/isa.h"
@@ -13,8 +14,9 @@ namespace sage_ext::cpu {
 
 namespace {
 
-constexpr int64_t kColumnGroup = 256;  // columns added up at a time
+constexpr int64_t kColumnGroup = 256;   // columns whose shares are added up at a time
 constexpr int64_t kColumnGrain = 16;   // columns are shared out in cache lines
+constexpr int64_t kSoloMatrix = int64_t{1} << 17;  // elements up to which a matrix is always one thread's
 constexpr int64_t kSoloTask = int64_t{1} << 15;  // elements of small matrices that make one task
 
 struct SinkGDKernels {
@@ -60,7 +62,24 @@ void reset_scales(const SinkGDStep::Work& work, const SinkGDOptions& options) {
   std::fill_n(work.col_scale, work.matrix.cols, 1.0f);
 }
 
-// Scratch of one wave or of one thread's matrix: doubles first, then floats.
+// Passes over the blocks [begin, end), every other one backwards: what a pass read last is what the cache still
+// has for the next. Each block has a slot of its own, so the direction does not change a sum.
+class Serpentine {
+ public:
+  Serpentine(int64_t begin, int64_t end) : begin_(begin), end_(end) {}
+
+  template <typename Body>
+  void run(Body&& body) {
+    for (int64_t k = begin_; k < end_; ++k) body(backwards_ ? end_ - 1 - (k - begin_) : k);
+    backwards_ = !backwards_;
+  }
+
+ private:
+  int64_t begin_, end_;
+  bool backwards_ = false;
+};
+
+// Scratch of one wave or of one thread's matrix.
 struct Scratch {
   std::unique_ptr<double[]> doubles;
   std::unique_ptr<float[]> floats;
@@ -71,45 +90,53 @@ struct Scratch {
 
 }  // namespace
 
-SinkGDStep::SinkGDStep(std::vector<SinkGDMatrix> matrices, const SinkGDOptions& options) : options_(options) {
-  for (const SinkGDMatrix& matrix : matrices) {
-    const int64_t blocks = plan_row_blocks(matrix.rows, matrix.cols).blocks;
-    if (blocks == 1) solo_.push_back(matrix);
-    if (blocks > 1) large_.push_back(matrix);
-  }
+SinkGDStep::SinkGDStep(std::vector<SinkGDMatrix> matrices, const SinkGDOptions& options)
+    : matrices_(std::move(matrices)), options_(options) {
+  std::erase_if(matrices_, [](const SinkGDMatrix& m) { return numel(m) == 0; });
 }
 
 void SinkGDStep::run(int threads) {
-  run_waves(threads);
-  run_solo(threads);
+  int64_t total = 0;
+  for (const SinkGDMatrix& matrix : matrices_) total += numel(matrix);
+  // With at least four such matrices a thread, the threads end at about the same time.
+  const int64_t solo_limit = std::max(kSoloMatrix, total / (4 * int64_t{threads}));
+  std::vector<SinkGDMatrix> solo;
+  std::vector<SinkGDMatrix> shared;
+  for (const SinkGDMatrix& matrix : matrices_) (numel(matrix) <= solo_limit ? solo : shared).push_back(matrix);
+  if (!shared.empty()) run_shared(shared, threads);
+  if (!solo.empty()) run_solo(std::move(solo), threads);
 }
 
-void SinkGDStep::run_solo(int threads) {
+void SinkGDStep::run_solo(std::vector<SinkGDMatrix> matrices, int threads) const {
+  // The largest first: what is left for the end is small.
+  std::stable_sort(matrices.begin(), matrices.end(),
+                   [](const SinkGDMatrix& a, const SinkGDMatrix& b) { return numel(a) > numel(b); });
   ChunkPlan plan;
-  int64_t max_rows = 0;
-  int64_t max_cols = 0;
-  for (size_t i = 0; i < solo_.size(); ++i) {
-    const auto index = static_cast<int64_t>(i);
-    plan.add({index, 0, solo_[i].rows}, numel(solo_[i]), kSoloTask);
-    max_rows = std::max(max_rows, solo_[i].rows);
-    max_cols = std::max(max_cols, solo_[i].cols);
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    plan.add({static_cast<int64_t>(i), 0, matrices[i].rows}, numel(matrices[i]), kSoloTask);
   }
   const double lr_alpha = options_.lr * options_.alpha;
   const auto decay = static_cast<float>(1.0 - options_.lr * options_.weight_decay);
   parallel_tasks(plan.num_tasks(), threads, [&](int64_t task) {
-    const Scratch scratch(max_rows, 2 * max_cols);
     for (const Chunk& chunk : plan.task(task)) {
-      const SinkGDMatrix& matrix = solo_[static_cast<size_t>(chunk.tensor)];
-      const Work work{matrix, {matrix.rows, 1}, scratch.doubles.get(), scratch.floats.get(),
+      const SinkGDMatrix& matrix = matrices[static_cast<size_t>(chunk.tensor)];
+      const RowBlocks blocks = plan_row_blocks(matrix.rows, matrix.cols);
+      const Scratch scratch(matrix.rows, matrix.cols * (1 + blocks.blocks));
+      const Work work{matrix, blocks, scratch.doubles.get(), scratch.floats.get(),
                       scratch.floats.get() + matrix.cols};
       const SinkGDKernels kernels = SAGE_EXT_FOR_ACTIVE_ISA(select_sinkgd_kernels(matrix));
       const Targets target = targets(matrix, options_);
       reset_scales(work, options_);
+      Serpentine pass(0, blocks.blocks);
       for (int i = 0; i < options_.iterations; ++i) {
-        kernels.rows(work, 0, matrix.rows, target.row, options_.eps, work.col_partial);
+        pass.run([&](int64_t block) {
+          kernels.rows(work, work.row_begin(block), work.row_end(block), target.row, options_.eps, work.partial(block));
+        });
         kernels.columns(work, 0, matrix.cols, target.col, options_.eps);
       }
-      kernels.update(work, 0, matrix.rows, lr_alpha, decay);
+      pass.run([&](int64_t block) {
+        kernels.update(work, work.row_begin(block), work.row_end(block), lr_alpha, decay);
+      });
     }
   });
 }
@@ -140,7 +167,11 @@ std::vector<Wave> plan_waves(std::span<const SinkGDMatrix> matrices, int threads
 // Lays the buffers of a wave's matrices out in `scratch`; with a null scratch it only counts.
 struct WaveLayout {
   std::vector<SinkGDStep::Work> works;
-  std::vector<Chunk> blocks;        // every row block of the wave: matrix in the wave, rows [begin, end)
+  struct Block {
+    size_t work;    // index in works
+    int64_t index;  // among that matrix's blocks
+  };
+  std::vector<Block> blocks;        // every row block of the wave
   std::vector<int64_t> block_work;  // running sum of the elements before each block, then the total
   int64_t num_doubles = 0;
   int64_t num_floats = 0;
@@ -159,11 +190,9 @@ struct WaveLayout {
       num_doubles += m.rows;
       num_floats += m.cols * (1 + plan.blocks);
       for (int64_t block = 0; block < plan.blocks; ++block) {
-        const int64_t begin = block * plan.rows_per_block;
-        const int64_t end = std::min(begin + plan.rows_per_block, m.rows);
-        blocks.push_back({static_cast<int64_t>(i - wave.begin), begin, end});
+        blocks.push_back({i - wave.begin, block});
         block_work.push_back(total);
-        total += (end - begin) * m.cols;
+        total += (work.row_end(block) - work.row_begin(block)) * m.cols;
       }
       works.push_back(work);
     }
@@ -171,73 +200,63 @@ struct WaveLayout {
   }
 
   // The first block of a member's share: the same blocks in every pass, so that they stay in its cache.
-  size_t share_begin(int member, int size) const {
+  int64_t share_begin(int member, int size) const {
+    if (member == size) return static_cast<int64_t>(blocks.size());
     const int64_t target = block_work.back() / size * member;
-    if (member == size) return blocks.size();
-    return static_cast<size_t>(std::lower_bound(block_work.begin(), block_work.end() - 1, target) - block_work.begin());
+    return std::lower_bound(block_work.begin(), block_work.end() - 1, target) - block_work.begin();
   }
 };
 
 }  // namespace
 
-void SinkGDStep::run_waves(int threads) {
-  if (large_.empty()) return;
-  const std::vector<Wave> waves = plan_waves(large_, threads);
+void SinkGDStep::run_shared(std::span<const SinkGDMatrix> matrices, int threads) const {
+  const std::vector<Wave> waves = plan_waves(matrices, threads);
   int64_t num_doubles = 0;
   int64_t num_floats = 0;
   for (const Wave wave : waves) {
-    const WaveLayout layout(large_, wave, nullptr);
+    const WaveLayout layout(matrices, wave, nullptr);
     num_doubles = std::max(num_doubles, layout.num_doubles);
     num_floats = std::max(num_floats, layout.num_floats);
   }
   const Scratch scratch(num_doubles, num_floats);
   std::vector<WaveLayout> layouts;
   layouts.reserve(waves.size());
-  for (const Wave wave : waves) layouts.emplace_back(large_, wave, &scratch);
+  for (const Wave wave : waves) layouts.emplace_back(matrices, wave, &scratch);
 
   const double lr_alpha = options_.lr * options_.alpha;
   const auto decay = static_cast<float>(1.0 - options_.lr * options_.weight_decay);
   parallel_team(threads, [&](const Team& team) {
     for (const WaveLayout& wave : layouts) {
-      const size_t first = wave.share_begin(team.rank, team.size);
-      const size_t last = wave.share_begin(team.rank + 1, team.size);
-      // Every other pass goes backwards: what a pass read last is what the cache still has for the next.
-      bool backwards = false;
+      // A member has the same blocks in every pass, so that they stay in its cache.
+      Serpentine pass(wave.share_begin(team.rank, team.size), wave.share_begin(team.rank + 1, team.size));
       const auto for_my_blocks = [&](auto&& body) {
-        for (size_t k = first; k < last; ++k) {
-          const size_t index = backwards ? last - 1 - (k - first) : k;
-          const Chunk& rows = wave.blocks[index];
-          body(wave.works[static_cast<size_t>(rows.tensor)], rows);
-        }
-        backwards = !backwards;
-      };
-      const auto for_my_columns = [&](auto&& body) {
-        for (const Work& work : wave.works) {
-          const int64_t begin = team.share_begin(work.matrix.cols, kColumnGrain, team.rank);
-          const int64_t end = team.share_begin(work.matrix.cols, kColumnGrain, team.rank + 1);
-          if (begin < end) body(work, begin, end);
-        }
+        pass.run([&](int64_t k) {
+          const WaveLayout::Block block = wave.blocks[static_cast<size_t>(k)];
+          const Work& work = wave.works[block.work];
+          body(work, SAGE_EXT_FOR_ACTIVE_ISA(select_sinkgd_kernels(work.matrix)), block.index);
+        });
       };
       if (team.rank == 0) {
         for (const Work& work : wave.works) reset_scales(work, options_);
       }
       team.barrier();
       for (int i = 0; i < options_.iterations; ++i) {
-        for_my_blocks([&](const Work& work, const Chunk& rows) {
-          float* partial = work.col_partial + rows.begin / work.blocks.rows_per_block * work.matrix.cols;
-          SAGE_EXT_FOR_ACTIVE_ISA(select_sinkgd_kernels(work.matrix))
-              .rows(work, rows.begin, rows.end, targets(work.matrix, options_).row, options_.eps, partial);
+        for_my_blocks([&](const Work& work, const SinkGDKernels& kernels, int64_t block) {
+          kernels.rows(work, work.row_begin(block), work.row_end(block), targets(work.matrix, options_).row,
+                       options_.eps, work.partial(block));
         });
         team.barrier();
-        for_my_columns([&](const Work& work, int64_t begin, int64_t end) {
+        for (const Work& work : wave.works) {
+          const int64_t begin = team.share_begin(work.matrix.cols, kColumnGrain, team.rank);
+          const int64_t end = team.share_begin(work.matrix.cols, kColumnGrain, team.rank + 1);
+          if (begin == end) continue;
           SAGE_EXT_FOR_ACTIVE_ISA(select_sinkgd_kernels(work.matrix))
               .columns(work, begin, end, targets(work.matrix, options_).col, options_.eps);
-        });
+        }
         team.barrier();
       }
-      for_my_blocks([&](const Work& work, const Chunk& rows) {
-        SAGE_EXT_FOR_ACTIVE_ISA(select_sinkgd_kernels(work.matrix))
-            .update(work, rows.begin, rows.end, lr_alpha, decay);
+      for_my_blocks([&](const Work& work, const SinkGDKernels& kernels, int64_t block) {
+        kernels.update(work, work.row_begin(block), work.row_end(block), lr_alpha, decay);
       });
       team.barrier();
     }

@@ -1,7 +1,7 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <vector>
 
@@ -28,10 +28,11 @@ struct SinkGDOptions {
 
 // One SinkGD step over all matrices. The gradient is read once an iteration and never written.
 //
-// A small matrix is one thread's from the first iteration to the update, so it stays in that core's cache.
-// Larger ones are cut into blocks of rows and go in waves: as many matrices at a time as the threads' caches
-// hold, all iterations and the update of one wave before the next. Blocks, and with them the order of every
-// sum, depend on the shape only; waves and threads decide who does what when.
+// Where there are several matrices a thread, each one is a single thread's from the first iteration to the
+// update: no thread waits for another, and the gradient stays in that core's cache if it fits. Matrices that are
+// too large a share of the whole for that are cut into blocks of rows and go in waves: as many at a time as the
+// threads' caches hold, all iterations and the update of one wave before the next. Blocks, and with them the
+// order of every sum, depend on the shape only; waves and threads decide who does what when.
 class SinkGDStep {
  public:
   SinkGDStep(std::vector<SinkGDMatrix> matrices, const SinkGDOptions& options);
@@ -45,14 +46,17 @@ class SinkGDStep {
     double* row_scale;   // [rows]
     float* col_scale;    // [cols]
     float* col_partial;  // [blocks, cols]: each block's share of the column sums of squares
+
+    int64_t row_begin(int64_t block) const { return block * blocks.rows_per_block; }
+    int64_t row_end(int64_t block) const { return std::min(row_begin(block + 1), matrix.rows); }
+    float* partial(int64_t block) const { return col_partial + block * matrix.cols; }
   };
 
  private:
-  void run_solo(int threads);
-  void run_waves(int threads);
+  void run_solo(std::vector<SinkGDMatrix> matrices, int threads) const;
+  void run_shared(std::span<const SinkGDMatrix> matrices, int threads) const;
 
-  std::vector<SinkGDMatrix> solo_;
-  std::vector<SinkGDMatrix> large_;
+  std::vector<SinkGDMatrix> matrices_;
   SinkGDOptions options_;
 };
 

@@ -1,11 +1,11 @@
 namespace {
 
-// Where the target has it, a fused multiply-add (one rounding); a libm call would be slow elsewhere.
-inline __attribute__((always_inline)) float multiply_add(float a, float b, float c) {
-#ifdef __FMA__
-  return __builtin_fmaf(a, b, c);
+// sum + x^2, with one rounding where the target has it; a libm call would be slow elsewhere.
+inline __attribute__((always_inline)) float add_square(float sum, float x) {
+#if SAGE_EXT_ISA_FMA
+  return __builtin_fmaf(x, x, sum);
 #else
-  return a * b + c;
+  return sum + x * x;
 #endif
 }
 
@@ -21,116 +21,113 @@ double exact_row_sum(const G* __restrict g, const float* __restrict col_scale, i
   return sum;
 }
 
-// Kernels for groups of `kRows` rows: each vector of column scales and of column sums is loaded once a group,
-// and the rows' sums are independent chains of additions.
-template <typename G, int kRows>
-struct RowGroup {
-  static void sums(const G* const* rows, const float* __restrict col_scale, int64_t cols, float* out);
-  static void add_columns(const G* const* rows, const float* scale, int64_t cols, float* __restrict acc);
+// Both halves of the pass take rows in groups of four: a vector of column scales or of column sums is loaded
+// once for four rows, and the rows' sums are independent chains of additions.
+template <typename G>
+struct FourRows {
+  const G* row[4];
 };
 
+// out[k] = sum over j in [0, count) of (row[k][j] * col_scale[j])^2.
 template <typename G>
-struct RowGroup<G, 4> {
-  static void sums(const G* const* rows, const float* __restrict col_scale, int64_t cols, float* out) {
-    const G* __restrict g0 = rows[0];
-    const G* __restrict g1 = rows[1];
-    const G* __restrict g2 = rows[2];
-    const G* __restrict g3 = rows[3];
-    float s0 = 0.0f, s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;
+void sum_rows(const FourRows<G>& rows, const float* __restrict col_scale, int64_t count, float* out) {
+  const G* __restrict g0 = rows.row[0];
+  const G* __restrict g1 = rows.row[1];
+  const G* __restrict g2 = rows.row[2];
+  const G* __restrict g3 = rows.row[3];
+  float s0 = 0.0f, s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;
+  int64_t done = 0;
+  if constexpr (is_16_bit<G>) {
+    float t0 = 0.0f, t1 = 0.0f, t2 = 0.0f, t3 = 0.0f;
+    const int64_t pairs = count / 2;
+#pragma omp simd reduction(+ : s0, s1, s2, s3, t0, t1, t2, t3)
+    for (int64_t i = 0; i < pairs; ++i) {
+      const float c = load_first(col_scale, i);
+      const float d = load_second(col_scale, i);
+      s0 = add_square(s0, load_first(g0, i) * c);
+      s1 = add_square(s1, load_first(g1, i) * c);
+      s2 = add_square(s2, load_first(g2, i) * c);
+      s3 = add_square(s3, load_first(g3, i) * c);
+      t0 = add_square(t0, load_second(g0, i) * d);
+      t1 = add_square(t1, load_second(g1, i) * d);
+      t2 = add_square(t2, load_second(g2, i) * d);
+      t3 = add_square(t3, load_second(g3, i) * d);
+    }
+    s0 += t0;
+    s1 += t1;
+    s2 += t2;
+    s3 += t3;
+    done = 2 * pairs;
+  }
 #pragma omp simd reduction(+ : s0, s1, s2, s3)
-    for (int64_t j = 0; j < cols; ++j) {
-      const float c = col_scale[j];
-      const float x0 = to_float(g0[j]) * c;
-      const float x1 = to_float(g1[j]) * c;
-      const float x2 = to_float(g2[j]) * c;
-      const float x3 = to_float(g3[j]) * c;
-      s0 = multiply_add(x0, x0, s0);
-      s1 = multiply_add(x1, x1, s1);
-      s2 = multiply_add(x2, x2, s2);
-      s3 = multiply_add(x3, x3, s3);
-    }
-    out[0] = s0;
-    out[1] = s1;
-    out[2] = s2;
-    out[3] = s3;
+  for (int64_t j = done; j < count; ++j) {
+    s0 = add_square(s0, to_float(g0[j]) * col_scale[j]);
+    s1 = add_square(s1, to_float(g1[j]) * col_scale[j]);
+    s2 = add_square(s2, to_float(g2[j]) * col_scale[j]);
+    s3 = add_square(s3, to_float(g3[j]) * col_scale[j]);
   }
-
-  static void add_columns(const G* const* rows, const float* scale, int64_t cols, float* __restrict acc) {
-    const G* __restrict g0 = rows[0];
-    const G* __restrict g1 = rows[1];
-    const G* __restrict g2 = rows[2];
-    const G* __restrict g3 = rows[3];
-    const float r0 = scale[0], r1 = scale[1], r2 = scale[2], r3 = scale[3];
-#pragma omp simd
-    for (int64_t j = 0; j < cols; ++j) {
-      const float x0 = to_float(g0[j]) * r0;
-      const float x1 = to_float(g1[j]) * r1;
-      const float x2 = to_float(g2[j]) * r2;
-      const float x3 = to_float(g3[j]) * r3;
-      const float low = multiply_add(x1, x1, x0 * x0);
-      const float high = multiply_add(x3, x3, x2 * x2);
-      acc[j] += low + high;
-    }
-  }
-};
-
-template <typename G>
-struct RowGroup<G, 1> {
-  static void sums(const G* const* rows, const float* __restrict col_scale, int64_t cols, float* out) {
-    const G* __restrict g = rows[0];
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < cols; ++j) {
-      const float x = to_float(g[j]) * col_scale[j];
-      sum = multiply_add(x, x, sum);
-    }
-    out[0] = sum;
-  }
-
-  static void add_columns(const G* const* rows, const float* scale, int64_t cols, float* __restrict acc) {
-    const G* __restrict g = rows[0];
-    const float r = scale[0];
-#pragma omp simd
-    for (int64_t j = 0; j < cols; ++j) {
-      const float x = to_float(g[j]) * r;
-      acc[j] = multiply_add(x, x, acc[j]);
-    }
-  }
-};
-
-// Row norms of one group, the new row scales, and the group's share of the column sums while its rows are
-// still in the cache.
-template <typename G, int kRows>
-void row_group(const G* grad, int64_t cols, const float* col_scale, double target, double eps, double* row_scale,
-               float* acc) {
-  const G* rows[kRows];
-  for (int k = 0; k < kRows; ++k) rows[k] = grad + k * cols;
-  float sums[kRows];
-  float scale[kRows];
-  RowGroup<G, kRows>::sums(rows, col_scale, cols, sums);
-  for (int k = 0; k < kRows; ++k) {
-    const double sum =
-        sinkgd_sum_is_safe(sums[k]) ? static_cast<double>(sums[k]) : exact_row_sum(rows[k], col_scale, cols);
-    row_scale[k] = sinkgd_rescale(row_scale[k], sum, target, eps);
-    scale[k] = static_cast<float>(row_scale[k]);
-  }
-  RowGroup<G, kRows>::add_columns(rows, scale, cols, acc);
+  out[0] = s0;
+  out[1] = s1;
+  out[2] = s2;
+  out[3] = s3;
 }
 
-// The row half of an iteration for rows [row_begin, row_end); `partial` [cols] receives these rows' share of
-// the column sums of squares.
+// sum + x0^2 + x1^2 + x2^2 + x3^2
+inline __attribute__((always_inline)) float add_squares(float sum, float x0, float x1, float x2, float x3) {
+  return add_square(add_square(add_square(add_square(sum, x0), x1), x2), x3);
+}
+
+// acc[j] += sum over k of (row[k][j] * scale[k])^2 for j in [0, count).
+template <typename G>
+void add_columns(const FourRows<G>& rows, const float* scale, int64_t count, float* __restrict acc) {
+  const G* __restrict g0 = rows.row[0];
+  const G* __restrict g1 = rows.row[1];
+  const G* __restrict g2 = rows.row[2];
+  const G* __restrict g3 = rows.row[3];
+  const float r0 = scale[0], r1 = scale[1], r2 = scale[2], r3 = scale[3];
+  int64_t done = 0;
+  if constexpr (is_16_bit<G>) {
+    const int64_t pairs = count / 2;
+#pragma omp simd
+    for (int64_t i = 0; i < pairs; ++i) {
+      acc[2 * i] = add_squares(acc[2 * i], load_first(g0, i) * r0, load_first(g1, i) * r1,
+                               load_first(g2, i) * r2, load_first(g3, i) * r3);
+      acc[2 * i + 1] = add_squares(acc[2 * i + 1], load_second(g0, i) * r0, load_second(g1, i) * r1,
+                                   load_second(g2, i) * r2, load_second(g3, i) * r3);
+    }
+    done = 2 * pairs;
+  }
+#pragma omp simd
+  for (int64_t j = done; j < count; ++j) {
+    acc[j] = add_squares(acc[j], to_float(g0[j]) * r0, to_float(g1[j]) * r1, to_float(g2[j]) * r2,
+                         to_float(g3[j]) * r3);
+  }
+}
+
+// The row half of an iteration for rows [row_begin, row_end): new row scales, and in `partial` [cols] these
+// rows' share of the column sums of squares, taken while the rows are still in the cache.
 template <typename G>
 void sinkgd_rows(const SinkGDStep::Work& work, int64_t row_begin, int64_t row_end, double target, double eps,
                  float* partial) {
   const int64_t cols = work.matrix.cols;
-  const G* grad = static_cast<const G*>(work.matrix.grad);
   for (int64_t j = 0; j < cols; ++j) partial[j] = 0.0f;
-  int64_t row = row_begin;
-  for (; row + 4 <= row_end; row += 4) {
-    row_group<G, 4>(grad + row * cols, cols, work.col_scale, target, eps, work.row_scale + row, partial);
-  }
-  for (; row < row_end; ++row) {
-    row_group<G, 1>(grad + row * cols, cols, work.col_scale, target, eps, work.row_scale + row, partial);
+  for (int64_t row = row_begin; row < row_end; row += 4) {
+    const G* first = static_cast<const G*>(work.matrix.grad) + row * cols;
+    const int64_t count = row_end - row < 4 ? row_end - row : 4;
+    FourRows<G> rows;
+    // A group that is not full repeats its last row, with scale 0.
+    for (int64_t k = 0; k < 4; ++k) rows.row[k] = first + (k < count ? k : count - 1) * cols;
+    float sums[4];
+    sum_rows(rows, work.col_scale, cols, sums);
+    float scale[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    for (int64_t k = 0; k < count; ++k) {
+      const double sum = sinkgd_sum_is_safe(static_cast<double>(sums[k]))
+                             ? static_cast<double>(sums[k])
+                             : exact_row_sum(rows.row[k], work.col_scale, cols);
+      work.row_scale[row + k] = sinkgd_rescale(work.row_scale[row + k], sum, target, eps);
+      scale[k] = static_cast<float>(work.row_scale[row + k]);
+    }
+    add_columns(rows, scale, cols, partial);
   }
 }
 
@@ -154,18 +151,16 @@ void sinkgd_columns(const SinkGDStep::Work& work, int64_t col_begin, int64_t col
     for (int64_t j = 0; j < count; ++j) {
       // A column known to be zero needs no second look, and a NaN is one in any precision.
       const bool is_nan = sums[j] != sums[j];
-      if (!sinkgd_sum_is_safe(static_cast<float>(sums[j])) && !is_nan && scale[j] != 0.0f) unsafe[num_unsafe++] = j;
+      if (!sinkgd_sum_is_safe(sums[j]) && !is_nan && scale[j] != 0.0f) unsafe[num_unsafe++] = j;
     }
-    if (num_unsafe > 0) {
-      for (int64_t k = 0; k < num_unsafe; ++k) sums[unsafe[k]] = 0.0;
-      for (int64_t row = 0; row < work.matrix.rows; ++row) {
-        const double r = work.row_scale[row];
-        if (r == 0.0) continue;
-        const G* g = grad + row * cols + begin;
-        for (int64_t k = 0; k < num_unsafe; ++k) {
-          const double x = static_cast<double>(to_float(g[unsafe[k]])) * r;
-          sums[unsafe[k]] += x * x;
-        }
+    for (int64_t k = 0; k < num_unsafe; ++k) sums[unsafe[k]] = 0.0;
+    for (int64_t row = 0; num_unsafe > 0 && row < work.matrix.rows; ++row) {
+      const double r = work.row_scale[row];
+      if (r == 0.0) continue;
+      const G* g = grad + row * cols + begin;
+      for (int64_t k = 0; k < num_unsafe; ++k) {
+        const double x = static_cast<double>(to_float(g[unsafe[k]])) * r;
+        sums[unsafe[k]] += x * x;
       }
     }
     for (int64_t j = 0; j < count; ++j) {
@@ -178,15 +173,14 @@ template <typename W, typename G>
 void sinkgd_update_rows(const SinkGDStep::Work& work, int64_t row_begin, int64_t row_end, double lr_alpha,
                         float decay) {
   const int64_t cols = work.matrix.cols;
-  const float* __restrict col_scale = work.col_scale;
+  const float* col_scale = work.col_scale;
   for (int64_t row = row_begin; row < row_end; ++row) {
     const auto step = static_cast<float>(lr_alpha * work.row_scale[row]);
-    W* __restrict param = static_cast<W*>(work.matrix.param) + row * cols;
-    const G* __restrict grad = static_cast<const G*>(work.matrix.grad) + row * cols;
-#pragma omp simd
-    for (int64_t j = 0; j < cols; ++j) {
-      param[j] = from_float<W>(sinkgd_update(to_float(param[j]), to_float(grad[j]), step, col_scale[j], decay));
-    }
+    update_elements(
+        cols,
+        [=](int64_t j, float g, float& w)
+            SAGE_EXT_ALWAYS_INLINE { w = sinkgd_update(w, g, step, col_scale[j], decay); },
+        static_cast<const G*>(work.matrix.grad) + row * cols, static_cast<W*>(work.matrix.param) + row * cols);
   }
 }
 

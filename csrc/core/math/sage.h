@@ -8,11 +8,10 @@
 namespace sage_ext {
 
 struct SageDamper {
-  double rms_s;      // sqrt(mean_j s_j^2)
-  double rms_s_hat;  // sqrt(mean_j (S_j / (1 - beta2^t))^2)
-  double bias_correction;  // 1 - beta2^t
-  double eps;
-  bool instant;  // take the second term of the minimum
+  float rms_s;                // sqrt(mean_j s_j^2)
+  float rms_s_hat;            // sqrt(mean_j (S_j / (1 - beta2^t))^2)
+  float inv_bias_correction;  // 1 / (1 - beta2^t)
+  float eps;
 };
 
 SAGE_EXT_HD double sage_ema(double average, double s, double beta2) {
@@ -20,17 +19,17 @@ SAGE_EXT_HD double sage_ema(double average, double s, double beta2) {
 }
 
 // rms / (x + eps); 0 / 0 is 0, so that a tensor which is all zero stays put even with eps = 0.
-SAGE_EXT_HD double sage_ratio(double rms, double x, double eps) {
-  return rms == 0.0 ? 0.0 : rms / (x + eps);
-}
+SAGE_EXT_HD float sage_ratio(float rms, float x, float eps) { return rms == 0.0f ? 0.0f : rms / (x + eps); }
 
 // A minimum that keeps NaN, as torch.minimum.
-SAGE_EXT_HD double nan_min(double a, double b) { return (a < b || a != a) ? a : b; }
+SAGE_EXT_HD float nan_min(float a, float b) { return (a < b || a != a) ? a : b; }
 
-SAGE_EXT_HD double sage_damper(double s_range, double s, const SageDamper& k) {
-  const double slow = sage_ratio(k.rms_s_hat, s_range / k.bias_correction, k.eps);
-  const double fast = k.instant ? sage_ratio(k.rms_s, s, k.eps) : 1.0;
-  return nan_min(nan_min(slow, fast), 1.0);
+// H_j; without `kInstant` the second term of the minimum is left out.
+template <bool kInstant>
+SAGE_EXT_HD float sage_damper(float s_range, float s, const SageDamper& k) {
+  const float slow = sage_ratio(k.rms_s_hat, s_range * k.inv_bias_correction, k.eps);
+  if constexpr (!kInstant) return nan_min(slow, 1.0f);
+  return nan_min(nan_min(slow, sage_ratio(k.rms_s, s, k.eps)), 1.0f);
 }
 
 }  // namespace sage_ext

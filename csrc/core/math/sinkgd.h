@@ -23,7 +23,7 @@ SAGE_EXT_HD double sinkgd_rescale(double scale, double sum_sq, double target, do
 
 // Whether an fp32 sum of squares can be trusted: nothing that matters under- or overflowed on the way.
 // Otherwise (tiny, huge, zero or not finite) the sum is taken again in fp64.
-SAGE_EXT_HD bool sinkgd_sum_is_safe(float sum_sq) { return sum_sq > 1e-30f && sum_sq < 1e37f; }
+SAGE_EXT_HD bool sinkgd_sum_is_safe(double sum_sq) { return sum_sq > 1e-30 && sum_sq < 1e37; }
 
 // `step` is lr * alpha * row_scale, `decay` is 1 - lr * weight_decay.
 SAGE_EXT_HD float sinkgd_update(float param, float grad, float step, float col_scale, float decay) {
