@@ -113,22 +113,20 @@ class FusedOptimizer(Optimizer):
                 )
         group["params"] = params
 
-        if len(self.rules) == 1:
-            group.setdefault("rule", next(iter(self.rules)))
         rule = self._rule(group, index)
+        group["rule"] = rule.name
         for key, value in self._group_defaults(rule.name).items():
             group.setdefault(key, value)
         rule.validate(group, f" in param group {index}")
         return group
 
     def _rule(self, group: Mapping[str, Any], index: int) -> Rule:
-        rule = self.rules.get(group.get("rule"))
-        if rule is None:
+        """Return the rule that the group names; if it names none, the only one there is."""
+        name = group.get("rule", next(iter(self.rules)) if len(self.rules) == 1 else None)
+        if name not in self.rules:
             options = ", ".join(map(repr, self.rules))
-            raise ValueError(
-                f"rule: got {group.get('rule')!r} in param group {index}, expected one of {options}"
-            )
-        return rule
+            raise ValueError(f"rule: got {name!r} in param group {index}, expected one of {options}")
+        return self.rules[name]
 
     def _group_defaults(self, rule: str) -> Mapping[str, Any]:
         """Return the hyperparameters that a new group of ``rule`` takes where it does not give its own."""
@@ -163,6 +161,7 @@ class FusedOptimizer(Optimizer):
 
     # ------------------------------------------------------------------------------------------------ step
 
+    @torch._disable_dynamo  # as torch.optim does: there is nothing to trace in a call of the kernels
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Perform one step over all groups. Parameters without a gradient are skipped and get no state.
@@ -200,10 +199,9 @@ class FusedOptimizer(Optimizer):
         rule = self._rule(group, index)
         rule.validate(group, f" in param group {index}")
         params = group["params"]
-        grads = [param.grad for param in params]
-        if any(grad is None for grad in grads):
-            params = [param for param, grad in zip(params, grads, strict=True) if grad is not None]
-            grads = [grad for grad in grads if grad is not None]
+        grads = [grad for param in params if (grad := param.grad) is not None]
+        if len(grads) != len(params):
+            params = [param for param in params if param.grad is not None]
         states: list[list[Tensor]] = []
         if rule.state_keys:
             found = list(map(self.state.get, params))
@@ -275,6 +273,9 @@ class FusedOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        for index, group in enumerate(self.param_groups):
+            for key, value in self._rule(group, index).defaults.items():
+                group.setdefault(key, value)  # pickled before the rule had this hyperparameter
         self._is_complete = True
         self._backend = None  # this machine may have other kernels than the one that pickled
 

@@ -261,3 +261,17 @@ def test_compiled_model_and_eager_step(backend: str) -> None:
         optimizer.step()
         last = float(models.backward(compiled, optimizer))
     assert last < first
+
+
+def test_step_inside_a_compiled_function(backend: str, recwarn: pytest.WarningsRecorder) -> None:
+    """The step is a graph break and nothing more: it is not traced, and says nothing."""
+    model, twin = TinyLanguageModel(), TinyLanguageModel()
+    twin.load_state_dict(model.state_dict())
+    optimizer, other = FusedHybrid(model, backend=backend), FusedHybrid(twin, backend=backend)
+    step = torch.compile(lambda: optimizer.step(), backend="eager")
+    for seed in range(3):
+        models.backward(model, optimizer, seed)
+        step()
+    models.train(twin, other, range(3))
+    support.assert_same_bits(models.snapshot(optimizer), models.snapshot(other))
+    assert not [warning for warning in recwarn if "sage_ext" in str(warning.message)]

@@ -86,6 +86,15 @@ def test_deep_copy_and_pickle(build: Builder, backend: str) -> None:
         assert str(other.describe()) == str(optimizer.describe())
 
 
+def test_pickle_from_before_a_hyperparameter_existed(backend: str) -> None:
+    model = model_of(torch.float32)
+    optimizer = models.sage(model, backend=backend)
+    del optimizer.param_groups[0]["instant_damper"], optimizer.param_groups[0]["rule"]
+    twin, other = pickle.loads(pickle.dumps((model, optimizer)))
+    assert other.param_groups[0]["instant_damper"] is True
+    models.train(twin, other, [0])
+
+
 def test_loaded_state_does_not_share_memory_with_the_dict(backend: str) -> None:
     model = model_of(torch.float32)
     optimizer = models.lion(model, backend=backend)
