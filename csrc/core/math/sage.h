@@ -18,11 +18,18 @@ SAGE_EXT_HD double sage_ema(double average, double s, double beta2) {
   return beta2 * average + (1.0 - beta2) * s;
 }
 
-// rms / (x + eps); 0 / 0 is 0, so that a tensor which is all zero stays put even with eps = 0.
-SAGE_EXT_HD float sage_ratio(float rms, float x, float eps) { return rms == 0.0f ? 0.0f : rms / (x + eps); }
+// rms / (x + eps); 0 / 0 is 0, so that a tensor which is all zero stays put even with eps = 0. No branch, so that
+// loops over columns vectorise: a denominator of zero becomes the smallest number.
+SAGE_EXT_HD float sage_ratio(float rms, float x, float eps) {
+  const float denominator = x + eps;
+  return rms / (denominator == 0.0f ? 0x1p-126f : denominator);
+}
 
 // A minimum that keeps NaN, as torch.minimum.
-SAGE_EXT_HD float nan_min(float a, float b) { return (a < b || a != a) ? a : b; }
+SAGE_EXT_HD float nan_min(float a, float b) {
+  const float smaller = b < a ? b : a;  // a, unless b is smaller: a NaN in a stays
+  return b != b ? b : smaller;
+}
 
 // H_j; without `kInstant` the second term of the minimum is left out.
 template <bool kInstant>
