@@ -22,13 +22,49 @@ from llama.errors import UsageError
 from llama.loop import Trainer
 from llama.settings import Settings
 
-RATES = ("5e-4", "1e-3", "2e-3", "4e-3", "8e-3")
-# First the learning rate, then two other settings of each at the best one: as many runs for every optimizer.
+# Coarse to fine, about factors of two, eight runs each. SinkGD moves an element by about lr * alpha in the sqrt
+# form and (here) lr * alpha / 16 in the unit form, so both learning rates of a hybrid are searched.
 GRIDS: dict[str, list[str]] = {
-    "adamw": [f"adamw:lr={lr}" for lr in RATES],
-    "sage-hybrid": [f"sage-hybrid:lr={lr}" for lr in RATES],
-    "sage-hybrid-sqrt": [f"sage-hybrid-sqrt:lr={lr}" for lr in RATES],
-    "sinkgd-hybrid": [f"sinkgd-hybrid:lr={lr}" for lr in RATES],
+    "adamw": [
+        "adamw:lr=5e-4",
+        "adamw:lr=1e-3",
+        "adamw:lr=2e-3",
+        "adamw:lr=4e-3",
+        "adamw:lr=1e-3:betas=0.9/0.99",
+        "adamw:lr=1e-3:betas=0.9/0.999",
+        "adamw:lr=1e-3:weight_decay=0",
+        "adamw:lr=2e-3:betas=0.9/0.99",
+    ],
+    "sage-hybrid": [
+        "sage-hybrid:lr=2e-3:alpha=10",
+        "sage-hybrid:lr=1e-3:alpha=20",
+        "sage-hybrid:lr=5e-4:alpha=40",
+        "sage-hybrid:lr=1e-3:alpha=5",
+        "sage-hybrid:lr=2e-3:alpha=2.5",
+        "sage-hybrid:lr=4e-3:alpha=1.25",
+        "sage-hybrid:lr=2e-3:alpha=1.25",
+        "sage-hybrid:lr=1e-3:alpha=2.5",
+    ],
+    "sage-hybrid-sqrt": [
+        "sage-hybrid-sqrt:lr=2e-3:alpha=0.5",
+        "sage-hybrid-sqrt:lr=1e-3:alpha=0.3",
+        "sage-hybrid-sqrt:lr=2e-3:alpha=0.15",
+        "sage-hybrid-sqrt:lr=4e-3:alpha=0.075",
+        "sage-hybrid-sqrt:lr=2e-3:alpha=0.075",
+        "sage-hybrid-sqrt:lr=1e-3:alpha=0.15",
+        "sage-hybrid-sqrt:lr=4e-3:alpha=0.15",
+        "sage-hybrid-sqrt:lr=5e-4:alpha=0.6",
+    ],
+    "sinkgd-hybrid": [
+        "sinkgd-hybrid:lr=2e-2:alpha=0.05",
+        "sinkgd-hybrid:lr=2e-2:alpha=0.015",
+        "sinkgd-hybrid:lr=1e-2:alpha=0.03",
+        "sinkgd-hybrid:lr=1e-2:alpha=0.1",
+        "sinkgd-hybrid:lr=5e-3:alpha=0.06",
+        "sinkgd-hybrid:lr=4e-2:alpha=0.0075",
+        "sinkgd-hybrid:lr=4e-2:alpha=0.025",
+        "sinkgd-hybrid:lr=2e-2:alpha=0.005",
+    ],
 }
 
 
@@ -39,7 +75,7 @@ def main() -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("grid_out"), help="folder for results.jsonl (default: %(default)s)"
     )
-    parser.add_argument("--only", help=f"names with commas between, of {', '.join(GRIDS)} (default: all)")
+    parser.add_argument("--only", help=f"of {', '.join(GRIDS)}, with commas between (default: all)")
     parser.add_argument("--specs", help="instead of the grids: these, as for train_llama.py --compare")
     parser.add_argument("--amp", choices=("none", "bf16"), default="none")
     parser.add_argument("--steps", type=int, default=Settings.steps)
