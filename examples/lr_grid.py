@@ -22,7 +22,7 @@ from llama.errors import UsageError
 from llama.loop import Trainer
 from llama.settings import Settings
 
-# Coarse to fine, about factors of two, eight runs each. SinkGD moves an element by about lr * alpha in the sqrt
+# About factors of two, eight runs each. SinkGD moves an element by about lr * alpha in the sqrt
 # form and (here) lr * alpha / 16 in the unit form, so both learning rates of a hybrid are searched.
 GRIDS: dict[str, list[str]] = {
     "adamw": [
