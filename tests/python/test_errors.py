@@ -171,6 +171,16 @@ class TestSharedMemory:
         with pytest.raises(ValueError, match="shares memory"):
             FusedLion([nn.Parameter(storage[:, :4]), nn.Parameter(storage[:, 3:])], backend="reference")
 
+    @pytest.mark.parametrize("strides", [(2, 1), (1, 1), (0, 3), (1, 2)])
+    def test_windows_into_one_memory(self, strides: tuple[int, int], backend: str) -> None:
+        window = torch.zeros(20).as_strided((3, 3), strides)
+        with pytest.raises(ValueError, match="make elements share memory"):
+            FusedLion([window], backend=backend)
+
+    @pytest.mark.parametrize("strides", [(3, 1), (1, 3), (7, 2), (2, 5)])
+    def test_strides_that_reach_every_element_once(self, strides: tuple[int, int]) -> None:
+        FusedLion([torch.zeros(20).as_strided((3, 3), strides)], backend="reference")
+
     def test_empty_parameters_share_nothing(self, backend: str) -> None:
         storage = torch.zeros(4)
         FusedLion([nn.Parameter(storage), nn.Parameter(storage[2:2])], backend=backend)

@@ -72,9 +72,26 @@ class TestSinkgd(NativeSuite):
         assert moved.sum() == 1
         assert moved[7, 11]
 
-    @pytest.mark.parametrize("shape", [(2048, 768), (768, 2048), (16, 40_000), (40_000, 16)])
-    def test_matrices_of_a_transformer(self, native: ModuleType, shape: tuple[int, int]) -> None:  # noqa: F811
+    @pytest.mark.parametrize("shape", [(2048, 768), (768, 2048), (2, 300_000), (300_000, 2)])
+    def test_large_matrices(self, native: ModuleType, shape: tuple[int, int]) -> None:  # noqa: F811
         self.compare(native, support.make(self.rule, [shape]), steps=1, alpha=1.0)
+
+    @pytest.mark.parametrize("shape", [(1, 300_001), (2, 300_001), (300_001, 1), (300_001, 2), (100_001, 7)])
+    @pytest.mark.parametrize("iterations", [1, 2, 5])
+    def test_error_does_not_grow_with_size(
+        self,
+        native: ModuleType,  # noqa: F811
+        shape: tuple[int, int],
+        iterations: int,
+    ) -> None:
+        """Entries of one magnitude: the additions of a plain float32 sum would then all round the same
+        way."""
+        settings = {"lr": 1.0, "alpha": 1.0, "eps": 1.0, "weight_decay": 0.0, "normalization": "unit"}
+        grad = 1.37 * torch.randn(shape).sign()
+        w, exact = torch.zeros(shape), torch.zeros(shape, dtype=torch.float64)
+        native.sinkgd_([w], [grad], iterations=iterations, **settings)
+        reference.sinkgd_([exact], [grad.double()], iterations=iterations, **settings)
+        assert ((w - exact).abs() <= 256 * support.UNIT * exact.abs()).all()
 
     def test_float32_reference_is_as_close(self) -> None:
         """The oracle in float32, which runs where nothing was compiled, keeps within the same bounds."""

@@ -72,6 +72,18 @@ def test_every_dtype_survives(backend: str, dtype: torch.dtype) -> None:
     assert other.param_groups[0]["state_dtype"] == torch.float32
 
 
+def test_moments_keep_their_dtype_beside_a_parameter_of_another(backend: str) -> None:
+    """A checkpoint of a bfloat16 model loads into a float32 one as it is, and training goes on."""
+    model, twin = model_of(torch.bfloat16), model_of(torch.float32)
+    optimizer, other = models.sage(model, backend=backend), models.sage(twin, backend=backend)
+    models.train(model, optimizer, [0])
+    other.load_state_dict(optimizer.state_dict())
+    for a, b in zip(optimizer.state.values(), other.state.values(), strict=True):
+        support.assert_same_bits(list(a.values()), list(b.values()))
+    models.train(twin, other, [1])
+    assert {state["exp_avg"].dtype for state in other.state.values()} == {torch.bfloat16}
+
+
 @every_optimizer
 def test_deep_copy_and_pickle(build: Builder, backend: str) -> None:
     model = model_of(torch.float32)
@@ -130,7 +142,9 @@ def test_hooks_see_what_they_should(backend: str) -> None:
     other.load_state_dict(copy.deepcopy(saved))
     assert seen == [len(list(model.parameters())), torch.float32, 41.0]
     other.load_state_dict(copy.deepcopy(saved))
-    assert len(seen) == 6, "the optimizer's own hooks must not pile up, nor the user's get lost"
+    assert len(seen) == 6
+    hooks = other._optimizer_load_state_dict_pre_hooks, other._optimizer_load_state_dict_post_hooks
+    assert [len(held) for held in hooks] == [1, 1], "the optimizer's own hooks must not pile up"
 
 
 def test_strides_follow_the_parameter(backend: str) -> None:
