@@ -40,12 +40,15 @@ SAGE_EXT_HD float half_to_float(uint32_t bits) {
   return bits_float(sign | (magnitude >= 0x7c00u ? non_finite : finite));
 }
 
-// Round to nearest, ties to even; a NaN becomes the quiet NaN 0x7fc0, as in PyTorch.
-SAGE_EXT_HD uint32_t float_to_bfloat16(float value) {
+// Round to nearest, ties to even; a NaN becomes the quiet NaN 0x7fc0, as in PyTorch. The result is the high half;
+// what the low half holds is left open.
+SAGE_EXT_HD uint32_t float_to_bfloat16_high(float value) {
   const uint32_t bits = float_bits(value);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded;
+  const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return value != value ? 0x7fc00000u : rounded;
 }
+
+SAGE_EXT_HD uint32_t float_to_bfloat16(float value) { return float_to_bfloat16_high(value) >> 16; }
 
 // Round to nearest, ties to even; at least 65520 in magnitude becomes infinity.
 SAGE_EXT_HD uint32_t float_to_half(float value) {

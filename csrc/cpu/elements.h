@@ -32,8 +32,7 @@ SAGE_EXT_HD uint32_t load_lane(const T* data, int64_t i) {
 }
 
 template <typename T>
-SAGE_EXT_HD void store_lane(T* data, int64_t i, uint32_t low, uint32_t high) {
-  const uint32_t lane = low | high << 16;
+SAGE_EXT_HD void store_lane(T* data, int64_t i, uint32_t lane) {
   std::memcpy(data + 2 * i, &lane, sizeof(lane));
 }
 
@@ -52,11 +51,11 @@ SAGE_EXT_HD void store_pair(float* data, int64_t i, float first, float second) {
 }
 
 SAGE_EXT_HD void store_pair(BFloat16* data, int64_t i, float first, float second) {
-  store_lane(data, i, float_to_bfloat16(first), float_to_bfloat16(second));
+  store_lane(data, i, float_to_bfloat16(first) | (float_to_bfloat16_high(second) & 0xffff0000u));
 }
 
 SAGE_EXT_HD void store_pair(Half* data, int64_t i, float first, float second) {
-  store_lane(data, i, float_to_half(first), float_to_half(second));
+  store_lane(data, i, float_to_half(first) | float_to_half(second) << 16);
 }
 
 }  // namespace sage_ext::cpu

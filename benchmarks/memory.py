@@ -1,0 +1,87 @@
+"""Optimizer state of a whole Llama, counted from the states that the optimizers really make.
+
+The model is built on the meta device, which has shapes and dtypes but no memory, from a Hugging Face config; one
+step then makes every state tensor, and their bytes are added up.
+
+    python benchmarks/memory.py [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sage_ext import optimizers
+
+GIB = 1 << 30
+
+# hidden, feed-forward, layers, heads: the 1.3B Llama that papers on optimizer memory share (GaLore's llama_1b).
+CONFIG = {"hidden_size": 2048, "intermediate_size": 5461, "num_hidden_layers": 24, "num_attention_heads": 32}
+VOCABULARY = 32000
+
+Make = Callable[[nn.Module], torch.optim.Optimizer]
+CONTENDERS: dict[str, Make] = {
+    "AdamW (torch)": lambda model: torch.optim.AdamW(model.parameters(), foreach=False),
+    "Lion": lambda model: optimizers.FusedLion(model.parameters(), backend="reference"),
+    "SinkGD hybrid": lambda model: optimizers.FusedHybrid(model, "sinkgd", backend="reference"),
+    "Lion hybrid": lambda model: optimizers.FusedHybrid(model, "lion", backend="reference"),
+    "SAGE hybrid": lambda model: optimizers.FusedHybrid(model, "sage", backend="reference"),
+}
+
+
+def meta_llama(dtype: torch.dtype, tied: bool) -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(vocab_size=VOCABULARY, tie_word_embeddings=tied, **CONFIG)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config).to(dtype)
+    if tied:
+        model.tie_weights()
+    return model
+
+
+def state_bytes(make: Make, model: nn.Module) -> int:
+    for param in model.parameters():
+        param.grad = torch.empty_like(param)
+    optimizer = make(model)
+    optimizer.step()
+    tensors = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", type=Path, help="write the results to this file as well")
+    args = parser.parse_args()
+
+    rows = []
+    for label, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        for tied in (False, True):
+            model = meta_llama(dtype, tied)
+            numbers = sum(p.numel() for p in model.parameters())
+            sizes = {name: state_bytes(make, model) for name, make in CONTENDERS.items()}
+            rows.append({"dtype": label, "tied": tied, "parameters": numbers, "state_bytes": sizes})
+
+    print(f"Optimizer state in GiB, Llama {CONFIG}, vocabulary {VOCABULARY}")
+    print("| parameters | dtype | head | " + " | ".join(CONTENDERS) + " |")
+    print("|---:|---|---|" + "---:|" * len(CONTENDERS))
+    for row in rows:
+        cells = []
+        for name in CONTENDERS:
+            share = row["state_bytes"][name] / row["state_bytes"]["AdamW (torch)"]
+            cells.append(f"{row['state_bytes'][name] / GIB:.2f} ({share:.0%})")
+        head = "tied" if row["tied"] else "own"
+        print(f"| {row['parameters'] / 1e9:.2f} B | {row['dtype']} | {head} | " + " | ".join(cells) + " |")
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({"config": CONFIG, "vocabulary": VOCABULARY, "rows": rows}, indent=1) + "\n")
+        print(f"written to {args.json}")
+
+
+if __name__ == "__main__":
+    main()
