@@ -79,7 +79,9 @@ def main() -> None:
         print(f"| {row['parameters'] / 1e9:.2f} B | {row['dtype']} | {head} | " + " | ".join(cells) + " |")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"config": CONFIG, "vocabulary": VOCABULARY, "rows": rows}, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps({"config": CONFIG, "vocabulary": VOCABULARY, "rows": rows}, indent=1) + "\n"
+        )
         print(f"written to {args.json}")
 
 

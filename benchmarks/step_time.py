@@ -85,7 +85,9 @@ class Contender:
     writes: int
 
 
-def contender(name: str, optimizer: torch.optim.Optimizer, rule_of: Callable[[Tensor, dict], str]) -> Contender:
+def contender(
+    name: str, optimizer: torch.optim.Optimizer, rule_of: Callable[[Tensor, dict], str]
+) -> Contender:
     reads = writes = 0
     for group in optimizer.param_groups:
         for param in group["params"]:
@@ -201,7 +203,9 @@ def print_table(rows: list[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=25, help="steps of each contender (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=25, help="steps of each contender (default: %(default)s)"
+    )
     parser.add_argument("--quick", action="store_true", help="5 rounds and no reference")
     parser.add_argument("--threads", type=int, help="threads of torch (default: torch's own choice)")
     parser.add_argument("--flush", action="store_true", help="evict the caches before every step")
@@ -235,7 +239,9 @@ def main() -> None:
     print_table(rows)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"setting": setting, "rows": [asdict(r) for r in rows]}, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps({"setting": setting, "rows": [asdict(r) for r in rows]}, indent=1) + "\n"
+        )
         print(f"written to {args.json}")
 
 

@@ -63,53 +63,49 @@ void define_rule(py::module_& module, py::class_<Step>& step_class, const char* 
   step_class.def(
       name, [make](Step& step, Args... args) { step.add(make(std::forward<Args>(args)...)); }, doc, arguments...,
       py::arg("describe") = py::none());
-  module.def(
-      (std::string(name) + "_").c_str(),
-      [make](Args... args) {
-        const PlanPtr plan = make(std::forward<Args>(args)...);
-        const py::gil_scoped_release release;
-        plan->run();
-      },
-      doc, arguments..., py::arg("describe") = py::none());
+  module.def((std::string(name) + "_").c_str(),
+             [make](Args... args) {
+               const PlanPtr plan = make(std::forward<Args>(args)...);
+               const py::gil_scoped_release release;
+               plan->run();
+             },
+             doc, arguments..., py::arg("describe") = py::none());
 }
 
 PlanPtr make_sage(TensorList params, TensorList grads, TensorList exp_avgs, TensorList s_ranges, TensorList steps,
                   py::object lr, double beta1, double beta2, double eps, double weight_decay, bool momentum_first,
                   bool instant_damper, bool maximize, OptionalTensor grad_scale, OptionalTensor found_inf,
                   py::object describe) {
-  return ops::plan_sage(std::move(params), std::move(grads), std::move(exp_avgs), std::move(s_ranges),
-                        std::move(steps),
-                        {beta1, beta2, eps, momentum_first, instant_damper,
-                         common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf),
-                                     describe)});
+  return ops::plan_sage(
+      std::move(params), std::move(grads), std::move(exp_avgs), std::move(s_ranges), std::move(steps),
+      {beta1, beta2, eps, momentum_first, instant_damper,
+       common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe)});
 }
 
 PlanPtr make_sinkgd(TensorList params, TensorList grads, py::object lr, int64_t iterations, double alpha, double eps,
                     double weight_decay, std::string normalization, bool maximize, OptionalTensor grad_scale,
                     OptionalTensor found_inf, py::object describe) {
-  return ops::plan_sinkgd(std::move(params), std::move(grads),
-                          {iterations, alpha, eps, std::move(normalization),
-                           common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf),
-                                       describe)});
+  return ops::plan_sinkgd(
+      std::move(params), std::move(grads),
+      {iterations, alpha, eps, std::move(normalization),
+       common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe)});
 }
 
 PlanPtr make_lion(TensorList params, TensorList grads, TensorList exp_avgs, py::object lr, double beta1, double beta2,
                   double weight_decay, bool maximize, OptionalTensor grad_scale, OptionalTensor found_inf,
                   py::object describe) {
-  return ops::plan_lion(std::move(params), std::move(grads), std::move(exp_avgs),
-                        {beta1, beta2,
-                         common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf),
-                                     describe)});
+  return ops::plan_lion(
+      std::move(params), std::move(grads), std::move(exp_avgs),
+      {beta1, beta2, common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe)});
 }
 
 PlanPtr make_adamw(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs, TensorList steps,
                    py::object lr, double beta1, double beta2, double eps, double weight_decay, bool maximize,
                    OptionalTensor grad_scale, OptionalTensor found_inf, py::object describe) {
-  return ops::plan_adamw(std::move(params), std::move(grads), std::move(exp_avgs), std::move(exp_avg_sqs),
-                         std::move(steps),
-                         {beta1, beta2, eps,
-                          common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf),
-                                      describe)});
+  return ops::plan_adamw(
+      std::move(params), std::move(grads), std::move(exp_avgs), std::move(exp_avg_sqs), std::move(steps),
+      {beta1, beta2, eps,
+       common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe)});
 }
 
 py::dict build_info() {
@@ -231,6 +227,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
               py::arg("found_inf") = py::none());
   define_rule(m, step, "adamw", &make_adamw, "One AdamW step, in place.", py::arg("params"), py::arg("grads"),
               py::arg("exp_avgs"), py::arg("exp_avg_sqs"), py::arg("steps"), py::kw_only(), py::arg("lr"),
-              py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"),
-              py::arg("maximize") = false, py::arg("grad_scale") = py::none(), py::arg("found_inf") = py::none());
+              py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"), py::arg("maximize") = false,
+              py::arg("grad_scale") = py::none(), py::arg("found_inf") = py::none());
 }

@@ -5,7 +5,8 @@ namespace {
 // For i in [0, count): body(i, grad[i], written[i]...) with fp32 values; what the body leaves in `written` is
 // rounded once and stored. The arrays do not overlap.
 template <typename Body, typename G, typename... Written>
-inline __attribute__((always_inline)) void update_elements(int64_t count, Body body, const G* __restrict grad, Written* __restrict... written) {
+inline __attribute__((always_inline)) void update_elements(int64_t count, Body body, const G* __restrict grad,
+                                                           Written* __restrict... written) {
   int64_t done = 0;
   if constexpr (is_16_bit<G> || (is_16_bit<Written> || ...)) {
     const int64_t pairs = count / 2;

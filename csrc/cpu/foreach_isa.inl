@@ -19,7 +19,7 @@
 namespace sage_ext::cpu::baseline {
 #include "cpu/elements.inl"
 #include SAGE_EXT_ISA_SOURCE
-}
+}  // namespace sage_ext::cpu::baseline
 
 #if SAGE_EXT_X86_ISAS
 
@@ -34,10 +34,11 @@ namespace sage_ext::cpu::baseline {
 namespace sage_ext::cpu::avx2 {
 #include "cpu/elements.inl"
 #include SAGE_EXT_ISA_SOURCE
-}
+}  // namespace sage_ext::cpu::avx2
 #if defined(__clang__)
 #pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), \
+                             apply_to = function)
 #else
 #pragma GCC pop_options
 #pragma GCC push_options
@@ -46,7 +47,7 @@ namespace sage_ext::cpu::avx2 {
 namespace sage_ext::cpu::avx512 {
 #include "cpu/elements.inl"
 #include SAGE_EXT_ISA_SOURCE
-}
+}  // namespace sage_ext::cpu::avx512
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
@@ -54,16 +55,16 @@ namespace sage_ext::cpu::avx512 {
 #endif
 
 // Evaluates `expression`, in which `isa` names the namespace of the instruction set in use.
-#define SAGE_EXT_FOR_ACTIVE_ISA(call)                        \
-  [&] {                                                      \
-    switch (::sage_ext::cpu::active_isa()) {                 \
-      case ::sage_ext::cpu::Isa::avx512:                     \
-        return avx512::call;                                 \
-      case ::sage_ext::cpu::Isa::avx2:                       \
-        return avx2::call;                                   \
-      default:                                               \
-        return baseline::call;                               \
-    }                                                        \
+#define SAGE_EXT_FOR_ACTIVE_ISA(call)        \
+  [&] {                                      \
+    switch (::sage_ext::cpu::active_isa()) { \
+      case ::sage_ext::cpu::Isa::avx512:     \
+        return avx512::call;                 \
+      case ::sage_ext::cpu::Isa::avx2:       \
+        return avx2::call;                   \
+      default:                               \
+        return baseline::call;               \
+    }                                        \
   }()
 
 #else

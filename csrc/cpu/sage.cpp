@@ -11,8 +11,8 @@ namespace sage_ext::cpu {
 
 namespace {
 
-constexpr int64_t kMaxTile = 4096;       // columns of one tile of a reduction
-constexpr int64_t kRowsPerFlush = 128;   // fp32 additions in a row before the sum moves on to fp64
+constexpr int64_t kMaxTile = 4096;      // columns of one tile of a reduction
+constexpr int64_t kRowsPerFlush = 128;  // fp32 additions in a row before the sum moves on to fp64
 constexpr int64_t kTaskElements = int64_t{1} << 15;
 
 using Squares = SageStep::Squares;
@@ -106,8 +106,9 @@ void SageStep::average(int threads) {
         for (int64_t j = 0; j < count; ++j) totals[j] += static_cast<double>(part[j]);
       }
       const SageColumns columns{tensor.s_range + chunk.begin, sums_of_tensor + chunk.begin, count};
-      const Squares squares = SAGE_EXT_FOR_ACTIVE_ISA(average_columns(
-          columns, totals, std::abs(options_.grad_factor) / static_cast<double>(tensor.rows), options_.beta2, tensor.bias_correction));
+      const Squares squares = SAGE_EXT_FOR_ACTIVE_ISA(
+          average_columns(columns, totals, std::abs(options_.grad_factor) / static_cast<double>(tensor.rows),
+                          options_.beta2, tensor.bias_correction));
       squares_[static_cast<size_t>(layouts_[i].squares_begin + chunk.begin / kMaxTile)] = squares;
     }
   });
@@ -131,8 +132,7 @@ void SageStep::compute_steps(int threads) {
       const Layout& layout = layouts_[i];
       float* const step = sums(i);
       const SageDamper damper{static_cast<float>(layout.rms_s), static_cast<float>(layout.rms_s_hat),
-                              static_cast<float>(1.0 / tensors_[i].bias_correction),
-                              static_cast<float>(options_.eps)};
+                              static_cast<float>(1.0 / tensors_[i].bias_correction), static_cast<float>(options_.eps)};
       const SageColumns columns{tensors_[i].s_range + chunk.begin, step + chunk.begin, chunk.end - chunk.begin};
       const auto lr = static_cast<float>(options_.lr);
       if (options_.instant_damper) {
@@ -149,8 +149,8 @@ void SageStep::compute_steps(int threads) {
 }
 
 void SageStep::update(int threads) {
-  const LionCoefficients k = lion_coefficients(options_.lr, options_.beta1, options_.beta2,
-                                               options_.weight_decay, options_.momentum_first);
+  const LionCoefficients k =
+      lion_coefficients(options_.lr, options_.beta1, options_.beta2, options_.weight_decay, options_.momentum_first);
   const auto grad_factor = static_cast<float>(options_.grad_factor);
   parallel_tasks(update_plan_.num_tasks(), threads, [&](int64_t task) {
     for (const Chunk& chunk : update_plan_.task(task)) {

@@ -37,10 +37,10 @@ class SageStep {
 
   void run(int threads);
 
-  void sum_columns(int threads);   // partial sums of |g| for every block of rows
-  void average(int threads);       // s, the average S, and both root mean squares
-  void compute_steps(int threads); // lr * H
-  void update(int threads);        // W and exp_avg
+  void sum_columns(int threads);    // partial sums of |g| for every block of rows
+  void average(int threads);        // s, the average S, and both root mean squares
+  void compute_steps(int threads);  // lr * H
+  void update(int threads);         // W and exp_avg
 
   // Sums over columns of s^2 and of (S / (1 - beta2^t))^2.
   struct Squares {
@@ -50,8 +50,8 @@ class SageStep {
  private:
   struct Layout {
     ColumnTiling tiling;
-    int64_t sums_begin;    // [row_blocks, width] floats in sums_
-    int64_t squares_begin; // [tiles of the columns] in squares_
+    int64_t sums_begin;     // [row_blocks, width] floats in sums_
+    int64_t squares_begin;  // [tiles of the columns] in squares_
     double rms_s, rms_s_hat;
   };
   float* sums(size_t tensor) { return sums_.get() + layouts_[tensor].sums_begin; }

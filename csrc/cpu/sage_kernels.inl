@@ -27,8 +27,8 @@ void add_abs(const G* __restrict rows, int64_t stride, int64_t count, float* __r
 // Adds |g| over rows [row_begin, row_end) of the panel (rows of tiling.width elements, the last one possibly
 // partial) for columns [col_begin, col_end) and writes the sums to out[col_begin .. col_end).
 template <typename G>
-void sum_abs(const void* grad_data, const ColumnTiling& tiling, int64_t row_begin, int64_t row_end,
-             int64_t col_begin, int64_t col_end, float* __restrict out) {
+void sum_abs(const void* grad_data, const ColumnTiling& tiling, int64_t row_begin, int64_t row_end, int64_t col_begin,
+             int64_t col_end, float* __restrict out) {
   const G* grad = static_cast<const G*>(grad_data) + col_begin;
   const int64_t count = col_end - col_begin;
   const int64_t full_rows = tiling.numel / tiling.width;

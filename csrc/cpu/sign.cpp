@@ -21,8 +21,8 @@ using LionChunk = void (*)(const LionTensor&, int64_t begin, int64_t end, float 
 namespace sage_ext::cpu {
 
 void lion_step(std::span<const LionTensor> tensors, const LionOptions& options, int threads) {
-  const LionCoefficients k = lion_coefficients(options.lr, options.beta1, options.beta2,
-                                               options.weight_decay, /*momentum_first=*/false);
+  const LionCoefficients k =
+      lion_coefficients(options.lr, options.beta1, options.beta2, options.weight_decay, /*momentum_first=*/false);
   const auto step = static_cast<float>(options.lr);
   const auto grad_factor = static_cast<float>(options.grad_factor);
   map_chunks(tensors, threads, [&](const LionTensor& tensor, int64_t begin, int64_t end) {

@@ -14,14 +14,13 @@ namespace sage_ext::cpu {
 
 namespace {
 
-constexpr int64_t kColumnGroup = 256;   // columns whose shares are added up at a time
-constexpr int64_t kColumnGrain = 16;   // columns are shared out in cache lines
+constexpr int64_t kColumnGroup = 256;              // columns whose shares are added up at a time
+constexpr int64_t kColumnGrain = 16;               // columns are shared out in cache lines
 constexpr int64_t kSoloMatrix = int64_t{1} << 17;  // elements up to which a matrix is always one thread's
-constexpr int64_t kSoloTask = int64_t{1} << 15;  // elements of small matrices that make one task
+constexpr int64_t kSoloTask = int64_t{1} << 15;    // elements of small matrices that make one task
 
 struct SinkGDKernels {
-  void (*rows)(const SinkGDStep::Work&, int64_t row_begin, int64_t row_end, double target, double eps,
-               float* partial);
+  void (*rows)(const SinkGDStep::Work&, int64_t row_begin, int64_t row_end, double target, double eps, float* partial);
   void (*columns)(const SinkGDStep::Work&, int64_t col_begin, int64_t col_end, double target, double eps);
   void (*update)(const SinkGDStep::Work&, int64_t row_begin, int64_t row_end, double lr_alpha, float decay);
 };
@@ -122,8 +121,7 @@ void SinkGDStep::run_solo(std::vector<SinkGDMatrix> matrices, int threads) const
       const SinkGDMatrix& matrix = matrices[static_cast<size_t>(chunk.tensor)];
       const RowBlocks blocks = plan_row_blocks(matrix.rows, matrix.cols);
       const Scratch scratch(matrix.rows, matrix.cols * (1 + blocks.blocks));
-      const Work work{matrix, blocks, scratch.doubles.get(), scratch.floats.get(),
-                      scratch.floats.get() + matrix.cols};
+      const Work work{matrix, blocks, scratch.doubles.get(), scratch.floats.get(), scratch.floats.get() + matrix.cols};
       const SinkGDKernels kernels = SAGE_EXT_FOR_ACTIVE_ISA(select_sinkgd_kernels(matrix));
       const Targets target = targets(matrix, options_);
       reset_scales(work, options_);
@@ -134,9 +132,8 @@ void SinkGDStep::run_solo(std::vector<SinkGDMatrix> matrices, int threads) const
         });
         kernels.columns(work, 0, matrix.cols, target.col, options_.eps);
       }
-      pass.run([&](int64_t block) {
-        kernels.update(work, work.row_begin(block), work.row_end(block), lr_alpha, decay);
-      });
+      pass.run(
+          [&](int64_t block) { kernels.update(work, work.row_begin(block), work.row_end(block), lr_alpha, decay); });
     }
   });
 }

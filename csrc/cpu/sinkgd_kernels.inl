@@ -90,8 +90,8 @@ void add_columns(const FourRows<G>& rows, const float* scale, int64_t count, flo
     const int64_t pairs = count / 2;
 #pragma omp simd
     for (int64_t i = 0; i < pairs; ++i) {
-      acc[2 * i] = add_squares(acc[2 * i], load_first(g0, i) * r0, load_first(g1, i) * r1,
-                               load_first(g2, i) * r2, load_first(g3, i) * r3);
+      acc[2 * i] = add_squares(acc[2 * i], load_first(g0, i) * r0, load_first(g1, i) * r1, load_first(g2, i) * r2,
+                               load_first(g3, i) * r3);
       acc[2 * i + 1] = add_squares(acc[2 * i + 1], load_second(g0, i) * r0, load_second(g1, i) * r1,
                                    load_second(g2, i) * r2, load_second(g3, i) * r3);
     }
@@ -99,8 +99,8 @@ void add_columns(const FourRows<G>& rows, const float* scale, int64_t count, flo
   }
 #pragma omp simd
   for (int64_t j = done; j < count; ++j) {
-    acc[j] = add_squares(acc[j], to_float(g0[j]) * r0, to_float(g1[j]) * r1, to_float(g2[j]) * r2,
-                         to_float(g3[j]) * r3);
+    acc[j] =
+        add_squares(acc[j], to_float(g0[j]) * r0, to_float(g1[j]) * r1, to_float(g2[j]) * r2, to_float(g3[j]) * r3);
   }
 }
 

@@ -1,6 +1,5 @@
 #include "cpu/adamw.h"
 
-
 #include "core/math/adamw.h"
 #include "ops/common.h"
 
@@ -39,11 +38,12 @@ class AdamWPlan final : public Plan {
     std::vector<cpu::AdamWTensor> tensors;
     tensors.reserve(params_.size());
     for (size_t i = 0; i < params_.size(); ++i) {
-      tensors.push_back({params_[i].mutable_data_ptr(), grads_[i].const_data_ptr(), exp_avgs_[i].mutable_data_ptr(),
-                         exp_avg_sqs_[i].mutable_data_ptr(), params_[i].numel(), dtype_of(params_[i]),
-                         dtype_of(grads_[i]), dtype_of(exp_avgs_[i]),
-                         adamw_coefficients(args_.common.lr, args_.beta1, args_.beta2, args_.eps, args_.common.weight_decay,
-                                            static_cast<double>(step_count(steps_[i])) + 1.0)});
+      tensors.push_back(
+          {params_[i].mutable_data_ptr(), grads_[i].const_data_ptr(), exp_avgs_[i].mutable_data_ptr(),
+           exp_avg_sqs_[i].mutable_data_ptr(), params_[i].numel(), dtype_of(params_[i]), dtype_of(grads_[i]),
+           dtype_of(exp_avgs_[i]),
+           adamw_coefficients(args_.common.lr, args_.beta1, args_.beta2, args_.eps, args_.common.weight_decay,
+                              static_cast<double>(step_count(steps_[i])) + 1.0)});
     }
     cpu::adamw_step(tensors, grad_factor(args_.common), num_threads());
     advance(steps_);
@@ -57,10 +57,10 @@ class AdamWPlan final : public Plan {
 
 }  // namespace
 
-PlanPtr plan_adamw(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs,
-                   TensorList steps, AdamWArgs args) {
-  return std::make_unique<AdamWPlan>(std::move(params), std::move(grads), std::move(exp_avgs),
-                                     std::move(exp_avg_sqs), std::move(steps), std::move(args));
+PlanPtr plan_adamw(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs, TensorList steps,
+                   AdamWArgs args) {
+  return std::make_unique<AdamWPlan>(std::move(params), std::move(grads), std::move(exp_avgs), std::move(exp_avg_sqs),
+                                     std::move(steps), std::move(args));
 }
 
 }  // namespace sage_ext::ops

@@ -12,9 +12,7 @@ namespace sage_ext::ops {
 
 namespace {
 
-bool is_storage_dtype(at::ScalarType type) {
-  return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf;
-}
+bool is_storage_dtype(at::ScalarType type) { return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf; }
 
 // Same shape, and the same strides where they matter.
 bool same_layout(const at::Tensor& a, const at::Tensor& b) {
@@ -47,7 +45,8 @@ DType dtype_of(const at::Tensor& tensor) {
 
 void check_not_negative(const char* name, double value) {
   if (std::isfinite(value) && value >= 0.0) return;
-  throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + "; it must be finite and at least 0");
+  throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) +
+                              "; it must be finite and at least 0");
 }
 
 void check_beta(const char* name, double value) {
@@ -97,8 +96,7 @@ void Checker::same_length(const char* name, const TensorList& list) const {
 void Checker::storage_dtype(const char* name, size_t index, const at::Tensor& tensor) const {
   if (!tensor.defined()) fail(name, index, tensor, "there is no tensor here");
   if (tensor.layout() != at::kStrided) {
-    fail(name, index, tensor,
-         "a sparse tensor is not supported; use a dense one (for nn.Embedding: sparse=False)");
+    fail(name, index, tensor, "a sparse tensor is not supported; use a dense one (for nn.Embedding: sparse=False)");
   }
   if (!is_storage_dtype(tensor.scalar_type())) {
     fail(name, index, tensor,

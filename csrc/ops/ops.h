@@ -58,7 +58,7 @@ PlanPtr plan_sage(TensorList params, TensorList grads, TensorList exp_avgs, Tens
                   SageArgs args);
 PlanPtr plan_sinkgd(TensorList params, TensorList grads, SinkGDArgs args);
 PlanPtr plan_lion(TensorList params, TensorList grads, TensorList exp_avgs, LionArgs args);
-PlanPtr plan_adamw(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs,
-                   TensorList steps, AdamWArgs args);
+PlanPtr plan_adamw(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs, TensorList steps,
+                   AdamWArgs args);
 
 }  // namespace sage_ext::ops

@@ -42,13 +42,12 @@ class SagePlan final : public Plan {
       const int64_t rows = param.dim() >= 2 ? param.size(0) : 1;
       const double t = static_cast<double>(step_count(steps_[i])) + 1.0;
       tensors.push_back({param.mutable_data_ptr(), grads_[i].const_data_ptr(), exp_avgs_[i].mutable_data_ptr(),
-                         static_cast<float*>(s_ranges_[i].mutable_data_ptr()), rows,
-                         s_ranges_[i].numel(), dtype_of(param), dtype_of(grads_[i]), dtype_of(exp_avgs_[i]),
-                         1.0 - std::pow(args_.beta2, t)});
+                         static_cast<float*>(s_ranges_[i].mutable_data_ptr()), rows, s_ranges_[i].numel(),
+                         dtype_of(param), dtype_of(grads_[i]), dtype_of(exp_avgs_[i]), 1.0 - std::pow(args_.beta2, t)});
     }
     cpu::SageStep step(std::move(tensors),
-                       {args_.common.lr, args_.beta1, args_.beta2, args_.eps, args_.common.weight_decay, args_.momentum_first,
-                        args_.instant_damper, grad_factor(args_.common)});
+                       {args_.common.lr, args_.beta1, args_.beta2, args_.eps, args_.common.weight_decay,
+                        args_.momentum_first, args_.instant_damper, grad_factor(args_.common)});
     step.run(num_threads());
     advance(steps_);
     for (const TensorList* list : {&params_, &exp_avgs_, &s_ranges_}) bump_versions(*list);

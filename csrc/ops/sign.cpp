@@ -1,6 +1,5 @@
 #include "cpu/sign.h"
 
-
 #include "ops/common.h"
 
 namespace sage_ext::ops {
@@ -28,7 +27,8 @@ class LionPlan final : public Plan {
       tensors.push_back({params_[i].mutable_data_ptr(), grads_[i].const_data_ptr(), exp_avgs_[i].mutable_data_ptr(),
                          params_[i].numel(), dtype_of(params_[i]), dtype_of(grads_[i]), dtype_of(exp_avgs_[i])});
     }
-    cpu::lion_step(tensors, {args_.common.lr, args_.beta1, args_.beta2, args_.common.weight_decay, grad_factor(args_.common)},
+    cpu::lion_step(tensors,
+                   {args_.common.lr, args_.beta1, args_.beta2, args_.common.weight_decay, grad_factor(args_.common)},
                    num_threads());
     for (const TensorList* list : {&params_, &exp_avgs_}) bump_versions(*list);
   }

@@ -9,7 +9,8 @@ namespace {
 
 class SinkGDPlan final : public Plan {
  public:
-  SinkGDPlan(TensorList params, TensorList grads, SinkGDArgs args) : params_(std::move(params)), args_(std::move(args)) {
+  SinkGDPlan(TensorList params, TensorList grads, SinkGDArgs args)
+      : params_(std::move(params)), args_(std::move(args)) {
     check_not_negative("alpha", args_.alpha);
     check_not_negative("eps", args_.eps);
     if (args_.iterations < 1 || args_.iterations > 1000) {
@@ -50,9 +51,9 @@ class SinkGDPlan final : public Plan {
                             rows, cols, param_dtype, grad_dtype});
       }
     }
-    cpu::SinkGDStep step(std::move(matrices),
-                         {args_.common.lr, args_.alpha, args_.eps, args_.common.weight_decay, static_cast<int>(args_.iterations),
-                          args_.normalization == "unit", grad_factor(args_.common)});
+    cpu::SinkGDStep step(std::move(matrices), {args_.common.lr, args_.alpha, args_.eps, args_.common.weight_decay,
+                                               static_cast<int>(args_.iterations), args_.normalization == "unit",
+                                               grad_factor(args_.common)});
     step.run(num_threads());
     bump_versions(params_);
   }

@@ -10,12 +10,12 @@ namespace sage_ext {
 struct AdamWCoefficients {
   float decay;  // 1 - lr * weight_decay
   float beta1, one_minus_beta1, beta2, one_minus_beta2, eps;
-  float step_size;              // lr / (1 - beta1^t)
-  float inv_sqrt_correction2;   // 1 / sqrt(1 - beta2^t)
+  float step_size;             // lr / (1 - beta1^t)
+  float inv_sqrt_correction2;  // 1 / sqrt(1 - beta2^t)
 };
 
-inline AdamWCoefficients adamw_coefficients(double lr, double beta1, double beta2, double eps,
-                                            double weight_decay, double step) {
+inline AdamWCoefficients adamw_coefficients(double lr, double beta1, double beta2, double eps, double weight_decay,
+                                            double step) {
   return {static_cast<float>(1.0 - lr * weight_decay),
           static_cast<float>(beta1),
           static_cast<float>(1.0 - beta1),
@@ -26,8 +26,7 @@ inline AdamWCoefficients adamw_coefficients(double lr, double beta1, double beta
           static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(beta2, step)))};
 }
 
-SAGE_EXT_HD void adamw_update(float& param, float& exp_avg, float& exp_avg_sq, float grad,
-                              const AdamWCoefficients& k) {
+SAGE_EXT_HD void adamw_update(float& param, float& exp_avg, float& exp_avg_sq, float grad, const AdamWCoefficients& k) {
   exp_avg = k.beta1 * exp_avg + k.one_minus_beta1 * grad;
   exp_avg_sq = k.beta2 * exp_avg_sq + k.one_minus_beta2 * (grad * grad);
   const float denominator = sqrtf(exp_avg_sq) * k.inv_sqrt_correction2 + k.eps;

@@ -14,9 +14,7 @@ struct SageDamper {
   float eps;
 };
 
-SAGE_EXT_HD double sage_ema(double average, double s, double beta2) {
-  return beta2 * average + (1.0 - beta2) * s;
-}
+SAGE_EXT_HD double sage_ema(double average, double s, double beta2) { return beta2 * average + (1.0 - beta2) * s; }
 
 // rms / (x + eps); 0 / 0 is 0, so that a tensor which is all zero stays put even with eps = 0. No branch, so that
 // loops over columns vectorise: a denominator of zero becomes the smallest number.

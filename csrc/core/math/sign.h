@@ -6,12 +6,10 @@
 namespace sage_ext {
 
 // sign(0) = 0 and sign(NaN) = 0, as torch.sign.
-SAGE_EXT_HD float sign_of(float x) {
-  return static_cast<float>(x > 0.0f) - static_cast<float>(x < 0.0f);
-}
+SAGE_EXT_HD float sign_of(float x) { return static_cast<float>(x > 0.0f) - static_cast<float>(x < 0.0f); }
 
 struct LionCoefficients {
-  float decay;                       // 1 - lr * weight_decay
+  float decay;                              // 1 - lr * weight_decay
   float direction_exp_avg, direction_grad;  // the sign is taken of direction_exp_avg * m + direction_grad * g
   float exp_avg_decay, exp_avg_grad;        // m <- exp_avg_decay * m + exp_avg_grad * g
 };
@@ -22,8 +20,7 @@ inline LionCoefficients lion_coefficients(double lr, double beta1, double beta2,
                                           bool momentum_first) {
   const double direction = momentum_first ? beta1 * beta2 : beta1;
   return {static_cast<float>(1.0 - lr * weight_decay), static_cast<float>(direction),
-          static_cast<float>(1.0 - direction), static_cast<float>(beta2),
-          static_cast<float>(1.0 - beta2)};
+          static_cast<float>(1.0 - direction), static_cast<float>(beta2), static_cast<float>(1.0 - beta2)};
 }
 
 // One element of Lion with step size `step` (lr), and of SAGE, whose step is lr times the damper.

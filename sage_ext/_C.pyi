@@ -1,0 +1,152 @@
+"""The native module. Functions and Step methods change tensors in place; see sage_ext.reference for formulas."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+__version__: str
+
+def build_info() -> dict[str, Any]: ...
+def cpu_capability() -> str: ...
+
+class Step:
+    """Plans of several groups: each method checks its arguments and changes nothing, run() runs them all."""
+
+    def __init__(self) -> None: ...
+    def run(self) -> None: ...
+    def sage(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        exp_avgs: Sequence[Tensor],
+        s_ranges: Sequence[Tensor],
+        steps: Sequence[Tensor],
+        *,
+        lr: float | Tensor,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        momentum_first: bool = False,
+        instant_damper: bool = True,
+        maximize: bool = False,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+        describe: Callable[[int], str] | None = None,
+    ) -> None: ...
+    def sinkgd(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        *,
+        lr: float | Tensor,
+        iterations: int,
+        alpha: float,
+        eps: float,
+        weight_decay: float,
+        normalization: str = "sqrt",
+        maximize: bool = False,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+        describe: Callable[[int], str] | None = None,
+    ) -> None: ...
+    def lion(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        exp_avgs: Sequence[Tensor],
+        *,
+        lr: float | Tensor,
+        beta1: float,
+        beta2: float,
+        weight_decay: float,
+        maximize: bool = False,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+        describe: Callable[[int], str] | None = None,
+    ) -> None: ...
+    def adamw(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        exp_avgs: Sequence[Tensor],
+        exp_avg_sqs: Sequence[Tensor],
+        steps: Sequence[Tensor],
+        *,
+        lr: float | Tensor,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        maximize: bool = False,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+        describe: Callable[[int], str] | None = None,
+    ) -> None: ...
+
+def sage_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    s_ranges: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    momentum_first: bool = False,
+    instant_damper: bool = True,
+    maximize: bool = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    describe: Callable[[int], str] | None = None,
+) -> None: ...
+def sinkgd_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    iterations: int,
+    alpha: float,
+    eps: float,
+    weight_decay: float,
+    normalization: str = "sqrt",
+    maximize: bool = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    describe: Callable[[int], str] | None = None,
+) -> None: ...
+def lion_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+    maximize: bool = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    describe: Callable[[int], str] | None = None,
+) -> None: ...
+def adamw_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    maximize: bool = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    describe: Callable[[int], str] | None = None,
+) -> None: ...
