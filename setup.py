@@ -58,7 +58,7 @@ setup(
                 "-g0",
                 "-fopenmp",
                 "-fvisibility=hidden",
-                # The same arithmetic on every instruction set; see csrc/CMakeLists flags of the same names.
+                # The same arithmetic on every instruction set; CMakeLists.txt has the same flags.
                 "-ffp-contract=off",
                 "-fno-math-errno",
                 "-fno-trapping-math",
