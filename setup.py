@@ -1,4 +1,4 @@
-"""Builds the extension module ``sage_ext._C``. Metadata is in pyproject.toml, the sources in csrc/sources.txt.
+"""Builds the extension module ``sage_ext._C``. Metadata is in pyproject.toml, sources in csrc/sources.txt.
 
 ``SAGE_EXT_CUDA=1`` demands CUDA kernels, ``SAGE_EXT_CUDA=0`` leaves them out.
 """
@@ -16,8 +16,8 @@ try:
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 except ImportError as error:
     sys.exit(
-        f"sage_ext: torch cannot be imported while building ({error}). The extension is compiled against the torch "
-        "that it will run with: install torch first, then run `pip install --no-build-isolation .`"
+        f"sage_ext: torch cannot be imported while building ({error}). The extension is compiled against the "
+        "torch that it will run with: install torch first, then run `pip install --no-build-isolation .`"
     )
 
 
@@ -32,14 +32,15 @@ def sources() -> list[str]:
 
 
 def refuse_cuda_request() -> None:
-    """This version has CPU kernels only: a build that is told to have CUDA kernels must not succeed without."""
+    """This version has CPU kernels only: a build that must have CUDA kernels must not succeed without."""
     wanted = os.environ.get("SAGE_EXT_CUDA", "")
     if wanted not in ("", "0", "1"):
         sys.exit(f"sage_ext: SAGE_EXT_CUDA is '{wanted}'; it may be 0 (no CUDA kernels) or 1 (demand them)")
     if wanted == "1":
         sys.exit(
-            f"sage_ext: SAGE_EXT_CUDA=1 demands CUDA kernels, and version {version()} has none: its native kernels "
-            'run on the CPU. Unset SAGE_EXT_CUDA to build those; for CUDA tensors use backend="reference".'
+            f"sage_ext: SAGE_EXT_CUDA=1 demands CUDA kernels, and version {version()} has none: its native "
+            "kernels run on the CPU. Unset SAGE_EXT_CUDA to build those; for CUDA tensors use "
+            'backend="reference".'
         )
 
 

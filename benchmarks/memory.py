@@ -1,6 +1,6 @@
 """Optimizer state of a whole Llama, counted from the states that the optimizers really make.
 
-The model is built on the meta device, which has shapes and dtypes but no memory, from a Hugging Face config; one
+The model is built from a Hugging Face config on the meta device, which has shapes and dtypes but no memory; one
 step then makes every state tensor, and their bytes are added up.
 
     python benchmarks/memory.py [--json FILE]
@@ -20,7 +20,7 @@ from sage_ext import optimizers
 
 GIB = 1 << 30
 
-# hidden, feed-forward, layers, heads: the 1.3B Llama that papers on optimizer memory share (GaLore's llama_1b).
+# The 1.3B Llama that papers on optimizer memory share (GaLore's llama_1b).
 CONFIG = {"hidden_size": 2048, "intermediate_size": 5461, "num_hidden_layers": 24, "num_attention_heads": 32}
 VOCABULARY = 32000
 

@@ -203,9 +203,7 @@ def print_table(rows: list[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--rounds", type=int, default=25, help="steps of each contender (default: %(default)s)"
-    )
+    parser.add_argument("--rounds", type=int, default=25, help="steps of each (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="5 rounds and no reference")
     parser.add_argument("--threads", type=int, help="threads of torch (default: torch's own choice)")
     parser.add_argument("--flush", action="store_true", help="evict the caches before every step")

@@ -1,4 +1,4 @@
-"""The native module. Functions and Step methods change tensors in place; see sage_ext.reference for formulas."""
+"""The native module: everything here changes tensors in place; sage_ext.reference has the formulas."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
