@@ -1,7 +1,7 @@
 """Optimizer state of a whole Llama, counted from the states that the optimizers really make.
 
-The model is built from a Hugging Face config on the meta device, which has shapes and dtypes but no memory; one
-step then makes every state tensor, and their bytes are added up.
+The model is built from a Hugging Face config on the meta device, which has shapes and dtypes but no memory;
+one step then makes every state tensor, and their bytes are added up.
 
     python benchmarks/memory.py [--json FILE]
 """
