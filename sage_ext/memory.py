@@ -15,16 +15,16 @@ class Extent(NamedTuple):
     device: str
     begin: int
     end: int
-    index: int
+    owner: int
 
 
-def extent(tensor: Tensor, index: int) -> Extent | None:
+def extent(tensor: Tensor, owner: int) -> Extent | None:
     """Return the range that ``tensor`` spans, or None if it holds no memory (empty or a meta tensor)."""
     if tensor.numel() == 0 or tensor.device.type == "meta" or tensor.layout != torch.strided:
         return None
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     begin = tensor.data_ptr()
-    return Extent(str(tensor.device), begin, begin + (last + 1) * tensor.element_size(), index)
+    return Extent(str(tensor.device), begin, begin + (last + 1) * tensor.element_size(), owner)
 
 
 def overlaps_itself(tensor: Tensor) -> bool:
@@ -60,8 +60,8 @@ def find_overlap(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
     for current in extents:
         open_extents = [e for e in open_extents if e.device == current.device and e.end > current.begin]
         for other in open_extents:
-            if _share_elements(tensors[other.index], tensors[current.index], other, current):
-                return min(other.index, current.index), max(other.index, current.index)
+            if _share_elements(tensors[other.owner], tensors[current.owner], other, current):
+                return min(other.owner, current.owner), max(other.owner, current.owner)
         open_extents.append(current)
     return None
 

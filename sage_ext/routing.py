@@ -7,7 +7,7 @@ the caller names. It is never guessed from a shape.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -136,7 +136,7 @@ def _names(names: str | Sequence[str] | None) -> list[str] | None:
     return [names] if isinstance(names, str) else None if names is None else list(names)
 
 
-def _find(names: list[str] | None, params: dict[str, Tensor], argument: str) -> set[int]:
+def _find(names: list[str] | None, params: Mapping[str, Tensor], argument: str) -> set[int]:
     """Return the identities of the named parameters."""
     for name in names or ():
         if name not in params:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from sage_ext.optimizers.rule import Group, Rule, StateSpec, moment, step_counte
 
 class AdamwRule(Rule):
     name = "adamw"
-    defaults: Mapping[str, Any] = MappingProxyType(
+    defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {
             "lr": 1e-3,
             "betas": (0.9, 0.999),

@@ -204,7 +204,7 @@ class FusedOptimizer(Optimizer):
             params = [param for param in params if param.grad is not None]
         states: list[list[Tensor]] = []
         if rule.state_keys:
-            found = list(map(self.state.get, params))
+            found: list[Any] = list(map(self.state.get, params))
             if not all(found):
                 for position, param in enumerate(params):
                     if not found[position]:
@@ -288,7 +288,7 @@ class FusedOptimizer(Optimizer):
         Raises:
             ValueError: groups, rules or shapes differ from this optimizer's. Nothing has changed then.
         """
-        new_state: dict[Any, Any] | None = None
+        new_state: Any = None
 
         def before(_: Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:
             nonlocal new_state

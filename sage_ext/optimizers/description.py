@@ -120,8 +120,9 @@ def _dtype(dtype: torch.dtype) -> str:
 
 
 def _size(count: int) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
+    if count < 1024:
+        return f"{count} B"
+    for unit, power in (("KiB", 1), ("MiB", 2)):
+        if count < 1024 ** (power + 1):
+            return f"{count / 1024**power:.1f} {unit}"
+    return f"{count / 1024**3:.2f} GiB"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -17,7 +17,7 @@ from sage_ext.optimizers.rule import Group, Rule
 
 class SinkgdRule(Rule):
     name = "sinkgd"
-    defaults: Mapping[str, Any] = MappingProxyType(
+    defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {
             "lr": 0.02,
             "iterations": 5,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def plan(
     optimizer: FusedOptimizer, state_dict: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[Any, Any] | None]:
+) -> tuple[dict[str, Any], defaultdict[Any, Any] | None]:
     """Check ``state_dict`` against ``optimizer`` and build the new state beside the old one. Changes nothing.
 
     Returns:
@@ -46,7 +46,7 @@ def plan(
     owners = dict(
         zip(chain.from_iterable(group["params"] for group in saved_groups), places(groups), strict=True)
     )
-    state: dict[Any, Any] = defaultdict(dict)
+    state: defaultdict[Any, Any] = defaultdict(dict)
     for key, saved in state_dict["state"].items():
         if key not in owners:
             state[key] = saved  # not a parameter's: kept as it is, as torch does

@@ -33,8 +33,12 @@ def rate(value: Any, where: str, name: str = "lr") -> None:
 
 
 def non_negative(value: Any, name: str, where: str) -> None:
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < math.inf:
+    if not _is_number(value) or not 0 <= value < math.inf:
         fail(name, value, "a finite number >= 0", where)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def fraction_pair(value: Any, name: str, where: str) -> None:
@@ -42,7 +46,7 @@ def fraction_pair(value: Any, name: str, where: str) -> None:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         fail(name, value, "two numbers in [0, 1)", where)
     for item in value:
-        if not isinstance(item, Real) or isinstance(item, bool) or not 0 <= item < 1:
+        if not _is_number(item) or not 0 <= item < 1:
             fail(name, value, "two numbers in [0, 1)", where)
 
 
