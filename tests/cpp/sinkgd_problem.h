@@ -1,0 +1,118 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cpu/sinkgd.h"
+#include "support.h"
+
+// A matrix for SinkGD and what one step should make of it: the eager loop in fp64.
+namespace sage_ext::testing {
+
+inline constexpr cpu::SinkGDOptions kSinkGDOptions{
+    .lr = 0.5, .alpha = 0.25, .eps = 1e-8, .weight_decay = 0.1, .iterations = 5, .unit = false, .grad_factor = 1.0};
+
+struct SinkGDProblem {
+  int64_t rows, cols;
+  Buffer param, grad;
+
+  SinkGDProblem(const Mix& mix, Shape shape, int64_t offset = 0)
+      : rows(shape.rows),
+        cols(shape.cols),
+        param(mix.param, rows * cols, offset),
+        grad(mix.grad, rows * cols, 3 * offset) {}
+
+  void fill(Random& random) {
+    fill_normal(param, random, 0.5);
+    if (cols > 0) fill_gradient(grad, cols, random);
+  }
+
+  cpu::SinkGDMatrix view() { return {param.data(), grad.data(), rows, cols, param.dtype(), grad.dtype()}; }
+};
+
+// The factor that takes a vector to norm `target`; an exactly zero vector stays.
+inline double factor(double sum_of_squares, double target, double eps) {
+  const double norm = std::sqrt(sum_of_squares);
+  return norm == 0 ? 0.0 : target / (norm + eps);
+}
+
+// X after all iterations.
+inline Values sinkhorn(const SinkGDProblem& p, const cpu::SinkGDOptions& o) {
+  Values x = p.grad.values();
+  for (double& value : x) value *= o.grad_factor;
+  const double row_target = o.unit ? 1 : std::sqrt(static_cast<double>(p.cols));
+  const double col_target = o.unit ? 1 : std::sqrt(static_cast<double>(p.rows));
+  const auto rows = static_cast<size_t>(p.rows), cols = static_cast<size_t>(p.cols);
+  for (int iteration = 0; iteration < o.iterations; ++iteration) {
+    Values col_sums(cols);
+    for (size_t i = 0; i < rows; ++i) {
+      double* const row = x.data() + i * cols;
+      double sum = 0;
+      for (size_t j = 0; j < cols; ++j) sum += row[j] * row[j];
+      const double scale = factor(sum, row_target, o.eps);
+      for (size_t j = 0; j < cols; ++j) {
+        row[j] *= scale;
+        col_sums[j] += row[j] * row[j];
+      }
+    }
+    for (double& sum : col_sums) sum = factor(sum, col_target, o.eps);
+    for (size_t k = 0; k < x.size(); ++k) x[k] *= col_sums[k % cols];
+  }
+  return x;
+}
+
+// The relative error of X that is let pass: some fp32 operations, and the fp32 sums of a row (in at least four
+// lanes) and of one block of a column. Their roundings go either way, except in a single column: all its entries
+// have the same size once the rows are normalized, and so all their roundings the same direction.
+inline double sinkgd_tolerance(const SinkGDProblem& p) {
+  if (p.rows * p.cols == 0) return 0;
+  const auto column_terms = static_cast<double>(std::min(p.rows, plan_row_blocks(p.rows, p.cols).rows_per_block));
+  const double row_terms = static_cast<double>(p.cols) / 4;
+  const double roundings = p.cols == 1 ? column_terms / 2 : std::sqrt(std::max(column_terms, row_terms));
+  return (24 + roundings) * kUlp;
+}
+
+inline Expected sinkgd_expected(const SinkGDProblem& p, const cpu::SinkGDOptions& o) {
+  const double tolerance = sinkgd_tolerance(p);
+  const Values x = sinkhorn(p, o);
+  Expected param(x.size());
+  for (size_t k = 0; k < x.size(); ++k) {
+    const double w = p.param[static_cast<int64_t>(k)];
+    const double update = o.lr * o.alpha * x[k];
+    param.value[k] = w * (1 - o.lr * o.weight_decay) - update;
+    param.slack[k] = 2 * kUlp * std::abs(w) + (tolerance + 2 * kUlp) * std::abs(update);
+  }
+  return param;
+}
+
+inline void sinkgd_step(std::vector<SinkGDProblem>& problems, const cpu::SinkGDOptions& options, int threads) {
+  std::vector<cpu::SinkGDMatrix> matrices;
+  for (SinkGDProblem& problem : problems) matrices.push_back(problem.view());
+  cpu::SinkGDStep(std::move(matrices), options).run(threads);
+}
+
+inline void step_and_check(std::vector<SinkGDProblem>& problems, const cpu::SinkGDOptions& options, int threads) {
+  std::vector<Expected> expected;
+  for (const SinkGDProblem& problem : problems) expected.push_back(sinkgd_expected(problem, options));
+  sinkgd_step(problems, options, threads);
+  for (size_t i = 0; i < problems.size(); ++i) {
+    SCOPED_TRACE("matrix " + std::to_string(i) + ", " + describe(Shape{problems[i].rows, problems[i].cols}));
+    ASSERT_TRUE(matches(problems[i].param, expected[i]));
+  }
+}
+
+inline std::vector<SinkGDProblem> make_sinkgd(const Mix& mix, const std::vector<Shape>& shapes, uint64_t seed,
+                                              int64_t offset = 0) {
+  Random random(seed);
+  std::vector<SinkGDProblem> problems;
+  for (const Shape& shape : shapes) {
+    problems.emplace_back(mix, shape, offset);
+    problems.back().fill(random);
+  }
+  return problems;
+}
+
+}  // namespace sage_ext::testing
