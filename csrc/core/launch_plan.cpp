@@ -12,6 +12,7 @@ constexpr int64_t kReduceBlock = int64_t{1} << 16;  // elements of one block of 
 constexpr int64_t kMaxRowBlocks = 256;              // bounds the partial sums to 256 rows
 constexpr int64_t kSinkhornBlock = 49152;           // elements of one block of the row-and-column pass
 constexpr int64_t kSinkhornRows = 64;               // rows over which its partial sums are amortised
+constexpr int64_t kMaxSinkhornRows = 256;           // fp32 additions before a column's sum moves on to fp64
 
 int64_t round_up(int64_t value, int64_t multiple) { return ceil_div(value, multiple) * multiple; }
 
@@ -63,7 +64,8 @@ RowBlocks plan_row_blocks(int64_t rows, int64_t cols) {
   if (rows * cols == 0) return {0, 0};
   // A few wide rows still make about 16 blocks; the row groups of the kernels are 4 rows.
   const int64_t amortised = std::min(kSinkhornRows, ceil_div(rows, 16));
-  const int64_t rows_per_block = round_up(std::max(ceil_div(kSinkhornBlock, cols), amortised), 4);
+  const int64_t wanted = std::max(ceil_div(kSinkhornBlock, cols), amortised);
+  const int64_t rows_per_block = round_up(std::min(wanted, kMaxSinkhornRows), 4);
   return {rows_per_block, ceil_div(rows, rows_per_block)};
 }
 

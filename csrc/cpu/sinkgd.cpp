@@ -14,6 +14,7 @@ namespace sage_ext::cpu {
 
 namespace {
 
+constexpr int64_t kRowSegment = 4096;              // fp32 additions before a row's sum moves on to fp64
 constexpr int64_t kColumnGroup = 256;              // columns whose shares are added up at a time
 constexpr int64_t kColumnGrain = 16;               // columns are shared out in cache lines
 constexpr int64_t kSoloMatrix = int64_t{1} << 17;  // elements up to which a matrix is always one thread's

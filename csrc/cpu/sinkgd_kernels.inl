@@ -117,14 +117,18 @@ void sinkgd_rows(const SinkGDStep::Work& work, int64_t row_begin, int64_t row_en
     FourRows<G> rows;
     // A group that is not full repeats its last row, with scale 0.
     for (int64_t k = 0; k < 4; ++k) rows.row[k] = first + (k < count ? k : count - 1) * cols;
-    float sums[4];
-    sum_rows(rows, work.col_scale, cols, sums);
+    double sums[4] = {0.0, 0.0, 0.0, 0.0};
+    for (int64_t begin = 0; begin < cols; begin += kRowSegment) {
+      FourRows<G> segment;
+      for (int k = 0; k < 4; ++k) segment.row[k] = rows.row[k] + begin;
+      float part[4];
+      sum_rows(segment, work.col_scale + begin, cols - begin < kRowSegment ? cols - begin : kRowSegment, part);
+      for (int k = 0; k < 4; ++k) sums[k] += static_cast<double>(part[k]);
+    }
     float scale[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     for (int64_t k = 0; k < count; ++k) {
-      const double sum = sinkgd_sum_is_safe(static_cast<double>(sums[k]))
-                             ? static_cast<double>(sums[k])
-                             : exact_row_sum(rows.row[k], work.col_scale, cols);
-      work.row_scale[row + k] = sinkgd_rescale(work.row_scale[row + k], sum, target, eps);
+      if (!sinkgd_sum_is_safe(sums[k])) sums[k] = exact_row_sum(rows.row[k], work.col_scale, cols);
+      work.row_scale[row + k] = sinkgd_rescale(work.row_scale[row + k], sums[k], target, eps);
       scale[k] = static_cast<float>(work.row_scale[row + k]);
     }
     add_columns(rows, scale, cols, partial);
