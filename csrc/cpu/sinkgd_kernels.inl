@@ -38,25 +38,16 @@ void sum_rows(const FourRows<G>& rows, const float* __restrict col_scale, int64_
   float s0 = 0.0f, s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;
   int64_t done = 0;
   if constexpr (is_16_bit<G>) {
-    float t0 = 0.0f, t1 = 0.0f, t2 = 0.0f, t3 = 0.0f;
     const int64_t pairs = count / 2;
-#pragma omp simd reduction(+ : s0, s1, s2, s3, t0, t1, t2, t3)
+#pragma omp simd reduction(+ : s0, s1, s2, s3)
     for (int64_t i = 0; i < pairs; ++i) {
       const float c = load_first(col_scale, i);
       const float d = load_second(col_scale, i);
-      s0 = add_square(s0, load_first(g0, i) * c);
-      s1 = add_square(s1, load_first(g1, i) * c);
-      s2 = add_square(s2, load_first(g2, i) * c);
-      s3 = add_square(s3, load_first(g3, i) * c);
-      t0 = add_square(t0, load_second(g0, i) * d);
-      t1 = add_square(t1, load_second(g1, i) * d);
-      t2 = add_square(t2, load_second(g2, i) * d);
-      t3 = add_square(t3, load_second(g3, i) * d);
+      s0 = add_square(add_square(s0, load_first(g0, i) * c), load_second(g0, i) * d);
+      s1 = add_square(add_square(s1, load_first(g1, i) * c), load_second(g1, i) * d);
+      s2 = add_square(add_square(s2, load_first(g2, i) * c), load_second(g2, i) * d);
+      s3 = add_square(add_square(s3, load_first(g3, i) * c), load_second(g3, i) * d);
     }
-    s0 += t0;
-    s1 += t1;
-    s2 += t2;
-    s3 += t3;
     done = 2 * pairs;
   }
 #pragma omp simd reduction(+ : s0, s1, s2, s3)
