@@ -64,16 +64,10 @@ inline Values sinkhorn(const SinkGDProblem& p, const cpu::SinkGDOptions& o) {
   return x;
 }
 
-// The relative error of X that is let pass: some fp32 operations, and the fp32 sums of a row (in at least four
-// lanes) and of one block of a column. Their roundings go either way, except in a single column: all its entries
-// have the same size once the rows are normalized, and so all their roundings the same direction.
-inline double sinkgd_tolerance(const SinkGDProblem& p) {
-  if (p.rows * p.cols == 0) return 0;
-  const auto column_terms = static_cast<double>(std::min(p.rows, plan_row_blocks(p.rows, p.cols).rows_per_block));
-  const double row_terms = static_cast<double>(p.cols) / 4;
-  const double roundings = p.cols == 1 ? column_terms / 2 : std::sqrt(std::max(column_terms, row_terms));
-  return (24 + roundings) * kUlp;
-}
+// The relative error of X that is let pass, whatever the size: kernels sum at most a few thousand numbers in fp32.
+// Roundings go either way, except in a single column: all its entries have the same size once the rows are
+// normalized, and so all its roundings the same direction.
+inline double sinkgd_tolerance(const SinkGDProblem& p) { return (p.cols == 1 ? 64 : 20) * kUlp; }
 
 inline Expected sinkgd_expected(const SinkGDProblem& p, const cpu::SinkGDOptions& o) {
   const double tolerance = sinkgd_tolerance(p);

@@ -172,6 +172,7 @@ void check_row_blocks(int64_t rows, int64_t cols) {
   ASSERT_EQ(plan.rows_per_block % 4, 0) << rows << " x " << cols;
   ASSERT_GE(plan.rows_per_block * plan.blocks, rows) << rows << " x " << cols;
   ASSERT_LT(plan.rows_per_block * (plan.blocks - 1), rows) << rows << " x " << cols;
+  ASSERT_LE(plan.rows_per_block, 256);  // fp32 additions of a column in a row
   // The column sums of all blocks take little room beside the matrix.
   if (rows >= 64) {
     ASSERT_LE(plan.blocks, ceil_div(rows, 4));
