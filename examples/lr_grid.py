@@ -22,48 +22,40 @@ from llama.errors import UsageError
 from llama.loop import Trainer
 from llama.settings import Settings
 
-# About factors of two, eight runs each. SinkGD moves an element by about lr * alpha in the sqrt
-# form and (here) lr * alpha / 16 in the unit form, so both learning rates of a hybrid are searched.
+# Six runs each, by factors of about two. SinkGD moves an element by about lr * alpha in the sqrt form and by
+# lr * alpha / 16 in the unit form here, so both learning rates of a hybrid are searched.
 GRIDS: dict[str, list[str]] = {
     "adamw": [
-        "adamw:lr=5e-4",
         "adamw:lr=1e-3",
         "adamw:lr=2e-3",
         "adamw:lr=4e-3",
-        "adamw:lr=1e-3:betas=0.9/0.99",
-        "adamw:lr=1e-3:betas=0.9/0.999",
-        "adamw:lr=1e-3:weight_decay=0",
+        "adamw:lr=3e-3",
         "adamw:lr=2e-3:betas=0.9/0.99",
+        "adamw:lr=2e-3:weight_decay=0",
     ],
     "sage-hybrid": [
-        "sage-hybrid:lr=2e-3:alpha=10",
+        "sage-hybrid:lr=5e-4:alpha=20",
+        "sage-hybrid:lr=1e-3:alpha=10",
+        "sage-hybrid:lr=2e-3:alpha=5",
+        "sage-hybrid:lr=4e-3:alpha=2.5",
         "sage-hybrid:lr=1e-3:alpha=20",
-        "sage-hybrid:lr=5e-4:alpha=40",
         "sage-hybrid:lr=1e-3:alpha=5",
-        "sage-hybrid:lr=2e-3:alpha=2.5",
-        "sage-hybrid:lr=4e-3:alpha=1.25",
-        "sage-hybrid:lr=2e-3:alpha=1.25",
-        "sage-hybrid:lr=1e-3:alpha=2.5",
     ],
     "sage-hybrid-sqrt": [
-        "sage-hybrid-sqrt:lr=2e-3:alpha=0.5",
-        "sage-hybrid-sqrt:lr=1e-3:alpha=0.3",
-        "sage-hybrid-sqrt:lr=2e-3:alpha=0.15",
-        "sage-hybrid-sqrt:lr=4e-3:alpha=0.075",
-        "sage-hybrid-sqrt:lr=2e-3:alpha=0.075",
-        "sage-hybrid-sqrt:lr=1e-3:alpha=0.15",
+        "sage-hybrid-sqrt:lr=5e-4:alpha=1.2",
+        "sage-hybrid-sqrt:lr=1e-3:alpha=0.6",
+        "sage-hybrid-sqrt:lr=2e-3:alpha=0.3",
         "sage-hybrid-sqrt:lr=4e-3:alpha=0.15",
-        "sage-hybrid-sqrt:lr=5e-4:alpha=0.6",
+        "sage-hybrid-sqrt:lr=1e-3:alpha=1.2",
+        "sage-hybrid-sqrt:lr=1e-3:alpha=0.3",
     ],
     "sinkgd-hybrid": [
-        "sinkgd-hybrid:lr=2e-2:alpha=0.05",
+        "sinkgd-hybrid:lr=2e-2:alpha=0.03",
+        "sinkgd-hybrid:lr=1e-2:alpha=0.06",
+        "sinkgd-hybrid:lr=4e-2:alpha=0.015",
         "sinkgd-hybrid:lr=2e-2:alpha=0.015",
+        "sinkgd-hybrid:lr=2e-2:alpha=0.06",
         "sinkgd-hybrid:lr=1e-2:alpha=0.03",
-        "sinkgd-hybrid:lr=1e-2:alpha=0.1",
-        "sinkgd-hybrid:lr=5e-3:alpha=0.06",
-        "sinkgd-hybrid:lr=4e-2:alpha=0.0075",
-        "sinkgd-hybrid:lr=4e-2:alpha=0.025",
-        "sinkgd-hybrid:lr=2e-2:alpha=0.005",
     ],
 }
 
@@ -81,6 +73,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=Settings.steps)
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--tied", action="store_true")
+    parser.add_argument("--warmup", type=int, default=Settings().warmup)
     parser.add_argument("--final-lr", type=float, default=Settings.final_lr)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
@@ -95,6 +88,7 @@ def main() -> int:
         "steps": arguments.steps,
         "seed": arguments.seed,
         "tied": arguments.tied,
+        "warmup": arguments.warmup,
         "final_lr": arguments.final_lr,
         "eval_every": 0,
     }

@@ -190,7 +190,12 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-size", type=whole(1), metavar="N", help=f"windows a batch (default: {d.batch_size})")
     add("--seq-len", type=whole(2), metavar="N", help=f"tokens a window (default: {d.seq_len})")
     add("--accumulate", type=whole(1), metavar="N", help=f"batches a step (default: {d.accumulate})")
-    add("--warmup", type=whole(0), metavar="N", help=f"steps of linear warm-up (default: {d.warmup})")
+    add(
+        "--warmup",
+        type=whole(0),
+        metavar="N",
+        help=f"steps of linear warm-up (default: {d.warmup}, at most half)",
+    )
     add(
         "--final-lr",
         type=number(0, 1),

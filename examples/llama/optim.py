@@ -201,22 +201,22 @@ ROWS: dict[str, Row] = {
     "sage-hybrid": Row(
         _hybrid("sage", normalization="unit"),
         "SAGE on embedding, head and 1-D, unit-norm SinkGD on the rest",
-        {"lr": 2e-3, "alpha": 10.0, "betas": (0.9, 0.99), "weight_decay": 0.01},
+        {"lr": 1e-3, "alpha": 10.0, "betas": (0.9, 0.99), "weight_decay": 0.01},
     ),
     "sage-hybrid-sqrt": Row(
         _hybrid("sage", normalization="sqrt"),
         "the same with SinkGD in the paper's sqrt form",
-        {"lr": 2e-3, "alpha": 0.5, "betas": (0.9, 0.99), "weight_decay": 0.01},
+        {"lr": 1e-3, "alpha": 0.6, "betas": (0.9, 0.99), "weight_decay": 0.01},
     ),
     "lion-hybrid": Row(
         _hybrid("lion"),
         "Lion on embedding, head and 1-D, SinkGD on the rest",
-        {"lr": 1e-3, "alpha": 1.0, "betas": (0.9, 0.99), "weight_decay": 0.01},
+        {"lr": 1e-3, "alpha": 0.3, "betas": (0.9, 0.99), "weight_decay": 0.01},
     ),
     "sinkgd-hybrid": Row(
         _hybrid("sinkgd"),
         "AdamW on embedding, head and 1-D, SinkGD on the rest",
-        {"lr": 2e-2, "alpha": 0.05, "betas": (0.9, 0.95), "weight_decay": 0.0},
+        {"lr": 2e-2, "alpha": 0.015, "betas": (0.9, 0.95), "weight_decay": 0.0},
     ),
     "sage": Row(
         _library("FusedSAGE"), "SAGE on everything", {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.01}

@@ -29,7 +29,7 @@ class Settings:
     batch_size: int = 4
     seq_len: int = 256
     accumulate: int = 1
-    warmup: int = 30
+    warmup: int = -1  # less than 0: 150, at most half of steps
     final_lr: float = 0.1
     clip: float = 1.0
     amp: str = "none"
@@ -40,6 +40,8 @@ class Settings:
     val_windows: int = 128
 
     def __post_init__(self) -> None:
+        if self.warmup < 0:
+            object.__setattr__(self, "warmup", min(150, self.steps // 2))
         if not self.ffn:
             object.__setattr__(self, "ffn", -(-self.hidden * 8 // 3 // 16) * 16)
 
