@@ -62,7 +62,7 @@ def train(arguments: argparse.Namespace) -> int:
         print(report.summary(trainer.result()))
         print(f"Checkpoint: {folder / checkpoint.NAME}")
         return 0
-    again = f"python {shlex.quote(sys.argv[0])} --resume {shlex.quote(str(folder))}"
+    again = shlex.join([*_program(), "--resume", str(folder)])
     print(f"Stopped after step {trainer.step} of {settings.steps}; saved. To go on:\n  {again}")
     return 128 + interrupt.signal if interrupt.signal else 0
 
@@ -75,18 +75,22 @@ def compare(arguments: argparse.Namespace, specs: list[str], argv: Sequence[str]
             "--resume: in a comparison it takes no folder; name the comparison's folder with --out"
         )
     out = given.get("out", Path("demo_out" if arguments.mode == "demo" else "runs/compare"))
+    folders = {spec: out / "runs" / _slug(spec) for spec in specs}
+    if "resume" not in given:
+        for folder in folders.values():
+            if arguments.mode != "demo":
+                _refuse_to_overwrite(folder, given)
+            # A later --resume would take what is left there for a run of this comparison.
+            (folder / checkpoint.NAME).unlink(missing_ok=True)
     text = _corpus(cli.settings(given), given)
     results = []
     with Interrupt() as interrupt:
-        for number, spec in enumerate(specs, start=1):
-            settings = cli.settings({k: v for k, v in given.items() if k != "optimizer"}, optimizer=spec)
-            folder = out / "runs" / _slug(spec)
+        for number, (spec, folder) in enumerate(folders.items(), start=1):
+            settings = cli.settings(given, optimizer=spec)
             state = None
-            if "resume" in given and (folder / checkpoint.NAME).is_file():
+            if (folder / checkpoint.NAME).is_file():
                 state = checkpoint.load(folder / checkpoint.NAME)
                 _refuse_other_settings(settings, Settings.from_dict(state["settings"]), folder)
-            elif arguments.mode != "demo" and "resume" not in given:
-                _refuse_to_overwrite(folder, given)
             trainer = _trainer(settings, text, folder, state)
             if number == 1:
                 print(_describe(trainer))
@@ -95,13 +99,10 @@ def compare(arguments: argparse.Namespace, specs: list[str], argv: Sequence[str]
             if trainer.diverged:
                 _tell_divergence(trainer)
             elif not trainer.finished:
-                words = [
-                    a
-                    for a in (sys.argv[1:] if argv is None else argv)
-                    if a not in ("--resume", "--overwrite")
-                ]
-                again = shlex.join([sys.argv[0], *words, "--resume"])
-                print(f"Stopped {spec} after step {trainer.step}; saved. To go on:\n  python {again}")
+                words = sys.argv[1:] if argv is None else argv
+                words = [word for word in words if word not in ("--resume", "--overwrite")]
+                again = shlex.join([*_program(), *words, "--resume"])
+                print(f"Stopped {spec} after step {trainer.step}; saved. To go on:\n  {again}")
                 return 128 + interrupt.signal
             results.append(trainer.result())
     files = report.write(out, results, settings, text)
@@ -143,6 +144,12 @@ def _folder(given: dict[str, Any]) -> Path:
 
 def _slug(spec: str) -> str:
     return spec.replace(":", "_").replace("/", "-")
+
+
+def _program() -> list[str]:
+    """How this script was started, as one would type it (``.venv/bin/python`` if that was it)."""
+    python, here = Path(sys.executable), Path.cwd()
+    return [str(python.relative_to(here)) if python.is_relative_to(here) else "python", sys.argv[0]]
 
 
 def _refuse_to_overwrite(folder: Path, given: dict[str, Any]) -> None:

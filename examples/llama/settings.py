@@ -36,7 +36,7 @@ class Settings:
     seed: int = 0
     device: str = "cpu"
     threads: int = 1
-    eval_every: int = 50
+    eval_every: int = 75
     val_windows: int = 128
 
     def __post_init__(self) -> None:
