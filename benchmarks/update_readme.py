@@ -44,8 +44,8 @@ def memory() -> str:
     names = list(found["rows"][0]["state_bytes"])
     lines = [
         f"**Optimizer state** of a Llama with {found['config']['num_hidden_layers']} layers of "
-        f"{found['config']['hidden_size']} and a vocabulary of {found['vocabulary']:,}, in GiB, added up from "
-        "the tensors that the optimizers make (`benchmarks/memory.py`). The SAGE paper prints 9.8 GB for AdamW "
+        f"{found['config']['hidden_size']} and a vocabulary of {found['vocabulary']:,}; in GiB, from "
+        "the tensors that the optimizers make (`benchmarks/memory.py`). The SAGE paper: 9.8 GB for AdamW "
         "and 0.9 GB for its hybrid at 1.3 B parameters.",
         "",
         "| parameters | dtype | head | " + " | ".join(names) + " |",
@@ -62,7 +62,7 @@ def demo() -> str:
     found = load("demo.json")
     settings = found["settings"]
     lines = [
-        f"**Training** a small Llama for {settings['steps']} steps on the source of Python's standard library "
+        f"**Training** a Llama for {settings['steps']} steps on the source of Python's standard library "
         "(`make demo`; learning rates are the best of equally fine grids, see `examples/README.md`):",
         "",
         "| optimizer | validation perplexity | optimizer state (MiB) | optimizer step (ms) | tokens/s |",
