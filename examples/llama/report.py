@@ -83,7 +83,7 @@ def verdict(results: list[Result]) -> list[str]:
             f"{size / base_size:.1%} of its optimizer state" if base_size and size else "no optimizer state"
         )
         step = result["optimizer_ms"] / base["optimizer_ms"]
-        lines.append(f"{quality}, with {memory} and an optimizer step of {step:.2f} times the duration.")
+        lines.append(f"{quality}, with {memory} and an optimizer step that takes {step:.2f} times as long.")
     return lines
 
 
