@@ -22,8 +22,8 @@ from llama.errors import UsageError
 from llama.loop import Trainer
 from llama.settings import Settings
 
-# By factors of about two; six runs for each optimizer of the demo, three for its relatives. SinkGD moves an element
-# by about lr * alpha in the sqrt form and by lr * alpha / 16 in the unit form here: a hybrid has two rates to find.
+# By factors of about two; six runs for each optimizer of the demo, three for its relatives. A hybrid has two
+# rates to find: SinkGD moves an element by about lr * alpha in the sqrt form, lr * alpha / 16 in the unit form here.
 GRIDS: dict[str, list[str]] = {
     "adamw": [
         "adamw:lr=1e-3",
