@@ -23,7 +23,8 @@ from llama.loop import Trainer
 from llama.settings import Settings
 
 # By factors of about two; six runs for each optimizer of the demo, three for its relatives. A hybrid has two
-# rates to find: SinkGD moves an element by about lr * alpha in the sqrt form, lr * alpha / 16 in the unit form here.
+# rates to find: SinkGD moves an element by about lr * alpha in the sqrt form, by a 16th of that in the unit
+# form at this size.
 GRIDS: dict[str, list[str]] = {
     "adamw": [
         "adamw:lr=1e-3",
