@@ -2,7 +2,7 @@
 """The grids behind the demo's settings: its run for each optimizer, over learning rates and more.
 
     python examples/lr_grid.py --out grid_out                      all grids (hours on two cores)
-    python examples/lr_grid.py --out grid_out --only adamw,sage    some of them
+    python examples/lr_grid.py --out grid_out --only sage-hybrid   one of them
 
 Both optimizers of the demo get as many runs. Finished ones are read back from ``results.jsonl`` in the
 folder, so the script can be stopped at any time and started again.

@@ -202,6 +202,7 @@ ROWS: dict[str, Row] = {
         _hybrid("sage", normalization="unit"),
         "SAGE on embedding, head and 1-D, unit-norm SinkGD on the rest",
         {"lr": 1e-3, "alpha": 10.0, "betas": (0.9, 0.99), "weight_decay": 0.01},
+        tuned=True,
     ),
     "sage-hybrid-sqrt": Row(
         _hybrid("sage", normalization="sqrt"),
@@ -238,6 +239,7 @@ ROWS: dict[str, Row] = {
         _torch("AdamW", fused=True),
         "torch.optim.AdamW(fused=True), the baseline",
         {"lr": 2e-3, "betas": (0.9, 0.95), "weight_decay": 0.1, "eps": 1e-8},
+        tuned=True,
     ),
     "adam": Row(
         _torch("Adam", fused=True),
