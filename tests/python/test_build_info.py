@@ -27,9 +27,11 @@ WITHOUT_NATIVE = "import sys; sys.modules['sage_ext._C'] = None\n"
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run Python code in a fresh process that finds this sage_ext and the tests' helpers."""
-    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    helpers = Path(__file__).parent
+    path = os.pathsep.join([str(ROOT), str(helpers)])
     return subprocess.run(
         [sys.executable, "-c", code],
+        cwd=helpers,  # from the source folder, its sage_ext would hide an installed one
         env={**os.environ, "PYTHONPATH": path, **environment},
         capture_output=True,
         text=True,

@@ -20,6 +20,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+import sage_ext
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
@@ -221,7 +223,8 @@ def test_resumed_run_equals_straight_one_to_the_bit(
 
 def test_ctrl_c_saves_and_tells_how_to_go_on(text: Path, run: Callable, tmp_path: Path) -> None:
     words = ["--steps", "400", "--eval-every", "5", "--optimizer", "sage-hybrid", "--out", "stopped"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
+    package = str(Path(sage_ext.__file__).parents[1])  # as installed, or the source folder
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": package}
     process = subprocess.Popen(
         [
             sys.executable,
