@@ -63,7 +63,7 @@ def demo() -> str:
     settings = found["settings"]
     lines = [
         f"**Training** a Llama for {settings['steps']} steps on the source of Python's standard library "
-        "(`make demo`; learning rates are the best of equally fine grids, see `examples/README.md`):",
+        "(`make demo`; settings are the best of six runs for each, see `examples/README.md`):",
         "",
         "| optimizer | validation perplexity | optimizer state (MiB) | optimizer step (ms) | tokens/s |",
         "|---|---:|---:|---:|---:|",
