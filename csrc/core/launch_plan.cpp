@@ -7,7 +7,6 @@ namespace sage_ext {
 namespace {
 
 constexpr int64_t kMinWidth = 256;                  // columns below which rows are folded
-constexpr int64_t kColumnTile = 4096;               // fp32 sums of one tile stay in the first-level cache
 constexpr int64_t kReduceBlock = int64_t{1} << 16;  // elements of one block of a column reduction
 constexpr int64_t kMaxRowBlocks = 256;              // bounds the partial sums to 256 rows
 constexpr int64_t kSinkhornBlock = 49152;           // elements of one block of the row-and-column pass

@@ -38,6 +38,10 @@ class ChunkPlan {
 // Cuts each tensor of sizes[i] elements into chunks of at most `chunk` elements. Empty tensors are skipped.
 ChunkPlan plan_chunks(std::span<const int64_t> sizes, int64_t chunk);
 
+// The most columns of one tile, also of a folded tensor: kernels hold a tile's sums in arrays of this size, whose
+// fp32 part stays in the first-level cache.
+inline constexpr int64_t kColumnTile = 4096;
+
 // A contiguous tensor of shape [rows, cols] cut for a column reduction. Narrow tensors are folded: `fold` rows
 // side by side count as one row of `width` columns, so that inner loops are never short; the last such row may
 // be partial. Row blocks are the slots of the two-stage sum.

@@ -1,11 +1,7 @@
 #include "cpu/adamw.h"
 
-#include <vector>
-
-#include "core/launch_plan.h"
 #include "cpu/isa.h"
 #include "cpu/map.h"
-#include "cpu/parallel.h"
 
 namespace sage_ext::cpu {
 

@@ -54,7 +54,7 @@ namespace sage_ext::cpu::avx512 {
 #pragma GCC pop_options
 #endif
 
-// Evaluates `expression`, in which `isa` names the namespace of the instruction set in use.
+// Calls a kernel file's function, as compiled for the instruction set in use.
 #define SAGE_EXT_FOR_ACTIVE_ISA(call)        \
   [&] {                                      \
     switch (::sage_ext::cpu::active_isa()) { \

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "core/launch_plan.h"
+
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -39,7 +41,7 @@ struct Team {
 
   // The part of [0, count) that is this member's, in whole multiples of `grain`.
   int64_t share_begin(int64_t count, int64_t grain, int member) const {
-    const int64_t grains = (count + grain - 1) / grain;
+    const int64_t grains = ceil_div(count, grain);
     const int64_t begin = grains * member / size * grain;
     return begin < count ? begin : count;
   }

@@ -11,9 +11,7 @@ namespace sage_ext::cpu {
 
 namespace {
 
-constexpr int64_t kMaxTile = 4096;      // columns of one tile of a reduction
 constexpr int64_t kRowsPerFlush = 128;  // fp32 additions in a row before the sum moves on to fp64
-constexpr int64_t kTaskElements = int64_t{1} << 15;
 
 using Squares = SageStep::Squares;
 
@@ -51,16 +49,16 @@ SageStep::SageStep(std::vector<SageTensor> tensors, const SageOptions& options)
     const ColumnTiling tiling = tile_columns(tensor.rows, tensor.cols);
     layouts_.push_back({tiling, floats, squares, 0.0, 0.0});
     floats += tiling.row_blocks * tiling.width;
-    squares += ceil_div(tensor.cols, kMaxTile);
+    squares += ceil_div(tensor.cols, kColumnTile);
     sizes.push_back(tiling.numel);
     const auto index = static_cast<int64_t>(i);
     for (int64_t unit = 0; unit < tiling.row_blocks * tiling.tiles; ++unit) {
       const int64_t work = std::min(tiling.rows_per_block * std::min(tiling.tile_cols, tiling.width), tiling.numel);
-      reduce_plan_.add({index, unit, unit + 1}, work, kTaskElements);
+      reduce_plan_.add({index, unit, unit + 1}, work, kMapChunk);
     }
-    for (int64_t begin = 0; begin < tensor.cols; begin += kMaxTile) {
-      const int64_t end = std::min(begin + kMaxTile, tensor.cols);
-      column_plan_.add({index, begin, end}, (end - begin) * tiling.row_blocks, kTaskElements);
+    for (int64_t begin = 0; begin < tensor.cols; begin += kColumnTile) {
+      const int64_t end = std::min(begin + kColumnTile, tensor.cols);
+      column_plan_.add({index, begin, end}, (end - begin) * tiling.row_blocks, kMapChunk);
     }
   }
   update_plan_ = plan_chunks(sizes, kMapChunk);
@@ -97,7 +95,7 @@ void SageStep::average(int threads) {
       const SageTensor& tensor = tensors_[i];
       const ColumnTiling& t = layouts_[i].tiling;
       float* const sums_of_tensor = sums(i);
-      double totals[kMaxTile];
+      double totals[kColumnTile];
       const int64_t count = chunk.end - chunk.begin;
       std::fill_n(totals, count, 0.0);
       // The slots in their fixed order; the last fold of the last panel row may be missing, its sums are zero.
@@ -109,13 +107,13 @@ void SageStep::average(int threads) {
       const Squares squares = SAGE_EXT_FOR_ACTIVE_ISA(
           average_columns(columns, totals, std::abs(options_.grad_factor) / static_cast<double>(tensor.rows),
                           options_.beta2, tensor.bias_correction));
-      squares_[static_cast<size_t>(layouts_[i].squares_begin + chunk.begin / kMaxTile)] = squares;
+      squares_[static_cast<size_t>(layouts_[i].squares_begin + chunk.begin / kColumnTile)] = squares;
     }
   });
   for (size_t i = 0; i < tensors_.size(); ++i) {
     const int64_t cols = tensors_[i].cols;
     Squares total{0.0, 0.0};
-    for (int64_t tile = 0; tile < ceil_div(cols, kMaxTile); ++tile) {
+    for (int64_t tile = 0; tile < ceil_div(cols, kColumnTile); ++tile) {
       const Squares& part = squares_[static_cast<size_t>(layouts_[i].squares_begin + tile)];
       total.s += part.s;
       total.s_hat += part.s_hat;

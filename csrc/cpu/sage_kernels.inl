@@ -32,8 +32,8 @@ void sum_abs(const void* grad_data, const ColumnTiling& tiling, int64_t row_begi
   const G* grad = static_cast<const G*>(grad_data) + col_begin;
   const int64_t count = col_end - col_begin;
   const int64_t full_rows = tiling.numel / tiling.width;
-  float sums[kMaxTile];
-  double totals[kMaxTile];
+  float sums[kColumnTile];
+  double totals[kColumnTile];
   for (int64_t j = 0; j < count; ++j) totals[j] = 0.0;
   for (int64_t row = row_begin; row < row_end;) {
     const int64_t group_end = row_end - row < kRowsPerFlush ? row_end : row + kRowsPerFlush;

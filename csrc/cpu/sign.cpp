@@ -1,12 +1,8 @@
 #include "cpu/sign.h"
 
-#include <vector>
-
-#include "core/launch_plan.h"
 #include "core/math/sign.h"
 #include "cpu/isa.h"
 #include "cpu/map.h"
-#include "cpu/parallel.h"
 
 namespace sage_ext::cpu {
 
