@@ -2,6 +2,7 @@
 # make test: build everything, run the C++ and the Python tests.
 # Both set up .venv on their first run and are quick after that. Neither needs anything but Python 3.10 or
 # newer with venv, a C++20 compiler and CMake.
+# make test-cuda-build: build with CUDA kernels, test that build, audit its machine code. Needs nvcc, but no GPU.
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,11 +15,17 @@ else
 TORCH ?= torch
 endif
 
+# The CUDA build is checked with another torch, in an environment of its own.
+CUDA_VENV := .venv-cuda
+CUDA_BIN := $(CUDA_VENV)/bin
+CUDA_TORCH ?= torch==2.14.1
+CUDA_ARCHS := $(or $(TORCH_CUDA_ARCH_LIST),8.0;9.0;10.0)
+
 SOURCES := $(shell find csrc sage_ext -type f -not -name '*.so' -not -path '*/__pycache__/*') setup.py pyproject.toml README.md
 CMAKE_FLAGS := -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test test-python test-cpp test-cpp-sanitized benchmark lint clean
+.PHONY: demo test test-python test-cpp test-cpp-sanitized test-cuda-build benchmark lint clean FORCE
 
 demo: $(VENV)/.installed $(VENV)/.examples
 	$(BIN)/python examples/train_llama.py demo
@@ -35,6 +42,14 @@ test-cpp: build/cpp/.built
 test-cpp-sanitized: build/cpp-sanitized/.built
 	ctest --test-dir build/cpp-sanitized --output-on-failure -j 2
 
+# The CUDA build, with or without a GPU: it compiles, imports, passes the tests, and the machine code is what it
+# should be. The example's tests are left out: they test the example, on whatever build make test has, and would
+# need its dependencies here too. TORCH_CUDA_ARCH_LIST chooses other architectures.
+test-cuda-build: $(CUDA_VENV)/.installed $(CUDA_VENV)/.tools
+	cd $(CUDA_VENV) && bin/python -m sage_ext
+	$(CUDA_BIN)/pytest --ignore=tests/python/test_example.py
+	$(CUDA_BIN)/python benchmarks/kernels.py
+
 benchmark: $(VENV)/.installed $(VENV)/.examples
 	$(BIN)/python benchmarks/step_time.py --json benchmarks/results/step_time.json
 	$(BIN)/python benchmarks/memory.py --json benchmarks/results/memory.json
@@ -42,7 +57,7 @@ benchmark: $(VENV)/.installed $(VENV)/.examples
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	git ls-files '*.h' '*.cpp' '*.inl' | xargs $(BIN)/clang-format --dry-run --Werror
+	git ls-files '*.h' '*.cpp' '*.inl' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
@@ -67,7 +82,33 @@ $(VENV)/.lint: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check ruff==0.17.6 clang-format==23.1.5
 	touch $@
 
-CPP_SOURCES := $(shell find csrc/core csrc/cpu tests/cpp -type f) csrc/sources.txt CMakeLists.txt
+# torch for CUDA takes gigabytes, so what it is for is looked for first.
+$(CUDA_VENV)/.torch:
+	@command -v nvcc >/dev/null || test -x "$$CUDA_HOME/bin/nvcc" || test -x /usr/local/cuda/bin/nvcc || { \
+	  echo "make test-cuda-build needs a CUDA toolkit: no nvcc on the PATH, in CUDA_HOME or /usr/local/cuda" >&2; \
+	  exit 1; \
+	}
+	$(PYTHON) -m venv $(CUDA_VENV)
+	$(CUDA_BIN)/pip install --quiet --disable-pip-version-check '$(CUDA_TORCH)' 'setuptools>=77' wheel ninja numpy
+	touch $@
+
+# Written anew, and the module rebuilt, when the architectures are others.
+$(CUDA_VENV)/.archs: FORCE | $(CUDA_VENV)/.torch
+	@echo '$(CUDA_ARCHS)' | cmp -s - $@ 2>/dev/null || echo '$(CUDA_ARCHS)' > $@
+
+# A build folder of its own, so that this build and that of .venv do not throw away each other's objects.
+$(CUDA_VENV)/.installed: $(CUDA_VENV)/.torch $(CUDA_VENV)/.archs $(SOURCES)
+	mkdir -p build
+	printf '[build]\nbuild_base = build/cuda\n' > build/cuda.cfg
+	SAGE_EXT_CUDA=1 TORCH_CUDA_ARCH_LIST='$(CUDA_ARCHS)' DIST_EXTRA_CONFIG=$(abspath build/cuda.cfg) \
+	  $(CUDA_BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps .
+	touch $@
+
+$(CUDA_VENV)/.tools: $(CUDA_VENV)/.torch pyproject.toml
+	$(CUDA_BIN)/pip install --quiet --disable-pip-version-check 'pytest>=8' 'hypothesis>=6.100'
+	touch $@
+
+CPP_SOURCES := $(shell find csrc/core csrc/cpu csrc/cuda tests/cpp -type f) csrc/sources.txt CMakeLists.txt
 
 # gtest: Debian's package where we may install it, else CMake fetches it.
 $(VENV)/.gtest: | $(VENV)/.torch
@@ -88,4 +129,4 @@ build/cpp-sanitized/.built: $(CPP_SOURCES) | $(VENV)/.gtest
 	touch $@
 
 clean:
-	rm -rf build dist demo_out *.egg-info $(VENV)
+	rm -rf build dist demo_out *.egg-info $(VENV) $(CUDA_VENV)

@@ -42,7 +42,7 @@ class Row:
     share_of_bandwidth: float  # of the bandwidth that torch.add(a, b, out=a) reached in the same run
 
 
-def llama_parameters(dtype: torch.dtype) -> list[tuple[str, nn.Parameter]]:
+def llama_parameters(dtype: torch.dtype, device: str = "cpu") -> list[tuple[str, nn.Parameter]]:
     """A Llama's tensors by name: tied embedding, attention, gated feed-forward, norms; 53 million numbers."""
     shapes = {"embed_tokens.weight": (VOCABULARY, HIDDEN), "norm.weight": (HIDDEN,)}
     for layer in range(LAYERS):
@@ -53,12 +53,12 @@ def llama_parameters(dtype: torch.dtype) -> list[tuple[str, nn.Parameter]]:
         shapes[f"layers.{layer}.mlp.down_proj.weight"] = (HIDDEN, FFN)
         shapes[f"layers.{layer}.input_layernorm.weight"] = (HIDDEN,)
         shapes[f"layers.{layer}.post_attention_layernorm.weight"] = (HIDDEN,)
-    return [(name, parameter(shape, dtype)) for name, shape in shapes.items()]
+    return [(name, parameter(shape, dtype, device)) for name, shape in shapes.items()]
 
 
-def parameter(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
-    param = nn.Parameter(torch.randn(shape).mul_(0.02).to(dtype))
-    param.grad = torch.randn(shape).mul_(1e-3).to(dtype)
+def parameter(shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> nn.Parameter:
+    param = nn.Parameter(torch.randn(shape, device=device).mul_(0.02).to(dtype))
+    param.grad = torch.randn(shape, device=device).mul_(1e-3).to(dtype)
     return param
 
 
@@ -104,8 +104,8 @@ def adamw(param: Tensor, group: dict) -> str:
     return "adamw"
 
 
-def llama_contenders(dtype: torch.dtype, with_reference: bool) -> list[Contender]:
-    named = llama_parameters(dtype)
+def llama_contenders(dtype: torch.dtype, with_reference: bool, device: str = "cpu") -> list[Contender]:
+    named = llama_parameters(dtype, device)
     params = [param for _, param in named]
     matrices = [param for name, param in named if param.ndim == 2 and "embed" not in name]
 

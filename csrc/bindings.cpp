@@ -19,19 +19,15 @@ using ops::PlanPtr;
 using ops::TensorList;
 using OptionalTensor = std::optional<at::Tensor>;
 
-// A number, or a tensor with one element (a learning rate that a graph or a scheduler writes).
-double number(const py::handle& value, const char* name) {
-  if (THPVariable_Check(value.ptr())) {
-    const at::Tensor tensor = py::cast<at::Tensor>(value);
-    if (tensor.numel() != 1) throw std::invalid_argument(std::string(name) + " is a tensor with more than one element");
-    return tensor.item().toDouble();
+CommonArgs common_args(const py::object& lr, double weight_decay, bool maximize, OptionalTensor grad_scale,
+                       OptionalTensor found_inf, const py::object& describe) {
+  CommonArgs args{{}, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), {}};
+  // A tensor stays one: a scheduler or a captured graph may write it, and to read it may mean to wait for a GPU.
+  if (THPVariable_Check(lr.ptr())) {
+    args.lr = py::cast<at::Tensor>(lr);
+  } else {
+    args.lr = py::cast<double>(lr);
   }
-  return py::cast<double>(value);
-}
-
-CommonArgs common_args(const py::handle& lr, double weight_decay, bool maximize, OptionalTensor grad_scale,
-                       OptionalTensor found_inf, const py::object& describe = py::none()) {
-  CommonArgs args{number(lr, "lr"), weight_decay, maximize, std::move(grad_scale), std::move(found_inf), {}};
   if (!describe.is_none()) {
     args.describe = [describe](int64_t index) { return py::cast<std::string>(describe(index)); };
   }
@@ -76,27 +72,24 @@ PlanPtr make_sage(TensorList params, TensorList grads, TensorList exp_avgs, Tens
                   py::object lr, double beta1, double beta2, double eps, double weight_decay, bool momentum_first,
                   bool instant_damper, bool maximize, OptionalTensor grad_scale, OptionalTensor found_inf,
                   py::object describe) {
-  return ops::plan_sage(
-      std::move(params), std::move(grads), std::move(exp_avgs), std::move(s_ranges), std::move(steps),
-      {beta1, beta2, eps, momentum_first, instant_damper,
-       common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe)});
+  return ops::plan_sage(std::move(params), std::move(grads), std::move(exp_avgs), std::move(s_ranges), std::move(steps),
+                        {beta1, beta2, eps, momentum_first, instant_damper},
+                        common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe));
 }
 
 PlanPtr make_sinkgd(TensorList params, TensorList grads, py::object lr, int64_t iterations, double alpha, double eps,
                     double weight_decay, std::string normalization, bool maximize, OptionalTensor grad_scale,
                     OptionalTensor found_inf, py::object describe) {
   return ops::plan_sinkgd(
-      std::move(params), std::move(grads),
-      {iterations, alpha, eps, std::move(normalization),
-       common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe)});
+      std::move(params), std::move(grads), {iterations, alpha, eps, std::move(normalization)},
+      common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe));
 }
 
 PlanPtr make_lion(TensorList params, TensorList grads, TensorList exp_avgs, py::object lr, double beta1, double beta2,
                   double weight_decay, bool maximize, OptionalTensor grad_scale, OptionalTensor found_inf,
                   py::object describe) {
-  return ops::plan_lion(
-      std::move(params), std::move(grads), std::move(exp_avgs),
-      {beta1, beta2, common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe)});
+  return ops::plan_lion(std::move(params), std::move(grads), std::move(exp_avgs), {beta1, beta2},
+                        common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe));
 }
 
 PlanPtr make_adamw(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs, TensorList steps,
@@ -104,8 +97,8 @@ PlanPtr make_adamw(TensorList params, TensorList grads, TensorList exp_avgs, Ten
                    OptionalTensor grad_scale, OptionalTensor found_inf, py::object describe) {
   return ops::plan_adamw(
       std::move(params), std::move(grads), std::move(exp_avgs), std::move(exp_avg_sqs), std::move(steps),
-      {beta1, beta2, eps,
-       common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe)});
+      {beta1, beta2, eps},
+      common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe));
 }
 
 py::dict build_info() {
@@ -125,8 +118,15 @@ py::dict build_info() {
 #else
   info["openmp"] = false;
 #endif
+#ifdef SAGE_EXT_WITH_CUDA
+  info["cuda"] = true;
+  info["cuda_version"] = SAGE_EXT_CUDA_VERSION;
+  info["cuda_arch_list"] = SAGE_EXT_CUDA_ARCH_LIST;
+#else
   info["cuda"] = false;
+  info["cuda_version"] = "";
   info["cuda_arch_list"] = "";
+#endif
   return info;
 }
 
@@ -141,34 +141,41 @@ void sage_op(at::TensorList params, at::TensorList grads, at::TensorList exp_avg
              bool momentum_first, bool instant_damper, bool maximize, const OptionalTensor& grad_scale,
              const OptionalTensor& found_inf) {
   ops::plan_sage(params.vec(), grads.vec(), exp_avgs.vec(), s_ranges.vec(), steps.vec(),
-                 {beta1, beta2, eps, momentum_first, instant_damper,
-                  dispatcher_args(lr, weight_decay, maximize, grad_scale, found_inf)})
+                 {beta1, beta2, eps, momentum_first, instant_damper},
+                 dispatcher_args(lr, weight_decay, maximize, grad_scale, found_inf))
       ->run();
 }
 
 void sinkgd_op(at::TensorList params, at::TensorList grads, double lr, int64_t iterations, double alpha, double eps,
                double weight_decay, std::string_view normalization, bool maximize, const OptionalTensor& grad_scale,
                const OptionalTensor& found_inf) {
-  ops::plan_sinkgd(params.vec(), grads.vec(),
-                   {iterations, alpha, eps, std::string(normalization),
-                    dispatcher_args(lr, weight_decay, maximize, grad_scale, found_inf)})
+  ops::plan_sinkgd(params.vec(), grads.vec(), {iterations, alpha, eps, std::string(normalization)},
+                   dispatcher_args(lr, weight_decay, maximize, grad_scale, found_inf))
       ->run();
 }
 
 void lion_op(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, double lr, double beta1,
              double beta2, double weight_decay, bool maximize, const OptionalTensor& grad_scale,
              const OptionalTensor& found_inf) {
-  ops::plan_lion(params.vec(), grads.vec(), exp_avgs.vec(),
-                 {beta1, beta2, dispatcher_args(lr, weight_decay, maximize, grad_scale, found_inf)})
+  ops::plan_lion(params.vec(), grads.vec(), exp_avgs.vec(), {beta1, beta2},
+                 dispatcher_args(lr, weight_decay, maximize, grad_scale, found_inf))
       ->run();
 }
 
 void adamw_op(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, at::TensorList exp_avg_sqs,
               at::TensorList steps, double lr, double beta1, double beta2, double eps, double weight_decay,
               bool maximize, const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
-  ops::plan_adamw(params.vec(), grads.vec(), exp_avgs.vec(), exp_avg_sqs.vec(), steps.vec(),
-                  {beta1, beta2, eps, dispatcher_args(lr, weight_decay, maximize, grad_scale, found_inf)})
+  ops::plan_adamw(params.vec(), grads.vec(), exp_avgs.vec(), exp_avg_sqs.vec(), steps.vec(), {beta1, beta2, eps},
+                  dispatcher_args(lr, weight_decay, maximize, grad_scale, found_inf))
       ->run();
+}
+
+// The same functions for every device: a plan looks at its tensors.
+void implement(torch::Library& library) {
+  library.impl("sage_", &sage_op);
+  library.impl("sinkgd_", &sinkgd_op);
+  library.impl("lion_", &lion_op);
+  library.impl("adamw_", &adamw_op);
 }
 
 }  // namespace
@@ -193,12 +200,10 @@ TORCH_LIBRARY(sage_ext, m) {
       "bool maximize=False, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()");
 }
 
-TORCH_LIBRARY_IMPL(sage_ext, CPU, m) {
-  m.impl("sage_", &sage_ext::sage_op);
-  m.impl("sinkgd_", &sage_ext::sinkgd_op);
-  m.impl("lion_", &sage_ext::lion_op);
-  m.impl("adamw_", &sage_ext::adamw_op);
-}
+TORCH_LIBRARY_IMPL(sage_ext, CPU, m) { sage_ext::implement(m); }
+#ifdef SAGE_EXT_WITH_CUDA
+TORCH_LIBRARY_IMPL(sage_ext, CUDA, m) { sage_ext::implement(m); }
+#endif
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using namespace sage_ext;

@@ -1,4 +1,10 @@
-"""The native module: everything here changes tensors in place; sage_ext.reference has the formulas."""
+"""The native module: everything here changes tensors in place; sage_ext.reference has the formulas.
+
+All tensors of a call are on one device, the step counters too; ``lr`` (if a tensor), ``grad_scale`` and
+``found_inf`` are one floating element each, on any device. On a CUDA device a call enqueues kernels on the
+current stream and the host reads no value from the device: it never waits, and a CUDA graph can capture the
+call.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +17,10 @@ def build_info() -> dict[str, Any]: ...
 def cpu_capability() -> str: ...
 
 class Step:
-    """Plans of several groups: each method checks its arguments and changes nothing, run() runs them all."""
+    """Plans of several groups: each method checks its arguments and changes nothing, run() runs them all.
+
+    On a CUDA device the methods and run() have to be called on one stream.
+    """
 
     def __init__(self) -> None: ...
     def run(self) -> None: ...

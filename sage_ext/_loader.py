@@ -116,5 +116,32 @@ def version_mismatch(build_info: dict[str, object], torch_version: str) -> str |
     )
 
 
+def gpu_mismatch(build_info: dict[str, object], capability: tuple[int, int]) -> str | None:
+    """Return the explanation if a module with CUDA kernels has none for a GPU of this compute capability."""
+    archs = str(build_info["cuda_arch_list"])
+    if any(_runs_on(arch, capability) for arch in archs.split(";")):
+        return None
+    number = f"{capability[0]}.{capability[1]}"
+    return (
+        f"sage_ext's CUDA kernels were built for compute capability {archs}, and the GPU has {number}. "
+        f"Cure: {_REBUILD} (with SAGE_EXT_CUDA=1 TORCH_CUDA_ARCH_LIST={number} before it)"
+    )
+
+
+def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
+    """Whether code for ``arch``, an item of TORCH_CUDA_ARCH_LIST, runs on a GPU of this compute capability.
+
+    Machine code runs on the same major version from its minor version on, PTX on every later GPU; with an
+    ``a`` after the number both run on that GPU only.
+    """
+    match = re.fullmatch(r"(\d+)\.(\d+)(a?)(\+PTX)?", arch)
+    if match is None:
+        return True  # a name, such as Hopper: what torch took it for is not known here
+    wanted = (int(match[1]), int(match[2]))
+    if match[3]:
+        return capability == wanted
+    return capability >= wanted and (capability[0] == wanted[0] or match[4] is not None)
+
+
 def _release(version: str) -> list[str]:
     return version.split("+")[0].split(".")[:2]

@@ -13,6 +13,12 @@ from sage_ext import _loader
 Backend = Literal["auto", "native", "reference"]
 BACKENDS = ("auto", "native", "reference")
 
+# What a machine with a GPU needs whose compiled module has CPU kernels only.
+BUILD_WITH_CUDA = (
+    "rebuild sage_ext with a CUDA build of torch and where nvcc is found, from the source folder: "
+    "SAGE_EXT_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps ."
+)
+
 _warned = False
 
 
@@ -34,6 +40,7 @@ def resolve(requested: Backend, devices: Iterable[torch.device]) -> Literal["nat
     """
     if requested == "reference":
         return "reference"
+    devices = list(devices)
     # The meta device holds shapes only: nothing will run there, so any backend will do.
     types = sorted({device.type for device in devices} - {"cpu", "meta"})
     problem = _loader.problem()
@@ -42,17 +49,19 @@ def resolve(requested: Backend, devices: Iterable[torch.device]) -> Literal["nat
             raise _loader.NativeUnavailableError(problem + _reference_hint(types))
         _warn_once(problem)
         return "reference"
+    info = _loader.load().build_info()
     for kind in types:
-        if kind != "cuda" or not _loader.load().build_info()["cuda"]:
-            cure = (
-                "rebuild sage_ext where nvcc is found, with SAGE_EXT_CUDA=1"
-                if kind == "cuda"
-                else "move them to a CPU"
-            )
+        if kind != "cuda" or not info["cuda"]:
+            cure = BUILD_WITH_CUDA if kind == "cuda" else "move them to a CPU"
             raise _loader.NativeUnavailableError(
                 f"parameters are on a {kind} device, and sage_ext's compiled module has no kernels for it. "
                 f"Cure: {cure}{_reference_hint(types)}"
             )
+    if types and torch.cuda.is_available():
+        for capability in {torch.cuda.get_device_capability(d) for d in devices if d.type == "cuda"}:
+            problem = _loader.gpu_mismatch(info, capability)
+            if problem is not None:
+                raise _loader.NativeUnavailableError(problem + _reference_hint(types))
     return "native"
 
 

@@ -6,7 +6,8 @@
 #include "core/macros.h"
 
 // 16-bit storage types and their conversions. Branch-free integer arithmetic, so that compilers vectorise
-// it for any instruction set; the tests compare every bit pattern with the hardware's and torch's result.
+// it for any instruction set; the tests compare every bit pattern with the hardware's and torch's result. A GPU has
+// an instruction for each, with the same results (only a NaN's payload may differ).
 namespace sage_ext {
 
 struct BFloat16 {
@@ -29,6 +30,11 @@ SAGE_EXT_HD float bits_float(uint32_t bits) { return std::bit_cast<float>(bits);
 SAGE_EXT_HD float bfloat16_to_float(uint32_t bits) { return bits_float(bits << 16); }
 
 SAGE_EXT_HD float half_to_float(uint32_t bits) {
+#if defined(__CUDA_ARCH__)
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(static_cast<uint16_t>(bits)));
+  return value;
+#else
   const uint32_t sign = (bits & 0x8000u) << 16;
   const uint32_t magnitude = bits & 0x7fffu;
   const uint32_t shifted = magnitude << 13;
@@ -38,6 +44,7 @@ SAGE_EXT_HD float half_to_float(uint32_t bits) {
   const uint32_t non_finite = shifted + (224u << 23);
   const uint32_t finite = magnitude < 0x0400u ? subnormal : normal;
   return bits_float(sign | (magnitude >= 0x7c00u ? non_finite : finite));
+#endif
 }
 
 // Round to nearest, ties to even; a NaN becomes the quiet NaN 0x7fc0, as in PyTorch. The result is the high half;
@@ -48,10 +55,23 @@ SAGE_EXT_HD uint32_t float_to_bfloat16_high(float value) {
   return value != value ? 0x7fc00000u : rounded;
 }
 
-SAGE_EXT_HD uint32_t float_to_bfloat16(float value) { return float_to_bfloat16_high(value) >> 16; }
+SAGE_EXT_HD uint32_t float_to_bfloat16(float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint16_t bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+#else
+  return float_to_bfloat16_high(value) >> 16;
+#endif
+}
 
 // Round to nearest, ties to even; at least 65520 in magnitude becomes infinity.
 SAGE_EXT_HD uint32_t float_to_half(float value) {
+#if defined(__CUDA_ARCH__)
+  uint16_t half;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(value));
+  return half;
+#else
   const uint32_t bits = float_bits(value);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;
@@ -61,6 +81,7 @@ SAGE_EXT_HD uint32_t float_to_half(float value) {
   const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
   const uint32_t clipped = magnitude >= 0x47800000u ? 0x7c00u : finite;
   return sign | (magnitude > 0x7f800000u ? 0x7e00u : clipped);
+#endif
 }
 
 SAGE_EXT_HD float to_float(float value) { return value; }

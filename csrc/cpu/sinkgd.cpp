@@ -116,7 +116,7 @@ void SinkGDStep::run_solo(std::vector<SinkGDMatrix> matrices, int threads) const
     plan.add({static_cast<int64_t>(i), 0, matrices[i].rows}, numel(matrices[i]), kSoloTask);
   }
   const double lr_alpha = options_.lr * options_.alpha;
-  const auto decay = static_cast<float>(1.0 - options_.lr * options_.weight_decay);
+  const float decay = decay_factor(options_.lr, options_.weight_decay);
   parallel_tasks(plan.num_tasks(), threads, [&](int64_t task) {
     for (const Chunk& chunk : plan.task(task)) {
       const SinkGDMatrix& matrix = matrices[static_cast<size_t>(chunk.tensor)];
@@ -222,7 +222,7 @@ void SinkGDStep::run_shared(std::span<const SinkGDMatrix> matrices, int threads)
   for (const Wave wave : waves) layouts.emplace_back(matrices, wave, &scratch);
 
   const double lr_alpha = options_.lr * options_.alpha;
-  const auto decay = static_cast<float>(1.0 - options_.lr * options_.weight_decay);
+  const float decay = decay_factor(options_.lr, options_.weight_decay);
   parallel_team(threads, [&](const Team& team) {
     for (const WaveLayout& wave : layouts) {
       // A member has the same blocks in every pass, so that they stay in its cache.

@@ -70,10 +70,7 @@ Checker::Checker(const TensorList& params, Layout layout, Describe describe)
   for (size_t i = 0; i < params.size(); ++i) {
     const at::Tensor& p = params[i];
     storage_dtype("params", i, p);
-    if (!p.device().is_cpu()) {
-      fail("params", i, p,
-           "this build has CPU kernels only; move the parameter to the CPU or pass backend=\"reference\"");
-    }
+    device(i);
     if (layout == Layout::row_major && !p.is_contiguous()) {
       fail("params", i, p,
            "the parameter is not contiguous (strides " + shape_text(p.strides()) +
@@ -84,6 +81,25 @@ Checker::Checker(const TensorList& params, Layout layout, Describe describe)
            "the parameter's memory has gaps or overlaps (strides " + shape_text(p.strides()) +
                "); make it dense with param.data = param.data.contiguous(), or pass backend=\"reference\"");
     }
+  }
+}
+
+void Checker::device(size_t index) const {
+  const at::Tensor& param = params_[index];
+#ifdef SAGE_EXT_WITH_CUDA
+  const bool has_kernels = param.is_cpu() || param.is_cuda();
+  const char* kernels = "there are kernels for the CPU and for CUDA devices";
+#else
+  const bool has_kernels = param.is_cpu();
+  const char* kernels = "this build has CPU kernels only";
+#endif
+  if (!has_kernels) {
+    fail("params", index, param,
+         std::string(kernels) + "; move the parameter to the CPU or pass backend=\"reference\"");
+  }
+  if (param.device() != params_[0].device()) {
+    fail("params", index, param,
+         "it is on another device than params[0]; make one call, or one param group, for each device");
   }
 }
 
@@ -135,9 +151,12 @@ void Checker::steps(const TensorList& list) const {
   same_length("steps", list);
   for (size_t i = 0; i < list.size(); ++i) {
     const at::Tensor& step = list[i];
-    if (!step.defined() || step.numel() != 1 || step.scalar_type() != at::kFloat || !step.device().is_cpu()) {
-      fail("steps", i, step, "it must be a float32 tensor with one element on the CPU: the number of steps done");
+    if (!step.defined() || step.numel() != 1 || step.scalar_type() != at::kFloat ||
+        step.device() != params_[i].device()) {
+      fail("steps", i, step,
+           "it must be a float32 tensor with one element on its parameter's device: the number of steps done");
     }
+    if (!step.is_cpu()) continue;  // reading it would wait for the device
     const float count = *static_cast<const float*>(step.const_data_ptr());
     if (!(count >= 0.0f)) fail("steps", i, step, "the number of steps done is " + std::to_string(count));
   }
@@ -166,7 +185,7 @@ TensorList Checker::grads(const TensorList& list) const {
   return result;
 }
 
-void Checker::no_overlap(std::initializer_list<const TensorList*> written, const TensorList& read) const {
+void Checker::no_overlap(const std::vector<const TensorList*>& written, const TensorList& read) const {
   struct Range {
     const char* begin;
     const char* end;

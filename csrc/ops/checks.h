@@ -25,7 +25,7 @@ enum class Layout {
 
 class Checker {
  public:
-  // Checks `params` itself: strided, fp32/bf16/fp16, on one CPU device, laid out as `layout` says.
+  // Checks `params` itself: strided, fp32/bf16/fp16, on one device that has kernels, laid out as `layout` says.
   Checker(const TensorList& params, Layout layout, Describe describe);
 
   // A list that is written along with the parameters: same length; each tensor of a storage dtype, with its
@@ -36,7 +36,7 @@ class Checker {
   void fp32_state(const char* name, const TensorList& list,
                   const std::function<std::vector<int64_t>(const at::Tensor&)>& shape_of) const;
 
-  // One fp32 scalar a parameter, on the CPU.
+  // One fp32 scalar a parameter, on its device. The value is looked at on the CPU only.
   void steps(const TensorList& list) const;
 
   // The gradients, in their parameters' layout: one that lies otherwise in memory is copied, which is allowed
@@ -44,11 +44,12 @@ class Checker {
   TensorList grads(const TensorList& list) const;
 
   // No tensor of `written` may share memory with another one of them or with one of `read`.
-  void no_overlap(std::initializer_list<const TensorList*> written, const TensorList& read) const;
+  void no_overlap(const std::vector<const TensorList*>& written, const TensorList& read) const;
 
   [[noreturn]] void fail(const char* list, size_t index, const at::Tensor& tensor, const std::string& what) const;
 
  private:
+  void device(size_t index) const;
   void same_length(const char* name, const TensorList& list) const;
   void storage_dtype(const char* name, size_t index, const at::Tensor& tensor) const;
 

@@ -5,21 +5,25 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "ops/checks.h"
 
 // The rules over tensors. plan_*() checks every argument and changes nothing; the plan that it returns holds
 // the tensors, and run() carries it out. Several plans can so be checked before the first one runs.
+//
+// All tensors of a plan are on one device. On a CUDA device run() enqueues kernels on that device's current stream
+// and returns: the host reads no value there and waits for nothing, so a CUDA graph can capture it.
 namespace sage_ext::ops {
 
 // What every rule takes.
 struct CommonArgs {
-  double lr = 0.0;
+  std::variant<double, at::Tensor> lr = 0.0;  // a tensor has one element
   double weight_decay = 0.0;
   bool maximize = false;
   std::optional<at::Tensor> grad_scale;  // one element; gradients are divided by it on load
-  std::optional<at::Tensor> found_inf;   // one element; when it is not 0, run() changes nothing
+  std::optional<at::Tensor> found_inf;   // one element; when it is not 0, the step changes nothing
   Describe describe;
 };
 
@@ -27,24 +31,20 @@ struct SageArgs {
   double beta1, beta2, eps;
   bool momentum_first = false;
   bool instant_damper = true;
-  CommonArgs common = {};
 };
 
 struct SinkGDArgs {
   int64_t iterations;
   double alpha, eps;
   std::string normalization = "sqrt";
-  CommonArgs common = {};
 };
 
 struct LionArgs {
   double beta1, beta2;
-  CommonArgs common = {};
 };
 
 struct AdamWArgs {
   double beta1, beta2, eps;
-  CommonArgs common = {};
 };
 
 class Plan {
@@ -55,10 +55,10 @@ class Plan {
 using PlanPtr = std::unique_ptr<Plan>;
 
 PlanPtr plan_sage(TensorList params, TensorList grads, TensorList exp_avgs, TensorList s_ranges, TensorList steps,
-                  SageArgs args);
-PlanPtr plan_sinkgd(TensorList params, TensorList grads, SinkGDArgs args);
-PlanPtr plan_lion(TensorList params, TensorList grads, TensorList exp_avgs, LionArgs args);
+                  SageArgs args, CommonArgs common);
+PlanPtr plan_sinkgd(TensorList params, TensorList grads, SinkGDArgs args, CommonArgs common);
+PlanPtr plan_lion(TensorList params, TensorList grads, TensorList exp_avgs, LionArgs args, CommonArgs common);
 PlanPtr plan_adamw(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs, TensorList steps,
-                   AdamWArgs args);
+                   AdamWArgs args, CommonArgs common);
 
 }  // namespace sage_ext::ops

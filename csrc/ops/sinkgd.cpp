@@ -1,16 +1,22 @@
+#include "cpu/sinkgd.h"
+
 #include <stdexcept>
 
-#include "cpu/sinkgd.h"
 #include "ops/common.h"
+
+#ifdef SAGE_EXT_WITH_CUDA
+#include "cuda/sinkgd.h"
+#include "ops/cuda.h"
+#endif
 
 namespace sage_ext::ops {
 
 namespace {
 
-class SinkGDPlan final : public Plan {
+class SinkGDPlan final : public RulePlan {
  public:
-  SinkGDPlan(TensorList params, TensorList grads, SinkGDArgs args)
-      : params_(std::move(params)), args_(std::move(args)) {
+  SinkGDPlan(TensorList params, TensorList grads, SinkGDArgs args, CommonArgs common)
+      : RulePlan(std::move(params), {}, std::move(common)), args_(std::move(args)) {
     check_not_negative("alpha", args_.alpha);
     check_not_negative("eps", args_.eps);
     if (args_.iterations < 1 || args_.iterations > 1000) {
@@ -19,8 +25,8 @@ class SinkGDPlan final : public Plan {
     if (args_.normalization != "sqrt" && args_.normalization != "unit") {
       throw std::invalid_argument("normalization is \"" + args_.normalization + "\"; it may be \"sqrt\" or \"unit\"");
     }
-    check_common(args_.common);
-    const Checker checker(params_, Layout::row_major, args_.common.describe);
+    const Checker checker(params_, Layout::row_major, common_.describe);
+    check_common();
     for (size_t i = 0; i < params_.size(); ++i) {
       if (params_[i].dim() < 2) {
         checker.fail("params", i, params_[i],
@@ -29,11 +35,13 @@ class SinkGDPlan final : public Plan {
       }
     }
     grads_ = checker.grads(grads);
-    checker.no_overlap({&params_}, grads_);
+    checker.no_overlap(written(), grads_);
   }
 
-  void run() override {
-    if (skips_step(args_.common)) return;
+ private:
+  Lists written() const override { return {&params_}; }
+
+  void run_cpu() override {
     std::vector<cpu::SinkGDMatrix> matrices;
     matrices.reserve(params_.size());
     for (size_t i = 0; i < params_.size(); ++i) {
@@ -51,22 +59,38 @@ class SinkGDPlan final : public Plan {
                             rows, cols, param_dtype, grad_dtype});
       }
     }
-    cpu::SinkGDStep step(std::move(matrices), {args_.common.lr, args_.alpha, args_.eps, args_.common.weight_decay,
-                                               static_cast<int>(args_.iterations), args_.normalization == "unit",
-                                               grad_factor(args_.common)});
+    cpu::SinkGDStep step(std::move(matrices), {lr(), args_.alpha, args_.eps, common_.weight_decay, iterations(), unit(),
+                                               grad_factor(common_)});
     step.run(num_threads());
-    bump_versions(params_);
   }
 
- private:
-  TensorList params_, grads_;
+#ifdef SAGE_EXT_WITH_CUDA
+  void run_cuda(CudaStep& step) override {
+    std::vector<cuda::SinkGDTensor> tensors;
+    tensors.reserve(params_.size());
+    for (size_t i = 0; i < params_.size(); ++i) {
+      const at::Tensor& param = params_[i];
+      if (param.numel() == 0) continue;
+      const int64_t rows = param.size(-2);
+      const int64_t cols = param.size(-1);
+      tensors.push_back({param.mutable_data_ptr(), grads_[i].const_data_ptr(), param.numel() / (rows * cols), rows,
+                         cols, dtype_of(param), dtype_of(grads_[i])});
+    }
+    cuda::sinkgd_step(tensors, {args_.alpha, args_.eps, common_.weight_decay, iterations(), unit()}, step.scalars(),
+                      step.workspace(cuda::sinkgd_workspace_bytes(tensors)), step.stream());
+  }
+#endif
+
+  int iterations() const { return static_cast<int>(args_.iterations); }
+  bool unit() const { return args_.normalization == "unit"; }
+
   SinkGDArgs args_;
 };
 
 }  // namespace
 
-PlanPtr plan_sinkgd(TensorList params, TensorList grads, SinkGDArgs args) {
-  return std::make_unique<SinkGDPlan>(std::move(params), std::move(grads), std::move(args));
+PlanPtr plan_sinkgd(TensorList params, TensorList grads, SinkGDArgs args, CommonArgs common) {
+  return std::make_unique<SinkGDPlan>(std::move(params), std::move(grads), std::move(args), std::move(common));
 }
 
 }  // namespace sage_ext::ops

@@ -68,14 +68,15 @@ class FusedAdamW(FusedOptimizer):
     Args:
         params: parameters, named parameters or groups. float32, bfloat16 or float16 in any mix; float64 with
             ``backend="reference"``. Native kernels take any dense strides.
-        lr: a number or a one-element tensor.
+        lr: a number or a one-element tensor. One on the parameter's GPU is read by the kernels alone, so a
+            captured CUDA graph follows its value; any other is read on the host at each step.
         betas: (b1, b2), each in [0, 1).
         eps: added to the denominator.
         weight_decay: decoupled.
         maximize: ascend instead of descend.
         state_dtype: dtype of both moments; None takes the parameter's.
-        capturable: accepted for parity with torch; the step counter is a tensor on the parameter's device
-            either way.
+        capturable: accepted for parity with torch, without effect: the whole state is on the parameter's
+            device, and a step can be captured in a CUDA graph, either way.
         backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, ClassVar, NamedTuple
@@ -166,6 +166,9 @@ class FusedOptimizer(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Perform one step over all groups. Parameters without a gradient are skipped and get no state.
 
+        With native kernels on a GPU the step is only enqueued, on the current stream: the host waits for
+        nothing. A CUDA graph can capture it once every parameter has its state.
+
         Args:
             closure: re-evaluates the model and returns the loss; runs with gradients enabled.
 
@@ -174,6 +177,7 @@ class FusedOptimizer(Optimizer):
 
         Raises:
             ValueError: a gradient, a state or a hyperparameter cannot be used. Nothing has changed then.
+            RuntimeError: a parameter's state would be made inside a CUDA graph. Nothing has changed then.
         """
         loss = None
         if closure is not None:
@@ -188,6 +192,7 @@ class FusedOptimizer(Optimizer):
         pending: dict[Tensor, dict[str, Tensor]] = {}
         calls = [self._gather(index, group, pending) for index, group in enumerate(self.param_groups)]
         calls = [call for call in calls if call.params]
+        _check_not_captured(pending)
         if self.backend == "native":
             self._run_native(calls, scaling, pending)
         else:
@@ -220,8 +225,8 @@ class FusedOptimizer(Optimizer):
 
     def _run_native(self, calls: list[Call], scaling: tuple[Any, Any], pending: dict[Any, Any]) -> None:
         step = _loader.load().Step()
+        grad_scale, found_inf = scaling
         for call in calls:
-            grad_scale, found_inf = (_on_device(value, call.params[0].device) for value in scaling)
             plan = getattr(step, call.rule.name)
             plan(
                 call.params,
@@ -320,6 +325,15 @@ def _is_known_skip(found_inf: Any) -> bool:
     if found_inf is None or (isinstance(found_inf, Tensor) and found_inf.device.type != "cpu"):
         return False
     return bool(found_inf)
+
+
+def _check_not_captured(pending: Collection[Tensor]) -> None:
+    """Refuse to make states while a CUDA graph is captured: each replay would set them to zero again."""
+    if any(param.is_cuda for param in pending) and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{len(pending)} parameters have no optimizer state yet. Made while a CUDA graph is captured, it "
+            "would be zero again at every replay: take a step, or load a state dict, before capturing"
+        )
 
 
 def _on_device(value: Any, device: torch.device) -> Any:

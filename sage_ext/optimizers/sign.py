@@ -63,12 +63,14 @@ class FusedLion(FusedOptimizer):
     Args:
         params: parameters, named parameters or groups. float32, bfloat16 or float16 in any mix; float64 with
             ``backend="reference"``. Native kernels take any dense strides.
-        lr: a number or a one-element tensor.
+        lr: a number or a one-element tensor. One on the parameter's GPU is read by the kernels alone, so a
+            captured CUDA graph follows its value; any other is read on the host at each step.
         betas: (b1, b2), each in [0, 1).
         weight_decay: decoupled, as in AdamW.
         maximize: ascend instead of descend.
         state_dtype: dtype of ``exp_avg``; None takes the parameter's.
-        capturable: accepted for parity with torch; Lion keeps no step counter.
+        capturable: accepted for parity with torch, without effect: a step can be captured in a CUDA graph
+            either way.
         backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
 
     Raises:

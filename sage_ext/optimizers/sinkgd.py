@@ -61,7 +61,8 @@ class FusedSinkGD(FusedOptimizer):
         params: parameters of two or more dimensions, named parameters or groups. float32, bfloat16 or float16
             in any mix; float64 with ``backend="reference"``. Parameters must be contiguous for native
             kernels.
-        lr: a number or a one-element tensor.
+        lr: a number or a one-element tensor. One on the parameter's GPU is read by the kernels alone, so a
+            captured CUDA graph follows its value; any other is read on the host at each step.
         iterations: how often rows and columns are normalised.
         alpha: scale of the update beside ``lr``; weight decay does not see it.
         eps: added to each norm; may be 0.

@@ -2,7 +2,8 @@
 
 ``torch.optim.Optimizer.load_state_dict`` casts floating state to the parameter's dtype, which would round a
 float32 ``s_range`` beside bfloat16 parameters. Here each tensor keeps the dtype it was saved with, bit for
-bit; only its device and strides follow the parameter.
+bit; only its device and strides follow the parameter. The step counter is on the parameter's device too,
+wherever torch.optim kept it.
 """
 
 from __future__ import annotations
@@ -74,7 +75,11 @@ def _complete(index: int, saved: Mapping[str, Any], group: Mapping[str, Any]) ->
             f"state_dict: group {index} was saved with rule {saved['rule']!r} and this optimizer's group has "
             f"rule {group['rule']!r}; build the optimizer with the groups and rules of the one that was saved"
         )
-    return {**{key: value for key, value in group.items() if key not in ("params", "param_names")}, **saved}
+    own = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+    completed = {**own, **saved}
+    if isinstance(own["lr"], Tensor) and isinstance(completed["lr"], Tensor):
+        completed["lr"] = completed["lr"].to(own["lr"].device)  # where the host must not have to read it
+    return completed
 
 
 def _restore(

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <string>
@@ -26,13 +27,16 @@ struct SageProblem {
   Buffer param, grad, exp_avg, s_range;
   double step = 0;
 
-  SageProblem(const Mix& mix, Shape shape, int64_t offset = 0)
+  // `offsets` in elements, of W, g, the momentum and s_range.
+  SageProblem(const Mix& mix, Shape shape, const std::array<int64_t, 4>& offsets)
       : rows(shape.rows),
         cols(shape.cols),
-        param(mix.param, rows * cols, offset),
-        grad(mix.grad, rows * cols, 3 * offset),
-        exp_avg(mix.state, rows * cols, 5 * offset),
-        s_range(DType::float32, cols, 7 * offset) {}
+        param(mix.param, rows * cols, offsets[0]),
+        grad(mix.grad, rows * cols, offsets[1]),
+        exp_avg(mix.state, rows * cols, offsets[2]),
+        s_range(DType::float32, cols, offsets[3]) {}
+  SageProblem(const Mix& mix, Shape shape, int64_t offset = 0)
+      : SageProblem(mix, shape, {offset, 3 * offset, 5 * offset, 7 * offset}) {}
 
   void fill(Random& random) {
     fill_normal(param, random, 0.5);
@@ -110,6 +114,15 @@ inline void sage_step(std::vector<SageProblem>& problems, const cpu::SageOptions
   cpu::SageStep(std::move(tensors), options).run(threads);
 }
 
+inline void expect_matches(const std::vector<SageProblem>& problems, const std::vector<SageExpected>& expected) {
+  for (size_t i = 0; i < problems.size(); ++i) {
+    SCOPED_TRACE("tensor " + std::to_string(i) + ", " + describe(Shape{problems[i].rows, problems[i].cols}));
+    ASSERT_TRUE(matches(problems[i].s_range, expected[i].s_range)) << "s_range";
+    ASSERT_TRUE(matches(problems[i].exp_avg, expected[i].exp_avg)) << "exp_avg";
+    ASSERT_TRUE(matches(problems[i].param, expected[i].param)) << "param";
+  }
+}
+
 // Takes one step and compares everything it wrote.
 inline void step_and_check(std::vector<SageProblem>& problems, const cpu::SageOptions& options, int threads) {
   std::vector<SageExpected> expected;
@@ -118,12 +131,7 @@ inline void step_and_check(std::vector<SageProblem>& problems, const cpu::SageOp
     expected.emplace_back(problem, options);
   }
   sage_step(problems, options, threads);
-  for (size_t i = 0; i < problems.size(); ++i) {
-    SCOPED_TRACE("tensor " + std::to_string(i) + ", " + describe(Shape{problems[i].rows, problems[i].cols}));
-    ASSERT_TRUE(matches(problems[i].s_range, expected[i].s_range)) << "s_range";
-    ASSERT_TRUE(matches(problems[i].exp_avg, expected[i].exp_avg)) << "exp_avg";
-    ASSERT_TRUE(matches(problems[i].param, expected[i].param)) << "param";
-  }
+  expect_matches(problems, expected);
 }
 
 inline std::vector<SageProblem> make_sage(const Mix& mix, const std::vector<Shape>& shapes, uint64_t seed,

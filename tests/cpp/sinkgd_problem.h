@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <string>
 #include <utility>
@@ -19,11 +20,13 @@ struct SinkGDProblem {
   int64_t rows, cols;
   Buffer param, grad;
 
-  SinkGDProblem(const Mix& mix, Shape shape, int64_t offset = 0)
+  // `offsets` in elements, of W and g.
+  SinkGDProblem(const Mix& mix, Shape shape, const std::array<int64_t, 2>& offsets)
       : rows(shape.rows),
         cols(shape.cols),
-        param(mix.param, rows * cols, offset),
-        grad(mix.grad, rows * cols, 3 * offset) {}
+        param(mix.param, rows * cols, offsets[0]),
+        grad(mix.grad, rows * cols, offsets[1]) {}
+  SinkGDProblem(const Mix& mix, Shape shape, int64_t offset = 0) : SinkGDProblem(mix, shape, {offset, 3 * offset}) {}
 
   void fill(Random& random) {
     fill_normal(param, random, 0.5);
@@ -98,8 +101,9 @@ inline void step_and_check(std::vector<SinkGDProblem>& problems, const cpu::Sink
   }
 }
 
-inline std::vector<SinkGDProblem> make_sinkgd(const Mix& mix, const std::vector<Shape>& shapes, uint64_t seed,
-                                              int64_t offset = 0) {
+template <typename Offset = int64_t>
+std::vector<SinkGDProblem> make_sinkgd(const Mix& mix, const std::vector<Shape>& shapes, uint64_t seed,
+                                       const Offset& offset = {}) {
   Random random(seed);
   std::vector<SinkGDProblem> problems;
   for (const Shape& shape : shapes) {

@@ -166,6 +166,84 @@ TEST(TileColumns, EmptyTensorsHaveNoBlocks) {
   }
 }
 
+void check_column_blocks(int64_t rows, int64_t cols, int64_t vec) {
+  SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(cols) + " by " + std::to_string(vec));
+  const ColumnBlocks p = plan_column_blocks(rows, cols, vec);
+  ASSERT_GE(p.fold, 1);
+  ASSERT_LE(p.fold, rows);
+  ASSERT_EQ(p.width, cols * p.fold);
+  // Panel rows cover the matrix, and each but the first starts on a vector boundary because the one before ends there.
+  ASSERT_GE(p.panel_rows * p.fold, rows);
+  ASSERT_LT((p.panel_rows - 1) * p.fold, rows);
+  ASSERT_TRUE(p.width % vec == 0 || p.panel_rows == 1);
+  // Tiles cover the width in whole warps, none is empty, and a block has a thread for each vector.
+  ASSERT_EQ(p.tile_vecs % 32, 0);
+  ASSERT_LE(p.tile_vecs, 256);
+  ASSERT_GE(p.tiles * p.tile_vecs * vec, p.width);
+  ASSERT_LT((p.tiles - 1) * p.tile_vecs * vec, p.width);
+  // Most threads are busy, unless the matrix is small.
+  if (rows * cols >= 256 * vec) {
+    ASSERT_GE(p.width, 128 * vec);
+  }
+  if (p.tiles > 1) {
+    ASSERT_GT(2 * p.tile_vecs, 256);
+  }
+  ASSERT_GE(p.rows_per_block * p.row_blocks, p.panel_rows);
+  ASSERT_LT(p.rows_per_block * (p.row_blocks - 1), p.panel_rows);
+  ASSERT_LE(p.rows_per_block, 128);  // fp32 additions in a row
+  // A block's sums of several rows are added up where it has all their columns.
+  ASSERT_EQ(p.folds_in_block, p.fold > 1 && p.tiles == 1);
+  ASSERT_EQ(p.slots, p.folds_in_block ? p.row_blocks : p.row_blocks * p.fold);
+  // The slots take little room beside a tall matrix.
+  if (rows >= 32 * p.fold) {
+    ASSERT_LE(p.slots * 16, rows);
+  }
+  ASSERT_TRUE(p.average_cols % 256 == 0 || (256 % p.average_cols == 0 && p.average_cols < 2 * cols));
+}
+
+TEST(PlanColumnBlocks, Invariants) {
+  for (const int64_t rows : {1, 2, 3, 5, 31, 255, 256, 257, 1000, 32000, 65537, 1000003}) {
+    for (const int64_t cols : {1, 2, 3, 5, 31, 127, 128, 129, 255, 256, 257, 768, 1000, 1025, 4095, 4096, 65537}) {
+      for (const int64_t vec : {4, 8}) ASSERT_NO_FATAL_FAILURE(check_column_blocks(rows, cols, vec));
+    }
+  }
+}
+
+TEST(PlanColumnBlocks, BeyondThirtyTwoBits) {
+  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{3'000'000'000, 1},
+                                   {1, 3'000'000'000},
+                                   {3'000'000'000, 8192},
+                                   {366'211, 8192},
+                                   {2, 3'000'000'001}}) {
+    for (const int64_t vec : {4, 8}) ASSERT_NO_FATAL_FAILURE(check_column_blocks(rows, cols, vec));
+  }
+}
+
+// Blocks of bf16 matrices: some 500 fill a GPU.
+TEST(PlanColumnBlocks, FillsAMachine) {
+  const auto blocks = [](int64_t rows, int64_t cols) {
+    const ColumnBlocks p = plan_column_blocks(rows, cols, 8);
+    return p.row_blocks * p.tiles;
+  };
+  EXPECT_EQ(blocks(32000, 4096), 1000);
+  EXPECT_EQ(blocks(8192, 8192), 1024);
+  EXPECT_EQ(blocks(50257, 768), 786);
+  EXPECT_EQ(blocks(1, 4096), 2);
+  EXPECT_EQ(blocks(1, 4'000'000), 1954);
+  EXPECT_EQ(blocks(64'000'000, 1), 977);
+  EXPECT_EQ(blocks(3, 5), 1);
+  // So do the blocks of the second stage, which adds up what these left.
+  EXPECT_EQ(plan_column_blocks(32000, 4096, 8).average_cols, 32);
+  EXPECT_EQ(plan_column_blocks(1, 4096, 8).average_cols, 1024);
+}
+
+TEST(PlanColumnBlocks, EmptyTensorsHaveNone) {
+  for (const auto& [rows, cols] : {std::pair{0, 0}, {0, 5}, {5, 0}}) {
+    const ColumnBlocks p = plan_column_blocks(rows, cols, 8);
+    EXPECT_EQ(p.row_blocks * p.tiles + p.slots, 0);
+  }
+}
+
 void check_row_blocks(int64_t rows, int64_t cols) {
   const RowBlocks plan = plan_row_blocks(rows, cols);
   ASSERT_GE(plan.blocks, 1);

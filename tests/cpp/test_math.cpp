@@ -93,7 +93,7 @@ TEST(SinkGDSums, SafeOnlyInTheMiddle) {
 
 TEST(AdamW, OneElementByHand) {
   // At step 1 the corrected moments are g and g^2, so W moves by lr against the sign of g.
-  const AdamWCoefficients k = adamw_coefficients(/*lr=*/0.5, 0.5, 0.75, /*eps=*/0.0, /*weight_decay=*/0.5, /*step=*/1);
+  const AdamWCoefficients k = adamw_coefficients(/*lr=*/0.5, adamw_constants(0.5, 0.75, /*eps=*/0.0, /*weight_decay=*/0.5), 1);
   float w = 4.0f;
   float m = 0.0f;
   float v = 0.0f;
@@ -104,14 +104,14 @@ TEST(AdamW, OneElementByHand) {
 }
 
 TEST(AdamW, BiasCorrectionFollowsTheStep) {
-  const AdamWCoefficients k = adamw_coefficients(0.1, 0.9, 0.999, 1e-8, 0.0, 10);
+  const AdamWCoefficients k = adamw_coefficients(0.1, adamw_constants(0.9, 0.999, 1e-8, 0.0), 10);
   EXPECT_FLOAT_EQ(k.step_size, static_cast<float>(0.1 / (1.0 - std::pow(0.9, 10))));
   EXPECT_FLOAT_EQ(k.inv_sqrt_correction2, static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(0.999, 10))));
   EXPECT_EQ(k.decay, 1.0f);
 }
 
 TEST(AdamW, ZeroMomentsStayPutWithoutEps) {
-  const AdamWCoefficients k = adamw_coefficients(0.1, 0.9, 0.999, /*eps=*/0.0, 0.0, 3);
+  const AdamWCoefficients k = adamw_coefficients(0.1, adamw_constants(0.9, 0.999, /*eps=*/0.0, 0.0), 3);
   float w = 4.0f;
   float m = 0.0f;
   float v = 0.0f;

@@ -33,6 +33,16 @@ def rules(backend: str) -> ModuleType:
     return _loader.load()
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Every device that has kernels. The test makes its tensors there unless it says where."""
+    if request.param == "cpu":  # torch's default, for which it need not look at every call
+        yield torch.device("cpu")
+        return
+    with torch.device(request.param):
+        yield torch.device(request.param)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(1234)

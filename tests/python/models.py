@@ -73,7 +73,8 @@ NAMES = [builder.__name__ for builder in BUILDERS]
 
 
 def batch(seed: int = 0) -> Tensor:
-    return torch.randint(VOCABULARY, (4, 6), generator=torch.Generator().manual_seed(seed))
+    tokens = torch.randint(VOCABULARY, (4, 6), generator=torch.Generator().manual_seed(seed), device="cpu")
+    return tokens.to(torch.get_default_device())
 
 
 def loss_of(model: nn.Module, seed: int = 0) -> Tensor:

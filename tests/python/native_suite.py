@@ -20,8 +20,9 @@ def native() -> ModuleType:
     return _loader.load()
 
 
+@pytest.mark.usefixtures("device")
 class NativeSuite:
-    """Subclass, set ``rule``, and pytest runs all of this for it."""
+    """Subclass, set ``rule``, and pytest runs all of this for it, on every device."""
 
     rule: ClassVar[str]
 

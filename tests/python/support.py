@@ -81,10 +81,12 @@ def make(
     scale: float = 1.0,
     seed: int = 0,
 ) -> Tensors:
-    """Random parameters of order 1, gradients of order ``scale``, and a new state, in dtypes (W, g,
-    state)."""
+    """Random parameters of order 1, gradients of order ``scale``, and a new state, in dtypes (W, g, state).
+
+    They are on torch's default device, with the same numbers on every device.
+    """
     generator = torch.Generator().manual_seed(seed)
-    params = [torch.randn(tuple(shape), generator=generator).to(mix[0]) for shape in shapes]
+    params = [normal(shape, generator).to(mix[0]) for shape in shapes]
     group = {**RULES[rule].defaults, "state_dtype": mix[2]}
     held = [RULES[rule].init_state(param, group) for param in params]
     states = {key: [state[key] for state in held] for key in RULES[rule].state_keys}
@@ -95,7 +97,12 @@ def make(
 
 def new_grads(tensors: Tensors, dtype: torch.dtype, *, scale: float = 1.0, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [(scale * torch.randn(p.shape, generator=generator)).to(dtype) for p in tensors.params]
+    return [(scale * normal(p.shape, generator)).to(p.device, dtype) for p in tensors.params]
+
+
+def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Normal numbers on torch's default device, from a generator on the CPU."""
+    return torch.randn(tuple(shape), generator=generator, device="cpu").to(torch.get_default_device())
 
 
 def hyper(rule: str, **changes: Any) -> dict[str, Any]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -170,6 +172,31 @@ class TestExplanations:
         )
 
 
+class TestGpuMismatch:
+    @pytest.mark.parametrize(
+        ("archs", "capability"),
+        [
+            ("8.0;9.0", (8, 0)),
+            ("8.0;9.0", (8, 9)),  # machine code for 8.0 runs on every later 8.x
+            ("8.0;9.0+PTX", (12, 0)),
+            ("9.0a", (9, 0)),
+            ("Hopper", (9, 0)),
+        ],
+    )
+    def test_runs(self, archs: str, capability: tuple[int, int]) -> None:
+        assert _loader.gpu_mismatch({"cuda_arch_list": archs}, capability) is None
+
+    @pytest.mark.parametrize(
+        ("archs", "capability"),
+        [("8.0;9.0", (7, 5)), ("8.6", (8, 0)), ("8.0;9.0", (10, 0)), ("9.0a+PTX", (10, 0))],
+    )
+    def test_does_not_run(self, archs: str, capability: tuple[int, int]) -> None:
+        text = _loader.gpu_mismatch({"cuda_arch_list": archs}, capability)
+        assert text is not None
+        assert f"compute capability {archs}, and the GPU has {capability[0]}.{capability[1]}. Cure: " in text
+        assert f"TORCH_CUDA_ARCH_LIST={capability[0]}.{capability[1]}" in text
+
+
 class TestBackendChoice:
     def test_auto_is_native(self) -> None:
         optimizer = FusedLion([torch.nn.Parameter(torch.ones(2))])
@@ -193,6 +220,22 @@ class TestBackendChoice:
         ):
             backends.resolve(requested, [device])
 
+    @pytest.mark.parametrize("requested", ["auto", "native"])
+    def test_gpu_that_the_kernels_were_not_built_for(
+        self, requested: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        built = SimpleNamespace(build_info=lambda: {"cuda": True, "cuda_arch_list": "8.0;9.0"})
+        monkeypatch.setattr(_loader, "load", lambda: built)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        capabilities = {0: (9, 0), 1: (7, 5)}
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device.index])
+        devices = [torch.device("cpu"), torch.device("cuda", 0)]
+        assert backends.resolve(requested, devices) == "native"
+        with pytest.raises(
+            _loader.NativeUnavailableError, match=r"8\.0;9\.0, and the GPU has 7\.5.*reference"
+        ):
+            backends.resolve(requested, [*devices, torch.device("cuda", 1)])
+
 
 class TestBuild:
     def test_info(self) -> None:
@@ -204,6 +247,9 @@ class TestBuild:
         assert "default" in info["cpu_capabilities"]
         assert isinstance(info["cuda"], bool)
         assert bool(info["cuda_arch_list"]) == info["cuda"]
+        assert bool(re.fullmatch(r"\d+\.\d+", info["cuda_version"])) == info["cuda"]
+        if info["cuda"]:  # the toolkit and torch have to be of the same major version
+            assert info["cuda_version"].split(".")[0] == torch.version.cuda.split(".")[0]
         assert _loader.load().cpu_capability() in info["cpu_capabilities"]
 
     def test_diagnosis(self) -> None:
@@ -212,6 +258,13 @@ class TestBuild:
         for rule in ("sage", "sinkgd", "lion", "adamw"):
             assert f"{rule} agrees with the reference" in result.stdout
         assert sage_ext.__version__ in result.stdout
+        info = _loader.load().build_info()
+        assert re.search(r"cuda kernels  (for|not built)", result.stdout)[1] == (
+            "for" if info["cuda"] else "not built"
+        )
+        assert info["cuda_arch_list"] in result.stdout
+        if not torch.cuda.is_available():
+            assert "gpu           none usable: " in result.stdout
 
     def test_self_check_sees_a_difference(self, monkeypatch: pytest.MonkeyPatch) -> None:
         native = _loader.load()

@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from support import FP32, Tensors
 from torch import Tensor
 
-# The fixtures only choose a module, so that they are not renewed between examples does no harm.
+pytestmark = pytest.mark.usefixtures("device")
+
+# The fixtures only choose a module and a device, so that they are not renewed between examples does no harm.
 laws = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 sizes = st.integers(1, 40)
@@ -23,11 +25,18 @@ powers = st.integers(-60, 60)
 def matrix(rows: int, columns: int, seed: int) -> Tensor:
     """Random entries, some of them zero, but no row or column of zeros."""
     generator = torch.Generator().manual_seed(seed)
-    result = torch.randn(rows, columns, generator=generator)
-    result[torch.rand(rows, columns, generator=generator) < 0.2] = 0
+    result = torch.randn(rows, columns, generator=generator, device="cpu")
+    result[torch.rand(rows, columns, generator=generator, device="cpu") < 0.2] = 0
     result[:, 0] += (result[:, 0] == 0).float()
     result[0] += (result[0] == 0).float()
-    return result
+    return result.to(torch.get_default_device())
+
+
+def permutations(rows: int, columns: int, seed: int) -> tuple[Tensor, Tensor]:
+    """An order of the rows and one of the columns."""
+    generator = torch.Generator().manual_seed(seed)
+    p, q = (torch.randperm(count, generator=generator, device="cpu") for count in (rows, columns))
+    return p.to(torch.get_default_device()), q.to(torch.get_default_device())
 
 
 def direction(rules: ModuleType, grad: Tensor, **changes: object) -> Tensor:
@@ -88,8 +97,7 @@ def test_sinkgd_does_not_see_row_scales(rules: ModuleType, rows: int, columns: i
 @laws
 @given(rows=sizes, columns=sizes, seed=seeds)
 def test_sinkgd_commutes_with_permutations(rules: ModuleType, rows: int, columns: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    p, q = torch.randperm(rows, generator=generator), torch.randperm(columns, generator=generator)
+    p, q = permutations(rows, columns, seed)
     grad = matrix(rows, columns, seed)
     expected = direction(rules, grad)[p][:, q]
     torch.testing.assert_close(direction(rules, grad[p][:, q].contiguous()), expected, rtol=2e-5, atol=1e-6)
@@ -147,8 +155,7 @@ def test_sage_with_even_columns_is_lion(rules: ModuleType, rows: int, seed: int,
 @laws
 @given(rows=sizes, columns=sizes, seed=seeds)
 def test_sage_commutes_with_permutations(rules: ModuleType, rows: int, columns: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    p, q = torch.randperm(rows, generator=generator), torch.randperm(columns, generator=generator)
+    p, q = permutations(rows, columns, seed)
     first = support.make("sage", [(rows, columns)], seed=seed % 2**16)
     second = first.clone()
     second.params = [second.params[0][p][:, q].contiguous()]

@@ -15,6 +15,8 @@ from torch import nn
 
 from sage_ext.optimizers import FusedAdamW, FusedHybrid, FusedLion, FusedSAGE, FusedSinkGD
 
+pytestmark = pytest.mark.usefixtures("device")
+
 Builder = Callable[..., Any]
 every_optimizer = pytest.mark.parametrize("build", BUILDERS, ids=NAMES)
 
@@ -197,7 +199,7 @@ def test_strided_parameter_gives_the_same_numbers(optimizer_class: type, backend
     plain = nn.Parameter(odd.detach().clone(memory_format=torch.contiguous_format))
     optimizers = [optimizer_class([param], backend=backend) for param in (odd, plain)]
     for seed in range(3):
-        grad = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed))
+        grad = support.normal((6, 4), torch.Generator().manual_seed(seed))
         for param, optimizer in zip((odd, plain), optimizers, strict=True):
             param.grad = grad.clone()
             optimizer.step()

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "core/macros.h"
+#include "core/math/common.h"
 
 // AdamW (Loshchilov & Hutter, arXiv 1711.05101) with PyTorch's placement of eps.
 namespace sage_ext {
@@ -14,16 +15,25 @@ struct AdamWCoefficients {
   float inv_sqrt_correction2;  // 1 / sqrt(1 - beta2^t)
 };
 
-inline AdamWCoefficients adamw_coefficients(double lr, double beta1, double beta2, double eps, double weight_decay,
-                                            double step) {
-  return {static_cast<float>(1.0 - lr * weight_decay),
-          static_cast<float>(beta1),
-          static_cast<float>(1.0 - beta1),
-          static_cast<float>(beta2),
-          static_cast<float>(1.0 - beta2),
-          static_cast<float>(eps),
-          static_cast<float>(lr / (1.0 - std::pow(beta1, step))),
-          static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(beta2, step)))};
+// What stays the same for a whole run.
+struct AdamWConstants {
+  double beta1, beta2, eps, weight_decay, log_beta1, log_beta2;
+};
+
+inline AdamWConstants adamw_constants(double beta1, double beta2, double eps, double weight_decay) {
+  return {beta1, beta2, eps, weight_decay, std::log(beta1), std::log(beta2)};
+}
+
+// `step` counts from 1.
+SAGE_EXT_HD AdamWCoefficients adamw_coefficients(double lr, const AdamWConstants& c, double step) {
+  return {decay_factor(lr, c.weight_decay),
+          static_cast<float>(c.beta1),
+          static_cast<float>(1.0 - c.beta1),
+          static_cast<float>(c.beta2),
+          static_cast<float>(1.0 - c.beta2),
+          static_cast<float>(c.eps),
+          static_cast<float>(lr / bias_correction(c.log_beta1, step)),
+          static_cast<float>(1.0 / sqrt(bias_correction(c.log_beta2, step)))};
 }
 
 SAGE_EXT_HD void adamw_update(float& param, float& exp_avg, float& exp_avg_sq, float grad, const AdamWCoefficients& k) {

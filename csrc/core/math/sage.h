@@ -1,6 +1,7 @@
 #pragma once
 
 #include "core/macros.h"
+#include "core/math/common.h"
 #include "core/math/sign.h"
 
 // SAGE, arXiv 2604.07663: Lion's sign direction times a damper H_j <= 1 per column, from the mean |g| of the

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "core/macros.h"
+#include "core/math/common.h"
 
 // Sign rules. Lion: Chen et al., "Symbolic Discovery of Optimization Algorithms", arXiv 2302.06675.
 namespace sage_ext {
@@ -19,8 +20,8 @@ struct LionCoefficients {
 inline LionCoefficients lion_coefficients(double lr, double beta1, double beta2, double weight_decay,
                                           bool momentum_first) {
   const double direction = momentum_first ? beta1 * beta2 : beta1;
-  return {static_cast<float>(1.0 - lr * weight_decay), static_cast<float>(direction),
-          static_cast<float>(1.0 - direction), static_cast<float>(beta2), static_cast<float>(1.0 - beta2)};
+  return {decay_factor(lr, weight_decay), static_cast<float>(direction), static_cast<float>(1.0 - direction),
+          static_cast<float>(beta2), static_cast<float>(1.0 - beta2)};
 }
 
 // One element of Lion with step size `step` (lr), and of SAGE, whose step is lr times the damper.

@@ -1,0 +1,44 @@
+#pragma once
+
+#include "cuda/shared.cuh"
+
+// Sums in a fixed order: trees over lanes and warps, never atomics.
+namespace sage_ext::cuda {
+
+inline constexpr int kWarpSize = 32;
+
+// sum + x^2 with one rounding.
+__device__ __forceinline__ float add_square(float sum, float x) { return fmaf(x, x, sum); }
+__device__ __forceinline__ double add_square(double sum, double x) { return fma(x, x, sum); }
+
+template <typename T>
+__device__ __forceinline__ T warp_sum(T value) {
+#pragma unroll
+  for (int mask = kWarpSize / 2; mask > 0; mask /= 2) value += __shfl_xor_sync(~0u, value, mask);
+  return value;
+}
+
+// The sums of N values over all threads of the block, in every thread. All kThreads threads call it.
+template <int kThreads, typename T, int N>
+__device__ __forceinline__ void block_sum(T (&values)[N]) {
+  constexpr int kWarps = kThreads / kWarpSize;
+  using Parts = T[kWarps][N];
+  SAGE_EXT_SHARED(Parts, parts);
+  const auto warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const bool first_lane = threadIdx.x % kWarpSize == 0;
+  __syncthreads();  // the sums before these may still be read
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const T sum = warp_sum(values[i]);
+    if (first_lane) parts[warp][i] = sum;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    values[i] = parts[0][i];
+#pragma unroll
+    for (int w = 1; w < kWarps; ++w) values[i] += parts[w][i];
+  }
+}
+
+}  // namespace sage_ext::cuda

@@ -1,0 +1,184 @@
+#include "cuda/sage.h"
+
+#include <array>
+#include <cmath>
+
+#include "cuda/matrix_place.cuh"
+#include "cuda/sage_average.cuh"
+#include "cuda/sage_sums.cuh"
+
+// Three launches. Between them lives the workspace: for each tensor a counter of blocks, the partial sums of squares
+// of these blocks, and one fp32 array: slots of sums of |g|, [slots, cols], whose first row becomes s, then lr * H.
+namespace sage_ext::cuda {
+
+namespace {
+
+struct UpdateEntry {
+  void* param;
+  const void* grad;
+  void* exp_avg;
+  const float* steps;
+  int64_t numel, cols;
+};
+
+struct UpdateCommon {
+  LionCoefficients coefficients;  // for scalars.lr; with a tensor lr the kernel replaces the decay
+  double weight_decay;
+  StepScalars scalars;
+};
+
+using UpdateTable = TensorTable<UpdateCommon, UpdateEntry>;
+
+// Launch 3: W and exp_avg.
+template <typename W, typename G, typename M>
+__global__ void __launch_bounds__(kMapThreads) sage_update_kernel(const __grid_constant__ UpdateTable table) {
+  const StepScalars& scalars = table.common.scalars;
+  if (skips_step(scalars)) return;
+  const auto [index, block] = find_tensor(table, blockIdx.x);
+  const UpdateEntry& tensor = table.tensors[index];
+  LionCoefficients k = table.common.coefficients;
+  k.decay = decay_factor(learning_rate(scalars), table.common.weight_decay);
+  const float factor = grad_factor(scalars);
+
+  auto* param = static_cast<W*>(tensor.param);
+  const BlockElements range = elements_of_block(param, tensor.numel, block);
+  constexpr int kN = kGroupSize<W, G, M>;
+  constexpr int kU = kGroupsInFlight<W, G, M>;
+  update_elements<kN, kU>(
+      range, [&](float& w, float g, float& m, float step) { lion_update(w, m, g * factor, step, k); },
+      ArrayOperand<W, kN, kU>(param + range.begin),
+      ArrayOperand<const G, kN, kU>(static_cast<const G*>(tensor.grad) + range.begin),
+      ArrayOperand<M, kN, kU>(static_cast<M*>(tensor.exp_avg) + range.begin),
+      ColumnValues<kN, kU>(tensor.steps, tensor.cols, range));
+}
+
+// A tensor's plan and its places in the workspace.
+struct Item {
+  SageTensor tensor;
+  ColumnBlocks plan;
+  int64_t average_blocks;
+  int64_t finished, squares, sums;  // bytes from the workspace's start
+};
+
+class Workspace {
+ public:
+  explicit Workspace(std::span<const SageTensor> tensors) {
+    items_.reserve(tensors.size());
+    for (const SageTensor& t : tensors) {
+      Item item{t, plan_column_blocks(t.rows, t.cols, kVecBytes / itemsize(t.grad_dtype)), 1, 0, 0, 0};
+      if (item.plan.slots > 0) item.average_blocks = ceil_div(t.cols, item.plan.average_cols);
+      items_.push_back(item);
+    }
+    for (Item& item : items_) item.finished = take(sizeof(unsigned));
+    align();
+    for (Item& item : items_) item.squares = take(item.average_blocks * static_cast<int64_t>(sizeof(Squares)));
+    for (Item& item : items_) {
+      align();
+      item.sums = take(item.plan.slots * item.tensor.cols * static_cast<int64_t>(sizeof(float)));
+    }
+  }
+
+  std::span<const Item> items() const { return items_; }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  int64_t take(int64_t bytes) {
+    const int64_t begin = bytes_;
+    bytes_ += bytes;
+    return begin;
+  }
+  // To a line of the caches.
+  void align() { bytes_ = ceil_div(bytes_, 128) * 128; }
+
+  std::vector<Item> items_;
+  int64_t bytes_ = 0;
+};
+
+template <typename T>
+T* at(void* workspace, int64_t bytes) {
+  return reinterpret_cast<T*>(static_cast<char*>(workspace) + bytes);
+}
+
+void launch_sums(std::span<const Item> items, const StepScalars& scalars, void* workspace, cudaStream_t stream) {
+  const auto dtypes_of = [](const Item& item) { return std::array{item.tensor.grad_dtype}; };
+  for_each_dtype_mix(items, dtypes_of, [&](const auto& dtypes, std::span<const Item> mix) {
+    std::vector<SumEntry> entries;
+    std::vector<int64_t> blocks;
+    for (const Item& item : mix) {
+      const ColumnBlocks& p = item.plan;
+      if (p.slots == 0) continue;
+      const SageTensor& t = item.tensor;
+      entries.push_back({t.grad, at<float>(workspace, item.sums), at<unsigned>(workspace, item.finished),
+                         t.rows * t.cols, p.width, p.panel_rows, p.folds_in_block ? t.cols : p.width,
+                         static_cast<uint32_t>(p.tiles), static_cast<uint32_t>(p.tile_vecs),
+                         static_cast<uint32_t>(p.rows_per_block),
+                         p.folds_in_block ? static_cast<uint32_t>(p.fold) : 1u});
+      blocks.push_back(p.row_blocks * p.tiles);
+    }
+    visit_dtypes(
+        [&](auto g) {
+          launch_tensors("sage_sums", &sage_sums_kernel<typename decltype(g)::type>, kSumThreads, stream, scalars,
+                         std::span<const SumEntry>(entries), std::span<const int64_t>(blocks));
+        },
+        dtypes[0]);
+  });
+}
+
+void launch_average(std::span<const Item> items, const SageOptions& options, const StepScalars& scalars,
+                    void* workspace, cudaStream_t stream) {
+  const AverageCommon common{options.beta2, std::log(options.beta2), static_cast<float>(options.eps),
+                             options.instant_damper, scalars};
+  std::vector<AverageEntry> entries;
+  std::vector<int64_t> blocks;
+  for (const Item& item : items) {
+    const SageTensor& t = item.tensor;
+    entries.push_back({at<float>(workspace, item.sums), t.s_range, t.step, at<unsigned>(workspace, item.finished),
+                       at<Squares>(workspace, item.squares), t.rows, t.cols, item.plan.slots,
+                       static_cast<uint32_t>(item.average_blocks), static_cast<uint32_t>(item.plan.average_cols)});
+    blocks.push_back(item.average_blocks);
+  }
+  launch_tensors("sage_average", &sage_average_kernel, kAverageThreads, stream, common,
+                 std::span<const AverageEntry>(entries), std::span<const int64_t>(blocks));
+}
+
+void launch_update(std::span<const Item> items, const SageOptions& options, const StepScalars& scalars, void* workspace,
+                   cudaStream_t stream) {
+  const UpdateCommon common{
+      lion_coefficients(scalars.lr, options.beta1, options.beta2, options.weight_decay, options.momentum_first),
+      options.weight_decay, scalars};
+  const auto dtypes_of = [](const Item& item) {
+    return std::array{item.tensor.param_dtype, item.tensor.grad_dtype, item.tensor.exp_avg_dtype};
+  };
+  for_each_dtype_mix(items, dtypes_of, [&](const auto& dtypes, std::span<const Item> mix) {
+    std::vector<UpdateEntry> entries;
+    std::vector<int64_t> blocks;
+    for (const Item& item : mix) {
+      const SageTensor& t = item.tensor;
+      if (item.plan.slots == 0) continue;
+      entries.push_back({t.param, t.grad, t.exp_avg, at<const float>(workspace, item.sums), t.rows * t.cols, t.cols});
+      blocks.push_back(ceil_div(t.rows * t.cols, kMapChunk));
+    }
+    visit_dtypes(
+        [&](auto w, auto g, auto m) {
+          launch_tensors(
+              "sage_update",
+              &sage_update_kernel<typename decltype(w)::type, typename decltype(g)::type, typename decltype(m)::type>,
+              kMapThreads, stream, common, std::span<const UpdateEntry>(entries), std::span<const int64_t>(blocks));
+        },
+        dtypes[0], dtypes[1], dtypes[2]);
+  });
+}
+
+}  // namespace
+
+int64_t sage_workspace_bytes(std::span<const SageTensor> tensors) { return Workspace(tensors).bytes(); }
+
+void sage_step(std::span<const SageTensor> tensors, const SageOptions& options, const StepScalars& scalars,
+               void* workspace, cudaStream_t stream) {
+  const Workspace layout(tensors);
+  launch_sums(layout.items(), scalars, workspace, stream);
+  launch_average(layout.items(), options, scalars, workspace, stream);
+  launch_update(layout.items(), options, scalars, workspace, stream);
+}
+
+}  // namespace sage_ext::cuda

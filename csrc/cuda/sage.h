@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <span>
+
+#include "core/dtype.h"
+#include "cuda/step_scalars.h"
+
+namespace sage_ext::cuda {
+
+// One contiguous parameter seen as [rows, cols] (a 1-D tensor is one row), with its gradient, its momentum of the
+// same shape, its s_range [cols] and its step counter (one element), all on one device.
+struct SageTensor {
+  void* param;
+  const void* grad;
+  void* exp_avg;
+  float* s_range;
+  float* step;  // steps done; the finalize launch adds one
+  int64_t rows, cols;
+  DType param_dtype, grad_dtype, exp_avg_dtype;
+};
+
+struct SageOptions {
+  double beta1, beta2, eps, weight_decay;
+  bool momentum_first, instant_damper;
+};
+
+// Bytes of device memory that sage_step() needs as scratch.
+int64_t sage_workspace_bytes(std::span<const SageTensor> tensors);
+
+// One SAGE step over all tensors on `stream`: three launches, where all tensors share their dtypes.
+void sage_step(std::span<const SageTensor> tensors, const SageOptions& options, const StepScalars& scalars,
+               void* workspace, cudaStream_t stream);
+
+}  // namespace sage_ext::cuda

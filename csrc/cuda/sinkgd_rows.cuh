@@ -1,0 +1,311 @@
+#pragma once
+
+#include <algorithm>
+
+#include "core/launch_plan.h"
+#include "core/math/sinkgd.h"
+#include "cuda/reduce.cuh"
+#include "cuda/shared.cuh"
+#include "cuda/vec128.cuh"
+
+// The row half of a SinkGD iteration, with the rows' share of the column sums: rows that fit into registers.
+namespace sage_ext::cuda {
+
+// One block's rows of one matrix. Kept in shared memory: registers are for the rows.
+template <typename G>
+struct SinkGDRows {
+  const G* grad;           // of the matrix
+  const float* col_scale;  // [cols]; null in the first iteration, where every column has scale 1
+  float* row_scale;        // [rows]
+  float* partial;          // [cols]: this block's column sums of squares
+  int64_t cols;
+  float first_scale;  // of every row in the first iteration
+  double target, eps;
+  int row_begin, row_end;
+  int team;  // threads that share a row, a power of two
+
+  __device__ __forceinline__ float old_scale(int row) const {
+    return col_scale == nullptr ? first_scale : load_one(row_scale + row);
+  }
+};
+
+// The kernel holds several variants of the pass. What they compute from the thread's index must not be kept in
+// registers for all of them.
+__device__ __forceinline__ int opaque_thread_index() {
+  auto thread = static_cast<int>(threadIdx.x);
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(thread));
+#endif
+  return thread;
+}
+
+// N column scales from `col` on. The rows of a block read them again and again: they stay in the first-level cache.
+template <int N>
+__device__ __forceinline__ void load_col_scales(const float* col_scale, int64_t col, float (&scales)[N]) {
+  if (col_scale == nullptr) {
+#pragma unroll
+    for (int e = 0; e < N; ++e) scales[e] = 1.0f;
+  } else if constexpr (N % 4 == 0) {
+    load_uniform_floats(col_scale + col, scales);
+  } else {
+#pragma unroll
+    for (int e = 0; e < N; ++e) scales[e] = load_uniform(col_scale + col + e);
+  }
+}
+
+// What a block shares. Its teams work on a group of rows at a time, at most one row a thread; a slot is a row of that
+// group.
+template <typename G, int kThreads>
+struct SinkGDShared {
+  double row_sums[kThreads];  // [slot][warp of the team]
+  float row_scales[kThreads];
+  float col_sums[2 * kThreads * kVecSize<G>];  // of teams or parts of rows that are side by side; or see kOwnPieces
+};
+
+// Adds `value` over the lanes of a team and leaves the sum of each of the team's warps in shared memory.
+// Every thread of the block calls it.
+template <typename Shared, typename T>
+__device__ __forceinline__ void put_row_sum(Shared& shared, int slot, int team, T value) {
+  for (int offset = (team < 32 ? team : 32) / 2; offset > 0; offset /= 2) {
+    value += __shfl_xor_sync(0xffffffffu, value, offset);
+  }
+  const int lane = static_cast<int>(threadIdx.x) % team;
+  const int warps = team > 32 ? team / 32 : 1;
+  if (lane % 32 == 0) shared.row_sums[slot * warps + lane / 32] = static_cast<double>(value);
+}
+
+// The sum over the team's warps, in their order; after a barrier.
+template <typename Shared>
+__device__ __forceinline__ double get_row_sum(const Shared& shared, int slot, int team) {
+  const int warps = team > 32 ? team / 32 : 1;
+  double sum = 0.0;
+  for (int warp = 0; warp < warps; ++warp) sum += shared.row_sums[slot * warps + warp];
+  return sum;
+}
+
+// The row's new scale, computed in fp32 or in fp64.
+template <typename Real, typename G>
+__device__ __forceinline__ float update_row_scale(const SinkGDRows<G>& block, int row, double sum) {
+  const auto scale = static_cast<float>(sinkgd_rescale(static_cast<Real>(block.old_scale(row)), static_cast<Real>(sum),
+                                                       static_cast<Real>(block.target), static_cast<Real>(block.eps)));
+  store_one(block.row_scale + row, scale);
+  return scale;
+}
+
+// Turns the row sums of the group that starts at `first` into row scales. put_exact_sums() replaces all sums by
+// fp64 ones; it is called, by every thread of the block, if a sum or scale left fp32's safe range or is zero. Returns
+// whether.
+template <typename G, typename Shared, typename PutExactSums>
+__device__ __forceinline__ bool finish_row_sums(const SinkGDRows<G>& block, Shared& shared, int first, int slots,
+                                                const PutExactSums& put_exact_sums) {
+  __syncthreads();
+  const int slot = static_cast<int>(threadIdx.x);
+  const int row = first + slot;
+  int is_unsafe = 0;
+  if (slot < slots) {
+    float scale = 0.0f;
+    if (row < block.row_end) {
+      const double sum = get_row_sum(shared, slot, block.team);
+      is_unsafe = static_cast<int>(!sinkgd_sum_is_safe(sum) || !sinkgd_scale_is_safe(block.old_scale(row)));
+      if (is_unsafe == 0) scale = update_row_scale<float>(block, row, sum);
+    }
+    shared.row_scales[slot] = scale;
+  }
+  if (__syncthreads_or(is_unsafe) == 0) return false;
+  put_exact_sums();
+  __syncthreads();
+  if (is_unsafe != 0) {
+    shared.row_scales[slot] = update_row_scale<double>(block, row, get_row_sum(shared, slot, block.team));
+  }
+  __syncthreads();
+  return true;
+}
+
+// Which columns a thread has: kVectors pieces of kN. Where rows start on 16-byte boundaries a piece is 16 neighbouring
+// bytes; elsewhere its elements are a team apart, so that neighbouring lanes load neighbouring elements.
+template <bool kAligned, int kN>
+struct TeamColumns {
+  int team, lane;
+
+  __device__ __forceinline__ int column(int v, int e) const {
+    return kAligned ? (lane + v * team) * kN + e : lane + (v * kN + e) * team;
+  }
+
+  template <typename G>
+  __device__ __forceinline__ void load(const G* row, int v, int cols, Pack<G, kN>& pack) const {
+    pack = {};
+    if constexpr (kAligned) {
+      if (column(v, 0) < cols) pack.load(row + column(v, 0));
+    } else {
+      G elements[kN] = {};
+#pragma unroll
+      for (int e = 0; e < kN; ++e) {
+        if (column(v, e) < cols) elements[e] = load_one(row + column(v, e));
+      }
+      std::memcpy(pack.vec, elements, sizeof(pack.vec));
+    }
+  }
+
+  __device__ __forceinline__ void load_scales(const float* col_scale, int v, int cols, float (&scales)[kN]) const {
+    if constexpr (kAligned) {
+      if (column(v, 0) < cols) load_col_scales(col_scale, column(v, 0), scales);
+    } else {
+#pragma unroll
+      for (int e = 0; e < kN; ++e) {
+        float scale[1] = {0.0f};
+        if (column(v, e) < cols) load_col_scales(col_scale, column(v, e), scale);
+        scales[e] = scale[0];
+      }
+    }
+  }
+
+  __device__ __forceinline__ void store(float* partial, int v, int cols, const float (&sums)[kN]) const {
+    if constexpr (kAligned) {
+      Pack<float, kN> pack;
+      pack.pack(sums);
+      if (column(v, 0) < cols) pack.store(partial + column(v, 0));
+    } else {
+#pragma unroll
+      for (int e = 0; e < kN; ++e) {
+        if (column(v, e) < cols) store_one(partial + column(v, e), sums[e]);
+      }
+    }
+  }
+};
+
+// Adds the column sums of teams that are side by side, in their order, and writes them.
+template <int kThreads, typename G, typename Columns>
+__device__ __forceinline__ void store_team_sums(const SinkGDRows<G>& block, SinkGDShared<G, kThreads>& shared,
+                                                const Columns& columns, const float (&sums)[kVecSize<G>]) {
+  constexpr int kN = kVecSize<G>;
+  const int width = block.team * kN;
+  const int first = static_cast<int>(threadIdx.x) / block.team * width;
+#pragma unroll
+  for (int e = 0; e < kN; ++e) shared.col_sums[first + columns.column(0, e)] = sums[e];
+  __syncthreads();
+  for (int col = static_cast<int>(threadIdx.x); col < static_cast<int>(block.cols); col += kThreads) {
+    float sum = 0.0f;
+    for (int i = col; i < kThreads * kN; i += width) sum += shared.col_sums[i];
+    store_one(block.partial + col, sum);
+  }
+}
+
+// The sum of squares of one row's entries times the column scales, in fp64, over the pieces of N elements that this
+// lane of the team has. Reads the row anew: it is rare, and must not cost registers elsewhere.
+template <int N, typename G>
+__device__ __forceinline__ double exact_row_sum(const SinkGDRows<G>& block, int row) {
+  double sum = 0.0;
+  if (row >= block.row_end) return sum;
+#pragma unroll 1
+  for (int64_t col = static_cast<int>(threadIdx.x) % block.team * N; col < block.cols; col += block.team * N) {
+#pragma unroll 1
+    for (int e = 0; e < N; ++e) {
+      float scale[1];
+      load_col_scales(block.col_scale, col + e, scale);
+      const float grad = to_float(load_one(block.grad + row * block.cols + col + e));
+      sum = add_square(sum, static_cast<double>(grad) * static_cast<double>(scale[0]));
+    }
+  }
+  return sum;
+}
+
+// Each thread holds kVectors pieces of 16 bytes of a row, of as many rows at a time as its registers hold: their
+// loads are all in flight together.
+template <int kVectors, bool kAligned, typename G, int kThreads>
+__device__ __forceinline__ void sinkgd_rows_in_registers(const SinkGDRows<G>& block,
+                                                         SinkGDShared<G, kThreads>& shared) {
+  constexpr int kN = kVecSize<G>;
+  constexpr int kRows = (kAligned ? kSinkhornVectors : kUnalignedSinkhornVectors) / kVectors;
+  const int thread = opaque_thread_index();
+  const int team = kVectors == 1 ? block.team : kThreads;
+  const int teams = kThreads / team;
+  const int my_team = thread / team;
+  const TeamColumns<kAligned, kN> columns{team, thread % team};
+
+  // Sums of squares of this thread's columns. 64 of them beside a row of 32 registers are a few too many: the last two
+  // pieces' are in shared memory then.
+  constexpr int kSharedPieces = kVectors * kN == 64 ? 2 : 0;
+  constexpr int kOwnPieces = kVectors - kSharedPieces;
+  float sums[kOwnPieces][kN] = {};
+  float* const shared_sums = shared.col_sums + thread;  // at a stride of kThreads
+  const auto sum_of = [&](int v, int e) -> float& {
+    return v < kOwnPieces ? sums[v < kOwnPieces ? v : 0][e] : shared_sums[((v - kOwnPieces) * kN + e) * kThreads];
+  };
+#pragma unroll
+  for (int v = kOwnPieces; v < kVectors; ++v) {
+#pragma unroll
+    for (int e = 0; e < kN; ++e) sum_of(v, e) = 0.0f;
+  }
+  for (int first = block.row_begin; first < block.row_end; first += kRows * teams) {
+    const auto cols = static_cast<int>(block.cols);
+    Pack<G, kN> packs[kRows][kVectors];
+    const auto load_rows = [&] {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const int row = first + r * teams + my_team;
+        const int cols_of_row = row < block.row_end ? cols : 0;
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) columns.load(block.grad + row * block.cols, v, cols_of_row, packs[r][v]);
+      }
+    };
+    load_rows();
+
+    float squares[kRows] = {};
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      float scales[kN] = {};
+      columns.load_scales(block.col_scale, v, cols, scales);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        float grads[kN];
+        packs[r][v].stay_packed();
+        packs[r][v].unpack(grads);
+#pragma unroll
+        for (int e = 0; e < kN; ++e) squares[r] = add_square(squares[r], grads[e] * scales[e]);
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) put_row_sum(shared, r * teams + my_team, team, squares[r]);
+    const bool was_rare = finish_row_sums(block, shared, first, kRows * teams, [&] {
+#pragma unroll 1
+      for (int r = 0; r < kRows; ++r) {
+        const int slot = r * teams + my_team;
+        put_row_sum(shared, slot, team, exact_row_sum<kN>(block, first + slot));
+      }
+    });
+    // Loaded again, so that the rows need not stay in registers all through the rare path.
+    if (was_rare) load_rows();
+
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const float scale = shared.row_scales[r * teams + my_team];
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        float grads[kN];
+        packs[r][v].stay_packed();
+        packs[r][v].unpack(grads);
+#pragma unroll
+        for (int e = 0; e < kN; ++e) {
+          float& sum = sum_of(v, e);
+          sum = add_square(sum, grads[e] * scale);
+        }
+      }
+    }
+  }
+
+  if constexpr (kVectors == 1) {
+    if (teams > 1) {
+      store_team_sums(block, shared, columns, sums[0]);
+      return;
+    }
+  }
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    float values[kN];
+#pragma unroll
+    for (int e = 0; e < kN; ++e) values[e] = sum_of(v, e);
+    columns.store(block.partial, v, static_cast<int>(block.cols), values);
+  }
+}
+
+}  // namespace sage_ext::cuda

@@ -1,0 +1,124 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "core/numeric.h"
+
+// The only functions that touch global memory: 16 bytes a thread for the bodies of arrays, single elements for
+// heads and tails, and what every thread of a block reads. The emulator counts bytes and sectors here.
+namespace sage_ext::cuda {
+
+#if defined(SAGE_EXT_SIMT)
+#define SAGE_EXT_ON_LOAD(address, bytes) ::simt::on_load(address, bytes)
+#define SAGE_EXT_ON_STORE(address, bytes) ::simt::on_store(address, bytes)
+#define SAGE_EXT_ON_UNIFORM_LOAD(address, bytes) ::simt::on_uniform_load(address, bytes)
+#else
+#define SAGE_EXT_ON_LOAD(address, bytes)
+#define SAGE_EXT_ON_STORE(address, bytes)
+#define SAGE_EXT_ON_UNIFORM_LOAD(address, bytes)
+#endif
+
+inline constexpr int kVecBytes = 16;
+
+template <typename T>
+inline constexpr int kVecSize = kVecBytes / static_cast<int>(sizeof(T));
+
+__device__ __forceinline__ uint4 load_vec(const void* address) {
+  SAGE_EXT_ON_LOAD(address, kVecBytes);
+  return *static_cast<const uint4*>(address);
+}
+
+__device__ __forceinline__ void store_vec(void* address, const uint4& value) {
+  SAGE_EXT_ON_STORE(address, kVecBytes);
+  *static_cast<uint4*>(address) = value;
+}
+
+template <typename T>
+__device__ __forceinline__ T load_one(const T* address) {
+  SAGE_EXT_ON_LOAD(address, sizeof(T));
+  return *address;
+}
+
+template <typename T>
+__device__ __forceinline__ void store_one(T* address, T value) {
+  SAGE_EXT_ON_STORE(address, sizeof(T));
+  *address = value;
+}
+
+// What a block reads again and again, so that it comes from a cache: scalars such as a learning rate, and vectors with
+// a value for each column.
+template <typename T>
+__device__ __forceinline__ T load_uniform(const T* address) {
+  SAGE_EXT_ON_UNIFORM_LOAD(address, sizeof(T));
+  return *address;
+}
+
+// N such values from a 16-byte boundary on.
+template <int N>
+__device__ __forceinline__ void load_uniform_floats(const float* address, float (&values)[N]) {
+  static_assert(N % 4 == 0);
+#pragma unroll
+  for (int i = 0; i < N; i += 4) {
+    const float4 four = load_uniform(reinterpret_cast<const float4*>(address + i));
+    values[i] = four.x;
+    values[i + 1] = four.y;
+    values[i + 2] = four.z;
+    values[i + 3] = four.w;
+  }
+}
+
+__device__ __forceinline__ bool is_vec_aligned(const void* address) {
+  return reinterpret_cast<uintptr_t>(address) % kVecBytes == 0;
+}
+
+// How many elements lie before the first 16-byte boundary.
+template <typename T>
+__device__ __forceinline__ int elements_to_alignment(const T* address) {
+  const auto past = static_cast<int>(reinterpret_cast<uintptr_t>(address) % kVecBytes);
+  return past == 0 ? 0 : (kVecBytes - past) / static_cast<int>(sizeof(T));
+}
+
+// N elements of one array as they lie in memory: N * sizeof(T) / 16 vectors.
+template <typename T, int N>
+struct Pack {
+  static constexpr int kVecs = N / kVecSize<T>;
+  static_assert(kVecs * kVecSize<T> == N);
+  uint4 vec[kVecs];
+
+  __device__ __forceinline__ void load(const T* address) {
+#pragma unroll
+    for (int i = 0; i < kVecs; ++i) vec[i] = load_vec(address + i * kVecSize<T>);
+  }
+
+  __device__ __forceinline__ void store(T* address) const {
+#pragma unroll
+    for (int i = 0; i < kVecs; ++i) store_vec(address + i * kVecSize<T>, vec[i]);
+  }
+
+  // Makes the compiler forget what it has unpacked, so that it keeps N elements of 16 bits in N / 2 registers.
+  __device__ __forceinline__ void stay_packed() {
+#if defined(__CUDA_ARCH__)
+#pragma unroll
+    for (int i = 0; i < kVecs; ++i) asm volatile("" : "+r"(vec[i].x), "+r"(vec[i].y), "+r"(vec[i].z), "+r"(vec[i].w));
+#endif
+  }
+
+  __device__ __forceinline__ void unpack(float (&values)[N]) const {
+    T elements[N];
+    std::memcpy(elements, vec, sizeof(vec));
+#pragma unroll
+    for (int i = 0; i < N; ++i) values[i] = to_float(elements[i]);
+  }
+
+  __device__ __forceinline__ void pack(const float (&values)[N]) {
+    T elements[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) elements[i] = from_float<T>(values[i]);
+    std::memcpy(vec, elements, sizeof(vec));
+  }
+};
+
+}  // namespace sage_ext::cuda
