@@ -46,6 +46,12 @@ LIMITS = {
 # Kernels that need not move 16 bytes a thread at a time, and why. All others have to, in loads and in stores.
 NARROW = {
     "sage_sums_kernel": {"stores": "one sum a column, of many rows that were read"},
+    "scale_rows_kernel": {"stores": "one norm a row, of all that was read"},
+    "scale_columns_kernel": {"stores": "one sum a column, of many rows that were read"},
+    "scale_norms_kernel": {
+        "loads": "many sums a column, side by side across threads",
+        "stores": "one norm a column, of many sums that were read",
+    },
     "sinkgd_columns_kernel": {"stores": "one scale a column, of many sums that were read"},
 }
 

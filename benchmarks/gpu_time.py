@@ -1,4 +1,4 @@
-"""Time of a step on a GPU, by CUDA events with the caches flushed. benchmarks/kernels.py prints the result."""
+"""Time of a step on a GPU: CUDA events, caches flushed. benchmarks/kernels.py prints the result."""
 
 from __future__ import annotations
 

@@ -1,11 +1,16 @@
-"""The CUDA kernels of the compiled module, judged without a GPU: what nvcc made of them.
+"""The CUDA kernels: what nvcc made of them, what they move, and, where there is a GPU, how long they take.
 
     python benchmarks/kernels.py [MODULE] [--all] [--json FILE]
 
-MODULE is the running environment's sage_ext unless a file is named. Prints one line for each kernel and
-architecture, over its template instantiations (--all: one for each of those). Exits with 1 if a kernel spills
-registers or uses local memory, has no launch bound, or moves no 16 bytes at a time. Needs NVIDIA's cuobjdump
-and nvdisasm: from CUDA_HOME, the PATH, or the triton that comes with torch.
+1. The machine code of MODULE, which is the running environment's sage_ext unless a file is named: one line
+   for each kernel and architecture, over its template instantiations (--all: one for each of those). Needs
+   NVIDIA's cuobjdump and nvdisasm: from CUDA_HOME, the PATH, or the triton that comes with torch.
+2. Bytes and launches of a step, counted on the emulator of the C++ tests (make test-cpp builds it), and the
+   time that these bytes take at the bandwidth of an H100 and an H200.
+3. Times by CUDA events, if torch finds a GPU.
+
+Exits with 1 if a kernel spills registers or uses local memory, has no launch bound, moves no 16 bytes at a
+time, or does not coalesce its accesses.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import counted
 from audit import VECTOR, Kernel, audit, problems_of
 
 # A section prints its part of the report, and returns it for the JSON file together with what is wrong.
@@ -124,10 +130,42 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 }
 
 
-def print_table(summaries: list[dict[str, Any]]) -> None:
-    rows = [[title for title, _ in COLUMNS.values()]]
-    rows += [[write(summary[key]) for key, (_, write) in COLUMNS.items()] for summary in summaries]
-    wide = [max(len(line[column]) for line in rows) for column in range(len(COLUMNS))]
+def number(digits: int) -> Callable[[float], str]:
+    return lambda value: f"{value:.{digits}f}"
+
+
+def by_gpu(times: dict[str, float]) -> str:
+    return ", ".join(f"{name} {time:.1f}" for name, time in times.items())
+
+
+TRAFFIC_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "rule": ("rule", str),
+    "dtype": ("W, g", str),
+    "state_dtype": ("state", str),
+    "launches": ("launches", str),
+    "bytes_per_param": ("B/param", number(2)),
+    "floor": ("floor", number(0)),
+    "cached_bytes_per_param": ("cached B/param", number(2)),
+    "scratch_7b": ("7B: scratch B/param", number(2)),
+    "predicted_7b_ms": ("7B: predicted ms", by_gpu),
+    "sector_efficiency": ("sector efficiency", number(2)),
+}
+TIME_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "case": ("tensors", str),
+    "optimizer": ("optimizer", str),
+    "median_ms": ("ms", number(3)),
+    "ratio": ("x AdamW", number(2)),
+    "gbytes_per_s": ("GB/s", number(0)),
+    "share_of_bandwidth": ("of bandwidth", number(2)),
+}
+
+
+def print_table(
+    summaries: list[dict[str, Any]], columns: dict[str, tuple[str, Callable[[Any], str]]] = COLUMNS
+) -> None:
+    rows = [[title for title, _ in columns.values()]]
+    rows += [[write(summary[key]) for key, (_, write) in columns.items()] for summary in summaries]
+    wide = [max(len(line[column]) for line in rows) for column in range(len(columns))]
     for line in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, wide, strict=True)).rstrip())
 
@@ -147,7 +185,33 @@ def machine_code(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     return summaries, problems if kernels else [f"{module} has no CUDA kernels"]
 
 
-SECTIONS: dict[str, Section] = {"machine_code": machine_code}
+def traffic(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+    """Bytes and launches, counted; times at a GPU's bandwidth, predicted."""
+    try:
+        summaries = counted.count()
+    except FileNotFoundError:
+        return None, [f"{counted.PROGRAM} is not there: run make test-cpp first"]
+    print("\nTraffic of a step, counted on the emulator for a small Llama (not timed); predicted for 7B:\n")
+    print_table(summaries, TRAFFIC_COLUMNS)
+    return summaries, [problem for summary in summaries for problem in counted.problems_of(summary)]
+
+
+def timed(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+    """Times on the GPU, if there is one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        print("\nNot timed: torch finds no GPU here.")
+        return None, []
+    from gpu_time import timings
+
+    rows = timings()
+    print(f"\nTimes on {torch.cuda.get_device_name()}, medians by CUDA events, caches flushed:\n")
+    print_table(rows, TIME_COLUMNS)
+    return {"gpu": torch.cuda.get_device_name(), "rows": rows}, []
+
+
+SECTIONS: dict[str, Section] = {"machine_code": machine_code, "traffic": traffic, "timed": timed}
 
 
 def main() -> int:

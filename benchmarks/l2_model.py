@@ -6,8 +6,8 @@ blocks of rows:
 - ``forward``: every launch goes through the matrices in the same order;
 - ``serpentine``: every launch goes the other way than the one before, so that it starts with what is still
   cached. This is what ``csrc/cuda/sinkgd.cu`` does: it costs nothing;
-- ``waves``: all iterations of as many matrices as fit the cache, then the next ones. That takes 2 L + 1 launches
-  a wave, and each launch has to wait for the one before to drain.
+- ``waves``: all iterations of as many matrices as fit the cache, then the next ones. That takes 2 L + 1
+  launches a wave, and each launch has to wait for the one before to drain.
 
 The numbers of the GPU are assumptions, printed with the result: nothing here was timed.
 """
@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+ORDERS = ("forward", "serpentine", "waves")
 ITERATIONS = 5
 GRAD_BYTES = 2  # bf16
 PARAM_BYTES = 2 * 2  # read and written
@@ -31,7 +32,9 @@ class Gpu(NamedTuple):
     memory: float  # bytes a second
     l2: float  # bytes a second, from the cache
     l2_bytes: int
-    drain: float  # seconds between two dependent launches: the last blocks end, the next launch fills the machine
+    drain: (
+        float  # seconds between two dependent launches: the last blocks end, the next ones fill the machine
+    )
 
 
 H100 = Gpu("H100 SXM", 3.35e12, 5.5e12, 50 * 10**6, 3e-6)
@@ -104,8 +107,20 @@ def simulate(matrices: Sequence[tuple[int, int]], gpu: Gpu, order: str) -> dict[
     launches = (2 * ITERATIONS + 1) * len(waves)
     read = params * GRAD_BYTES * (ITERATIONS + 1)
     moved = cache.misses + params * PARAM_BYTES
-    seconds = moved / gpu.memory + (read - cache.misses) / gpu.l2 + launches * gpu.drain
-    return {"bytes_per_param": moved / params, "launches": launches, "predicted_ms": seconds * 1e3}
+    seconds = moved / gpu.memory + (read - cache.misses) / gpu.l2
+    return {
+        "bytes_per_param": moved / params,
+        "launches": launches,
+        "predicted_ms": (seconds + launches * gpu.drain) * 1e3,
+        "without_drains_ms": seconds * 1e3,
+    }
+
+
+def break_even(by_order: dict[str, dict[str, float]]) -> float | None:
+    """Return the drain in seconds below which waves would win, or None where they need no more launches."""
+    shipped, waves = by_order["serpentine"], by_order["waves"]
+    more = waves["launches"] - shipped["launches"]
+    return (shipped["without_drains_ms"] - waves["without_drains_ms"]) / 1e3 / more if more else None
 
 
 def main() -> None:
@@ -117,18 +132,21 @@ def main() -> None:
     gpu = H100
     print(
         f"Assumed: {gpu.name}, memory {gpu.memory / 1e12:.2f} TB/s, L2 {gpu.l2_bytes / 1e6:.0f} MB at "
-        f"{gpu.l2 / 1e12:.1f} TB/s, {gpu.drain * 1e6:.0f} us between dependent launches; bf16, L = {ITERATIONS}\n"
+        f"{gpu.l2 / 1e12:.1f} TB/s, {gpu.drain * 1e6:.0f} us between dependent launches; bf16, "
+        f"L = {ITERATIONS}\n"
     )
-    print("| matrices | order | bytes/param from memory | launches | predicted ms |")
-    print("|---|---|---:|---:|---:|")
+    print("| matrices | order | bytes/param from memory | launches | predicted ms | waves win below |")
+    print("|---|---|---:|---:|---:|---:|")
     results = []
     for name, (layers, shapes) in MODELS.items():
-        for order in ("forward", "serpentine", "waves"):
-            result = simulate(shapes * layers, gpu, order)
-            results.append({"matrices": name, "order": order, **result})
+        by_order = {order: simulate(shapes * layers, gpu, order) for order in ORDERS}
+        limit = break_even(by_order)
+        for order, result in by_order.items():
+            results.append({"matrices": name, "order": order, "break_even_s": limit, **result})
+            shown = f"{limit * 1e6:.1f} us" if limit is not None and order == "waves" else ""
             print(
-                f"| {name} | {order} | {result['bytes_per_param']:.2f} | {result['launches']:.0f} | "
-                f"{result['predicted_ms']:.3f} |"
+                f"| {name} | {order} | {result['bytes_per_param']:.2f} | {result['launches']:.0f} "
+                f"| {result['predicted_ms']:.3f} | {shown} |"
             )
     if args.json is not None:
         args.json.write_text(json.dumps({"gpu": gpu._asdict(), "results": results}, indent=1) + "\n")

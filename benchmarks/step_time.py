@@ -62,7 +62,7 @@ def parameter(shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -
     return param
 
 
-def traffic(rule: str, param: Tensor, iterations: int = 5) -> tuple[int, int]:
+def traffic(rule: str, param: Tensor, momentum: float = 0.0, iterations: int = 5) -> tuple[int, int]:
     """Bytes that a step has to read and to write for one parameter; state in the parameter's dtype.
 
     Every pass over a tensor counts, also where a cache may serve it.
@@ -71,7 +71,10 @@ def traffic(rule: str, param: Tensor, iterations: int = 5) -> tuple[int, int]:
     reads, writes = {
         "adamw": (4, 3),  # W, g, exp_avg, exp_avg_sq
         "lion": (3, 2),  # W, g, exp_avg
+        "sign_sgd": (3, 2) if momentum else (2, 1),  # W, g, and with momentum exp_avg
         "sage": (4, 2),  # g twice
+        # g twice and W; with momentum g and exp_avg, then exp_avg and W
+        "scale": (4, 2) if momentum else (3, 1),
         "sinkgd": (iterations + 2, 1),  # g in every iteration and in the update
     }[rule]
     return reads * size, writes * size
@@ -91,7 +94,7 @@ def contender(
     reads = writes = 0
     for group in optimizer.param_groups:
         for param in group["params"]:
-            read, written = traffic(rule_of(param, group), param)
+            read, written = traffic(rule_of(param, group), param, group.get("momentum", 0.0))
             reads, writes = reads + read, writes + written
     return Contender(name, optimizer.step, reads, writes)
 
@@ -109,17 +112,24 @@ def llama_contenders(dtype: torch.dtype, with_reference: bool, device: str = "cp
     params = [param for _, param in named]
     matrices = [param for name, param in named if param.ndim == 2 and "embed" not in name]
 
-    def hybrid(preset: str, backend: str) -> optimizers.FusedHybrid:
-        return optimizers.FusedHybrid(named, preset, embeddings=["embed_tokens.weight"], backend=backend)
+    def hybrid(preset: str, backend: str, **changes: str) -> optimizers.FusedHybrid:
+        names = {"embeddings": ["embed_tokens.weight"], **changes}
+        return optimizers.FusedHybrid(named, preset, backend=backend, **names)
 
     found = [
         contender("torch AdamW fused", torch.optim.AdamW(params, lr=1e-3, fused=True), adamw),
         contender("SAGE hybrid", hybrid("sage", "native"), by_group),
         contender("Lion hybrid", hybrid("lion", "native"), by_group),
         contender("SinkGD hybrid", hybrid("sinkgd", "native"), by_group),
+        # The tied head has momentum, as the head would have: the dearer of the two choices.
+        contender(
+            "SCALE hybrid", hybrid("scale", "native", lm_head="embed_tokens.weight", tied="lm_head"), by_group
+        ),
         contender("FusedSAGE", optimizers.FusedSAGE(params, backend="native"), by_group),
         contender("FusedLion", optimizers.FusedLion(params, backend="native"), by_group),
+        contender("FusedSignSGD", optimizers.FusedSignSGD(params, backend="native"), by_group),
         contender("FusedAdamW", optimizers.FusedAdamW(params, backend="native"), by_group),
+        contender("FusedSCALE (matrices)", optimizers.FusedSCALE(matrices, backend="native"), by_group),
         contender("FusedSinkGD (matrices)", optimizers.FusedSinkGD(matrices, backend="native"), by_group),
     ]
     if with_reference:
@@ -133,6 +143,7 @@ def small_contenders() -> list[Contender]:
         contender("torch AdamW fused", torch.optim.AdamW(params, lr=1e-3, fused=True), adamw),
         contender("FusedSAGE", optimizers.FusedSAGE(params, backend="native"), by_group),
         contender("FusedLion", optimizers.FusedLion(params, backend="native"), by_group),
+        contender("FusedSignSGD", optimizers.FusedSignSGD(params, backend="native"), by_group),
         contender("FusedAdamW", optimizers.FusedAdamW(params, backend="native"), by_group),
     ]
 
@@ -142,6 +153,9 @@ def large_contenders() -> list[Contender]:
     return [
         contender("torch AdamW fused", torch.optim.AdamW(params, lr=1e-3, fused=True), adamw),
         contender("FusedSinkGD", optimizers.FusedSinkGD(params, backend="native"), by_group),
+        contender("FusedSCALE", optimizers.FusedSCALE(params, backend="native"), by_group),
+        contender("FusedSCALE (columns)", optimizers.FusedSCALE(params, dim=0, backend="native"), by_group),
+        contender("FusedSignSGD", optimizers.FusedSignSGD(params, backend="native"), by_group),
         contender("FusedSAGE", optimizers.FusedSAGE(params, backend="native"), by_group),
         contender("FusedLion", optimizers.FusedLion(params, backend="native"), by_group),
     ]

@@ -10,7 +10,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
 GIB = 1 << 30
 MIB = 1 << 20
 
@@ -76,13 +75,92 @@ def demo() -> str:
     return "\n".join(lines)
 
 
+def span(values: list[float], percent: bool = False) -> str:
+    low, high = (round(100 * value) if percent else value for value in values)
+    return (f"{low:g}" if low == high else f"{low:g} to {high:g}") + ("%" if percent else "")
+
+
+def machine_code(found: dict) -> str:
+    lines = [
+        "**Machine code** (`make test-cuda-build`; the least and the most of a kernel's variants over "
+        f"{', '.join(sorted({row['arch'] for row in found['machine_code']}, key=float))}):",
+        "",
+        "| kernel | variants | registers | threads a block | occupancy | stack, spills |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    by_kernel: dict[str, list[dict]] = {}
+    for row in found["machine_code"]:
+        by_kernel.setdefault(row["kernel"], []).append(row)
+    for kernel, rows in by_kernel.items():
+
+        def most(key: str, rows: list[dict] = rows) -> list[float]:
+            return [min(row[key][0] for row in rows), max(row[key][1] for row in rows)]
+
+        local = most("stack_bytes")[1] + most("local_accesses")[1]
+        lines.append(
+            f"| `{kernel}` | {rows[0]['variants']} | {span(most('registers'))} | {span(most('threads'))} "
+            f"| {span(most('occupancy'), percent=True)} | {local:g} |"
+        )
+    return "\n".join(lines)
+
+
+def traffic(found: dict) -> str:
+    gpus = list(found["traffic"][0]["predicted_7b_ms"])
+    lines = [
+        "**Bytes and launches of a step**, counted on the emulator for a Llama with 7 million parameters, "
+        "against what has to move; predicted time for a 7B Llama: its bytes, the plans' scratch included, "
+        "over the bandwidth in the data sheet. SinkGD gets all matrices, the others the norms as well.",
+        "",
+        "| rule | W, g | state | launches | bytes a parameter | floor | scratch at 7B | "
+        + " | ".join(f"ms on an {gpu}" for gpu in gpus)
+        + " |",
+        "|---|---|---|---:|---:|---:|---:|" + "---:|" * len(gpus),
+    ]
+    for r in found["traffic"]:
+        times = " | ".join(f"{r['predicted_7b_ms'][gpu]:.1f}" for gpu in gpus)
+        lines.append(
+            f"| {r['rule']} | {r['dtype']} | {r['state_dtype']} | {r['launches']} "
+            f"| {r['bytes_per_param']:.2f} | {r['floor']:g} | {r['scratch_7b']:.2f} | {times} |"
+        )
+    return "\n".join(lines)
+
+
+def l2() -> str:
+    found = load("l2_model.json")
+    gpu = found["gpu"]
+    lines = [
+        f"**SinkGD and the L2 cache**, on paper: bf16, {gpu['name']}, {gpu['memory'] / 1e12:.2f} TB/s, "
+        f"{gpu['l2_bytes'] / 1e6:.0f} MB of L2 at an assumed {gpu['l2'] / 1e12:.1f} TB/s, an assumed "
+        f"{gpu['drain'] * 1e6:.0f} us between dependent launches (`benchmarks/l2_model.py`). Ours is the "
+        "serpentine order.",
+        "",
+        "| matrices | order | bytes a parameter from memory | launches | predicted ms | waves win below |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for r in found["results"]:
+        limit = r["break_even_s"] if r["order"] == "waves" else None
+        lines.append(
+            f"| {r['matrices']} | {r['order']} | {r['bytes_per_param']:.2f} | {r['launches']:g} "
+            f"| {r['predicted_ms']:.2f} | {'' if limit is None else f'{limit * 1e6:.1f} us'} |"
+        )
+    return "\n".join(lines)
+
+
+def write(text: str, marker: str, sections: list[str]) -> str:
+    begin, end = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    section = "\n\n".join(sections)
+    return f"{before}{begin}\n\n{section}\n\n{end}{after}"
+
+
 def main() -> None:
     readme = ROOT / "README.md"
-    before, rest = readme.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    section = "\n\n".join([demo(), memory(), step_time()])
-    readme.write_text(f"{before}{BEGIN}\n\n{section}\n\n{END}{after}")
-    print(f"{readme}: measured section written")
+    kernels = load("kernels.json")
+    text = write(readme.read_text(), "measured", [demo(), memory(), step_time()])
+    text = write(text, "counted", [traffic(kernels), machine_code(kernels), l2()])
+    readme.write_text(text)
+    print(f"{readme}: measured and counted sections written")
 
 
 if __name__ == "__main__":

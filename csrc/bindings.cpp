@@ -92,6 +92,22 @@ PlanPtr make_lion(TensorList params, TensorList grads, TensorList exp_avgs, py::
                         common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe));
 }
 
+PlanPtr make_sign_sgd(TensorList params, TensorList grads, TensorList exp_avgs, py::object lr, double momentum,
+                      double weight_decay, bool maximize, OptionalTensor grad_scale, OptionalTensor found_inf,
+                      py::object describe) {
+  return ops::plan_sign_sgd(
+      std::move(params), std::move(grads), std::move(exp_avgs), {momentum},
+      common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe));
+}
+
+PlanPtr make_scale(TensorList params, TensorList grads, TensorList exp_avgs, py::object lr, double momentum,
+                   int64_t dim, double eps, double weight_decay, std::string normalization, bool maximize,
+                   OptionalTensor grad_scale, OptionalTensor found_inf, py::object describe) {
+  return ops::plan_scale(
+      std::move(params), std::move(grads), std::move(exp_avgs), {momentum, dim, eps, std::move(normalization)},
+      common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe));
+}
+
 PlanPtr make_adamw(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs, TensorList steps,
                    py::object lr, double beta1, double beta2, double eps, double weight_decay, bool maximize,
                    OptionalTensor grad_scale, OptionalTensor found_inf, py::object describe) {
@@ -162,6 +178,22 @@ void lion_op(at::TensorList params, at::TensorList grads, at::TensorList exp_avg
       ->run();
 }
 
+void sign_sgd_op(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, double lr, double momentum,
+                 double weight_decay, bool maximize, const OptionalTensor& grad_scale,
+                 const OptionalTensor& found_inf) {
+  ops::plan_sign_sgd(params.vec(), grads.vec(), exp_avgs.vec(), {momentum},
+                     dispatcher_args(lr, weight_decay, maximize, grad_scale, found_inf))
+      ->run();
+}
+
+void scale_op(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, double lr, double momentum,
+              int64_t dim, double eps, double weight_decay, std::string_view normalization, bool maximize,
+              const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
+  ops::plan_scale(params.vec(), grads.vec(), exp_avgs.vec(), {momentum, dim, eps, std::string(normalization)},
+                  dispatcher_args(lr, weight_decay, maximize, grad_scale, found_inf))
+      ->run();
+}
+
 void adamw_op(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, at::TensorList exp_avg_sqs,
               at::TensorList steps, double lr, double beta1, double beta2, double eps, double weight_decay,
               bool maximize, const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
@@ -175,6 +207,8 @@ void implement(torch::Library& library) {
   library.impl("sage_", &sage_op);
   library.impl("sinkgd_", &sinkgd_op);
   library.impl("lion_", &lion_op);
+  library.impl("sign_sgd_", &sign_sgd_op);
+  library.impl("scale_", &scale_op);
   library.impl("adamw_", &adamw_op);
 }
 
@@ -194,6 +228,13 @@ TORCH_LIBRARY(sage_ext, m) {
   m.def(
       "lion_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, *, float lr, float beta1, float beta2, "
       "float weight_decay, bool maximize=False, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()");
+  m.def(
+      "sign_sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, *, float lr, float momentum, "
+      "float weight_decay, bool maximize=False, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()");
+  m.def(
+      "scale_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, *, float lr, float momentum, int dim, "
+      "float eps, float weight_decay, str normalization=\"rms\", bool maximize=False, Tensor? grad_scale=None, "
+      "Tensor? found_inf=None) -> ()");
   m.def(
       "adamw_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
       "Tensor(d!)[] steps, *, float lr, float beta1, float beta2, float eps, float weight_decay, "
@@ -230,6 +271,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
               py::arg("exp_avgs"), py::kw_only(), py::arg("lr"), py::arg("beta1"), py::arg("beta2"),
               py::arg("weight_decay"), py::arg("maximize") = false, py::arg("grad_scale") = py::none(),
               py::arg("found_inf") = py::none());
+  define_rule(m, step, "sign_sgd", &make_sign_sgd, "One step of Sign-SGD or, with momentum, Signum, in place.",
+              py::arg("params"), py::arg("grads"), py::arg("exp_avgs"), py::kw_only(), py::arg("lr"),
+              py::arg("momentum"), py::arg("weight_decay"), py::arg("maximize") = false,
+              py::arg("grad_scale") = py::none(), py::arg("found_inf") = py::none());
+  define_rule(m, step, "scale", &make_scale, "One SCALE step, in place.", py::arg("params"), py::arg("grads"),
+              py::arg("exp_avgs"), py::kw_only(), py::arg("lr"), py::arg("momentum"), py::arg("dim"), py::arg("eps"),
+              py::arg("weight_decay"), py::arg("normalization") = "rms", py::arg("maximize") = false,
+              py::arg("grad_scale") = py::none(), py::arg("found_inf") = py::none());
   define_rule(m, step, "adamw", &make_adamw, "One AdamW step, in place.", py::arg("params"), py::arg("grads"),
               py::arg("exp_avgs"), py::arg("exp_avg_sqs"), py::arg("steps"), py::kw_only(), py::arg("lr"),
               py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"), py::arg("maximize") = false,

@@ -3,7 +3,7 @@
 All tensors of a call are on one device, the step counters too; ``lr`` (if a tensor), ``grad_scale`` and
 ``found_inf`` are one floating element each, on any device. On a CUDA device a call enqueues kernels on the
 current stream and the host reads no value from the device: it never waits, and a CUDA graph can capture the
-call.
+call. Where a rule has a ``momentum``, ``exp_avgs`` is empty if that is 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -75,6 +75,37 @@ class Step:
         found_inf: Tensor | None = None,
         describe: Callable[[int], str] | None = None,
     ) -> None: ...
+    def sign_sgd(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        exp_avgs: Sequence[Tensor],
+        *,
+        lr: float | Tensor,
+        momentum: float,
+        weight_decay: float,
+        maximize: bool = False,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+        describe: Callable[[int], str] | None = None,
+    ) -> None: ...
+    def scale(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        exp_avgs: Sequence[Tensor],
+        *,
+        lr: float | Tensor,
+        momentum: float,
+        dim: int,
+        eps: float,
+        weight_decay: float,
+        normalization: str = "rms",
+        maximize: bool = False,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+        describe: Callable[[int], str] | None = None,
+    ) -> None: ...
     def adamw(
         self,
         params: Sequence[Tensor],
@@ -137,6 +168,35 @@ def lion_(
     beta1: float,
     beta2: float,
     weight_decay: float,
+    maximize: bool = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    describe: Callable[[int], str] | None = None,
+) -> None: ...
+def sign_sgd_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    momentum: float,
+    weight_decay: float,
+    maximize: bool = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    describe: Callable[[int], str] | None = None,
+) -> None: ...
+def scale_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    momentum: float,
+    dim: int,
+    eps: float,
+    weight_decay: float,
+    normalization: str = "rms",
     maximize: bool = False,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,

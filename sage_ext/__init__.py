@@ -1,4 +1,5 @@
-"""Fused, memory-efficient optimizers for PyTorch: SAGE, SinkGD, Lion, AdamW and hybrids of them.
+"""Fused, memory-efficient optimizers for PyTorch: SAGE, SinkGD, Lion, Sign-SGD, SCALE,
+AdamW and hybrids of them.
 
     from sage_ext.optimizers import FusedHybrid, FusedSAGE
 

@@ -28,6 +28,7 @@ def route(
     *,
     embeddings: str | Sequence[str] | None = None,
     lm_head: str | Sequence[str] | None = None,
+    tied: str | None = "embedding",
 ) -> list[Routed]:
     """Return the role of every trainable parameter, in the order in which the model lists them.
 
@@ -39,18 +40,20 @@ def route(
         lm_head: names of the parameters of the output head; ``[]`` says that there is none. For a module the
             default is the weight of ``get_output_embeddings()`` where it has that method (Hugging Face models
             do), and else nothing: the head is then a matrix like any other.
+        tied: the role of a parameter that is an embedding and the head (or that an ``nn.Linear`` shares with
+            an embedding, where ``lm_head`` is not given): ``"embedding"`` or ``"lm_head"``; None refuses it.
 
     Returns:
-        One entry a parameter. Roles, first match wins: ``"embedding"``; ``"lm_head"`` (so a head that is tied
-        to the embedding is an embedding); ``"vector"`` for fewer than two dimensions; ``"matrix"``.
+        One entry a parameter. Roles, first match wins: ``"embedding"`` (a tied head too, unless ``tied`` says
+        otherwise); ``"lm_head"``; ``"vector"`` for fewer than two dimensions; ``"matrix"``.
 
     Raises:
         TypeError: neither a module nor pairs.
-        ValueError: nothing to train, a name that does not exist or exists twice, or pairs without
-            ``embeddings``.
+        ValueError: nothing to train, a name that does not exist or exists twice, pairs without
+            ``embeddings``, or a tied parameter without ``tied``.
     """
     if isinstance(model_or_named_parameters, nn.Module):
-        return _route_module(model_or_named_parameters, _names(embeddings), _names(lm_head))
+        return _route_module(model_or_named_parameters, _names(embeddings), _names(lm_head), tied)
     pairs = _pairs(model_or_named_parameters)
     if embeddings is None:
         raise ValueError(
@@ -58,25 +61,39 @@ def route(
             "itself, or embeddings=[names], or embeddings=[] if there are none"
         )
     params = dict(pairs)
-    return _assign(
-        pairs, _find(_names(embeddings), params, "embeddings"), _find(_names(lm_head), params, "lm_head")
-    )
+    marked = _find(_names(embeddings), params, "embeddings")
+    return _assign(pairs, marked, _find(_names(lm_head), params, "lm_head"), tied)
 
 
-def _route_module(model: nn.Module, embeddings: list[str] | None, lm_head: list[str] | None) -> list[Routed]:
+def _route_module(
+    model: nn.Module, embeddings: list[str] | None, lm_head: list[str] | None, tied: str | None
+) -> list[Routed]:
     # Every name of a tied parameter may be used to name it; it is listed under the first.
     params = dict(model.named_parameters(remove_duplicate=False))
     marked = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    marked |= _find(embeddings, params, "embeddings")
     heads = _output_weights(model) if lm_head is None else _find(lm_head, params, "lm_head")
-    return _assign(list(model.named_parameters()), marked | _find(embeddings, params, "embeddings"), heads)
+    if lm_head is None:
+        # A linear layer on an embedding's weight is a tied head, whether or not the model names its head.
+        heads |= marked & {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    return _assign(list(model.named_parameters()), marked, heads, tied)
 
 
-def _assign(pairs: list[tuple[str, Tensor]], embeddings: set[int], heads: set[int]) -> list[Routed]:
+def _assign(
+    pairs: list[tuple[str, Tensor]], embeddings: set[int], heads: set[int], tied: str | None
+) -> list[Routed]:
     routed = []
     for name, param in pairs:
         if not param.requires_grad:
             continue
-        if id(param) in embeddings:
+        if id(param) in embeddings and id(param) in heads:
+            if tied is None:
+                raise ValueError(
+                    f"{name}: embedding and output head are one tied parameter, and these rules differ for "
+                    'the two; choose with tied="embedding" or tied="lm_head", or give group dicts'
+                )
+            role = tied
+        elif id(param) in embeddings:
             role = "embedding"
         elif id(param) in heads:
             role = "lm_head"

@@ -16,6 +16,11 @@ from sage_ext.optimizers.rule import Rule
 # Sizes that reach the vector body, its tail, and more than one chunk of rows.
 _SHAPES = ((37, 129), (3, 20, 17))
 _STEPS = 3
+# Hyperparameters beside the defaults that choose other kernels.
+_VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "sign_sgd": ({"momentum": 0.9},),
+    "scale": ({"momentum": 0.9}, {"dim": 0}, {"dim": 0, "momentum": 0.9}),
+}
 # Both sides compute in float32 and round in another order: a few units in the last place, of values of order
 # one.
 _TOLERANCE = 2e-6
@@ -41,21 +46,26 @@ def _difference(rule: Rule, native: ModuleType, device: torch.device) -> float:
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(shape, generator=generator).to(device) for shape in _SHAPES]
     grads = [[torch.randn(shape, generator=generator).to(device) for shape in _SHAPES] for _ in range(_STEPS)]
-    ends = []
+    ends: list[list[Tensor]] = []
     for module in (native, reference):
-        params = [param.clone() for param in start]
-        _steps(rule, getattr(module, f"{rule.name}_"), params, grads)
+        params: list[Tensor] = []
+        for changes in ({}, *_VARIANTS.get(rule.name, ())):
+            moved = [param.clone() for param in start]
+            _steps(rule, getattr(module, f"{rule.name}_"), moved, grads, {**rule.defaults, **changes})
+            params += moved
         ends.append(params)
     return max(float((a - b).abs().max()) for a, b in zip(*ends, strict=True))
 
 
-def _steps(rule: Rule, function: Any, params: list[Tensor], grads: list[list[Tensor]]) -> None:
-    group = dict(rule.defaults)
+def _steps(
+    rule: Rule, function: Any, params: list[Tensor], grads: list[list[Tensor]], group: dict[str, Any]
+) -> None:
     states = [rule.init_state(param, group) for param in params]
+    kept = rule.kept_keys(group)
     for step_grads in grads:
         function(
             params,
             step_grads,
-            *([state[key] for state in states] for key in rule.state_keys),
+            *([state[key] for state in states] if key in kept else [] for key in rule.state_keys),
             **rule.arguments(group),
         )

@@ -116,7 +116,7 @@ inline constexpr int32_t kSinkhornThreads = 256;  // of a block: rows of up to 2
 inline constexpr int32_t kWideSinkhornThreads = 512;
 
 // How many times 16 bytes a thread holds of its rows: 32 registers, beside up to 64 for column sums. Rows that do not
-// start on 16-byte boundaries arrive element by element and need twice the registers.
+// start on 16-byte boundaries arrive element by element, each in a register of its own at first.
 inline constexpr int32_t kSinkhornVectors = 8;
 inline constexpr int32_t kUnalignedSinkhornVectors = 2;
 

@@ -31,6 +31,15 @@ inline __attribute__((always_inline)) void update_elements(int64_t count, Body b
   }
 }
 
+// sum + x^2, with one rounding where the target has it; a libm call would be slow elsewhere.
+inline __attribute__((always_inline)) float add_square(float sum, float x) {
+#if SAGE_EXT_ISA_FMA
+  return __builtin_fmaf(x, x, sum);
+#else
+  return sum + x * x;
+#endif
+}
+
 // For i in [0, count): body(i, grad[i]) with the fp32 value.
 template <typename Body, typename G>
 inline __attribute__((always_inline)) void for_elements(int64_t count, Body body, const G* __restrict grad) {

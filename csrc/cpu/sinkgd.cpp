@@ -53,8 +53,7 @@ struct Targets {
 };
 
 Targets targets(const SinkGDMatrix& m, const SinkGDOptions& options) {
-  if (options.unit) return {1.0, 1.0};
-  return {std::sqrt(static_cast<double>(m.cols)), std::sqrt(static_cast<double>(m.rows))};
+  return {sinkgd_target(options.unit, m.cols), sinkgd_target(options.unit, m.rows)};
 }
 
 void reset_scales(const SinkGDStep::Work& work, const SinkGDOptions& options) {

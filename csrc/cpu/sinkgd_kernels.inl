@@ -1,14 +1,5 @@
 namespace {
 
-// sum + x^2, with one rounding where the target has it; a libm call would be slow elsewhere.
-inline __attribute__((always_inline)) float add_square(float sum, float x) {
-#if SAGE_EXT_ISA_FMA
-  return __builtin_fmaf(x, x, sum);
-#else
-  return sum + x * x;
-#endif
-}
-
 // sum_j (g_j c_j)^2 for a row whose fp32 sum left the safe range.
 template <typename G>
 double exact_row_sum(const G* __restrict g, const float* __restrict col_scale, int64_t cols) {

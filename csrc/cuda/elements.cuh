@@ -5,15 +5,16 @@
 
 #include "cuda/vec128.cuh"
 
-// Element-wise passes: a block updates one chunk of a tensor, 16 bytes of each array a thread at a time.
+// Element-wise passes: a block updates one chunk of a tensor, 16 bytes of its widest array a thread at a time.
 namespace sage_ext::cuda {
 
 inline constexpr int kMapThreads = 256;
 inline constexpr int64_t kMapChunk = 16384;  // elements of a block
 
-// Elements that a thread takes at once: the fewest that fill 16 bytes of every array.
+// Elements that a thread takes at once: 16 bytes of the widest type. More of them would leave gaps between the lanes'
+// accesses to that array.
 template <typename... T>
-inline constexpr int kGroupSize = std::max({kVecSize<std::remove_const_t<T>>...});
+inline constexpr int kGroupSize = std::min({kVecSize<std::remove_const_t<T>>...});
 
 // Groups whose loads are all in flight before the first is used: about 96 bytes a thread.
 template <typename... T>
@@ -33,7 +34,8 @@ struct ArrayOperand {
   Pack<Element, N> packs[U];
   float values[N];
 
-  __device__ __forceinline__ explicit ArrayOperand(T* chunk) : data(chunk), aligned(is_vec_aligned(chunk)) {}
+  __device__ __forceinline__ explicit ArrayOperand(T* chunk)
+      : data(chunk), aligned(Pack<Element, N>::is_aligned(chunk)) {}
 
   __device__ __forceinline__ void load(int u, int i) { packs[u].load(data + i); }
   __device__ __forceinline__ void unpack(int u) { packs[u].unpack(values); }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <span>
@@ -22,6 +23,15 @@ struct TensorTable {
   Tensor tensors[kCapacity];
   uint32_t first_block[kCapacity];
   int32_t count;
+
+#if defined(SAGE_EXT_SIMT)
+  // Every thread of the emulator gets a copy, which takes longer than all else if it has the empty places as well.
+  TensorTable() = default;
+  TensorTable(const TensorTable& other) : common(other.common), count(other.count) {
+    std::copy_n(other.tensors, count, tensors);
+    std::copy_n(other.first_block, count, first_block);
+  }
+#endif
 };
 
 // A block's place: the tensor's index in the table, and which of the tensor's blocks this is.

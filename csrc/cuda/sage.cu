@@ -109,10 +109,7 @@ void launch_sums(std::span<const Item> items, const StepScalars& scalars, void* 
       if (p.slots == 0) continue;
       const SageTensor& t = item.tensor;
       entries.push_back({t.grad, at<float>(workspace, item.sums), at<unsigned>(workspace, item.finished),
-                         t.rows * t.cols, p.width, p.panel_rows, p.folds_in_block ? t.cols : p.width,
-                         static_cast<uint32_t>(p.tiles), static_cast<uint32_t>(p.tile_vecs),
-                         static_cast<uint32_t>(p.rows_per_block),
-                         p.folds_in_block ? static_cast<uint32_t>(p.fold) : 1u});
+                         column_panel(p, t.rows, t.cols)});
       blocks.push_back(p.row_blocks * p.tiles);
     }
     visit_dtypes(

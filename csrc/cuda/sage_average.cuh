@@ -1,6 +1,7 @@
 #pragma once
 
 #include "core/math/sage.h"
+#include "cuda/column_slots.cuh"
 #include "cuda/elements.cuh"
 #include "cuda/multi_tensor.cuh"
 #include "cuda/reduce.cuh"
@@ -9,7 +10,7 @@
 // The second launch of SAGE: from partial sums of |g| to the step size of every column.
 namespace sage_ext::cuda {
 
-inline constexpr int kAverageThreads = static_cast<int>(kColumnThreads);
+inline constexpr int kAverageThreads = kSlotThreads;
 static_assert(kAverageThreads == kMapThreads);
 
 // Sums over columns of s^2 and of (S / (1 - beta2^t))^2.
@@ -36,22 +37,6 @@ struct AverageCommon {
 
 using AverageTable = TensorTable<AverageCommon, AverageEntry>;
 
-// The sum of a column's slots `part`, part + split, ...
-__device__ __forceinline__ double sum_slots(const float* column, const AverageEntry& t, int part, int split) {
-  constexpr int kInFlight = 8;
-  double total = 0.0;
-  for (int64_t slot = part; slot < t.slots; slot += kInFlight * split) {
-    float values[kInFlight];
-#pragma unroll
-    for (int u = 0; u < kInFlight; ++u) {
-      values[u] = slot + u * split < t.slots ? load_one(column + (slot + u * split) * t.cols) : 0.0f;
-    }
-#pragma unroll
-    for (int u = 0; u < kInFlight; ++u) total += static_cast<double>(values[u]);
-  }
-  return total;
-}
-
 struct AverageScalars {
   float step;
   double mean_factor, inv_correction;
@@ -60,35 +45,17 @@ struct AverageScalars {
 // s and the average S of the block's columns; their sums of squares, of which thread 0 has all.
 __device__ __forceinline__ Squares average_columns(const AverageEntry& t, int64_t block, double beta2,
                                                    const AverageScalars& k) {
-  using Totals = double[kAverageThreads];
-  SAGE_EXT_SHARED(Totals, totals);
-  const auto thread = static_cast<int>(threadIdx.x);
-  const auto block_cols = static_cast<int>(t.block_cols);
-  const int stride = block_cols < kAverageThreads ? block_cols : kAverageThreads;
-  const int split = kAverageThreads / stride;  // threads of a column; block_cols is a power of two
-  const int part = thread / stride;
   double squares[2] = {0.0, 0.0};
-  for (int i = thread - part * stride; i < block_cols; i += stride) {
-    const int64_t column = block * block_cols + i;
-    const bool exists = column < t.cols;
-    double total = exists ? sum_slots(t.sums + column, t, part, split) : 0.0;
-    if (split > 1) {  // then this loop has one round
-      totals[thread] = total;
-      for (int half = split / 2; half > 0; half /= 2) {
-        __syncthreads();
-        if (part < half) totals[thread] += totals[thread + half * stride];
-      }
-      total = totals[thread];
-    }
-    if (!exists || part > 0) continue;
-    const double s = total * k.mean_factor;
-    const double average = sage_ema(static_cast<double>(load_one(t.s_range + column)), s, beta2);
-    const double s_hat = average * k.inv_correction;
-    store_one(t.s_range + column, static_cast<float>(average));
-    store_one(t.sums + column, static_cast<float>(s));
-    squares[0] += s * s;
-    squares[1] += s_hat * s_hat;
-  }
+  for_column_totals({t.sums, t.slots, t.cols}, block, static_cast<int>(t.block_cols),
+                    [&](int64_t column, double total) {
+                      const double s = total * k.mean_factor;
+                      const double average = sage_ema(static_cast<double>(load_one(t.s_range + column)), s, beta2);
+                      const double s_hat = average * k.inv_correction;
+                      store_one(t.s_range + column, static_cast<float>(average));
+                      store_one(t.sums + column, static_cast<float>(s));
+                      squares[0] += s * s;
+                      squares[1] += s_hat * s_hat;
+                    });
   block_sum<kAverageThreads>(squares);
   return {squares[0], squares[1]};
 }

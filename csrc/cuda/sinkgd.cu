@@ -12,6 +12,7 @@ namespace sage_ext::cuda {
 
 namespace {
 
+constexpr int64_t kCacheLine = 128;  // bytes
 constexpr int kColumnThreads = 256;
 constexpr int kColumnsPerLane = 4;
 constexpr int kColumnsPerBlock = 32 * kColumnsPerLane;
@@ -73,7 +74,7 @@ __global__ void __launch_bounds__(kColumnThreads) sinkgd_columns_kernel(const __
     }
   }
   const double rescaled =
-      sinkgd_rescale(static_cast<double>(old), sum, target_norm(table.common, e.rows), table.common.eps);
+      sinkgd_rescale(static_cast<double>(old), sum, sinkgd_target(table.common.unit, e.rows), table.common.eps);
   store_one(scale, static_cast<float>(rescaled));
 }
 
@@ -121,7 +122,7 @@ int64_t make_groups(std::span<const SinkGDTensor> tensors, void* workspace, std:
   int64_t bytes = 0;
   const auto take = [&](int64_t floats) {
     auto* begin = workspace == nullptr ? nullptr : static_cast<char*>(workspace) + bytes;
-    bytes += ceil_div(floats * static_cast<int64_t>(sizeof(float)), kVecBytes) * kVecBytes;
+    bytes += ceil_div(floats * static_cast<int64_t>(sizeof(float)), kCacheLine) * kCacheLine;
     return reinterpret_cast<float*>(begin);
   };
   const auto grad_dtype_of = [](const SinkGDTensor& t) { return t.grad_dtype; };

@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kThreads, 512 / kThreads)
             e.partial + block * e.cols,
             e.cols,
             grad_factor(table.common.scalars),
-            target_norm(table.common, e.cols),
+            sinkgd_target(table.common.unit, e.cols),
             table.common.eps,
             row_begin,
             row_begin + static_cast<int>(left < e.plan.rows_per_block ? left : e.plan.rows_per_block),

@@ -142,7 +142,7 @@ struct TeamColumns {
       for (int e = 0; e < kN; ++e) {
         if (column(v, e) < cols) elements[e] = load_one(row + column(v, e));
       }
-      std::memcpy(pack.vec, elements, sizeof(pack.vec));
+      std::memcpy(pack.words, elements, sizeof(pack.words));
     }
   }
 
@@ -270,7 +270,7 @@ __device__ __forceinline__ void sinkgd_rows_in_registers(const SinkGDRows<G>& bl
 #pragma unroll 1
       for (int r = 0; r < kRows; ++r) {
         const int slot = r * teams + my_team;
-        put_row_sum(shared, slot, team, exact_row_sum<kN>(block, first + slot));
+        put_row_sum(shared, slot, team, exact_row_sum<kAligned ? kN : 1>(block, first + slot));
       }
     });
     // Loaded again, so that the rows need not stay in registers all through the rare path.

@@ -37,10 +37,6 @@ __device__ __forceinline__ BlockPlace place_of_block(const SinkGDTable& table) {
   return find_tensor(table, table.common.reverse ? gridDim.x - 1 - block : block);
 }
 
-__device__ __forceinline__ double target_norm(const SinkGDCommon& common, int64_t length) {
-  return common.unit ? 1.0 : sqrt(static_cast<double>(length));
-}
-
 // The row half of an iteration over all entries; blocks[i] is the number of blocks of entry i. Compiled on its own
 // (sinkgd_rows.cu): it is most of the code.
 void launch_sinkgd_rows(DType grad_dtype, int threads, const SinkGDCommon& common, std::span<const SinkGDEntry> entries,

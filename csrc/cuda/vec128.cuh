@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "core/numeric.h"
 
@@ -26,14 +27,17 @@ inline constexpr int kVecBytes = 16;
 template <typename T>
 inline constexpr int kVecSize = kVecBytes / static_cast<int>(sizeof(T));
 
-__device__ __forceinline__ uint4 load_vec(const void* address) {
-  SAGE_EXT_ON_LOAD(address, kVecBytes);
-  return *static_cast<const uint4*>(address);
+// 16 bytes, or 8 where an array of a narrow type goes along with one of a wide type. On a boundary of their size.
+template <typename Word>
+__device__ __forceinline__ Word load_vec(const void* address) {
+  SAGE_EXT_ON_LOAD(address, sizeof(Word));
+  return *static_cast<const Word*>(address);
 }
 
-__device__ __forceinline__ void store_vec(void* address, const uint4& value) {
-  SAGE_EXT_ON_STORE(address, kVecBytes);
-  *static_cast<uint4*>(address) = value;
+template <typename Word>
+__device__ __forceinline__ void store_vec(void* address, const Word& value) {
+  SAGE_EXT_ON_STORE(address, sizeof(Word));
+  *static_cast<Word*>(address) = value;
 }
 
 template <typename T>
@@ -70,8 +74,8 @@ __device__ __forceinline__ void load_uniform_floats(const float* address, float 
   }
 }
 
-__device__ __forceinline__ bool is_vec_aligned(const void* address) {
-  return reinterpret_cast<uintptr_t>(address) % kVecBytes == 0;
+__device__ __forceinline__ bool is_vec_aligned(const void* address, int bytes = kVecBytes) {
+  return reinterpret_cast<uintptr_t>(address) % static_cast<unsigned>(bytes) == 0;
 }
 
 // How many elements lie before the first 16-byte boundary.
@@ -81,34 +85,45 @@ __device__ __forceinline__ int elements_to_alignment(const T* address) {
   return past == 0 ? 0 : (kVecBytes - past) / static_cast<int>(sizeof(T));
 }
 
-// N elements of one array as they lie in memory: N * sizeof(T) / 16 vectors.
+// N elements of one array as they lie in memory: one vector of 8 bytes, or some of 16.
 template <typename T, int N>
 struct Pack {
-  static constexpr int kVecs = N / kVecSize<T>;
-  static_assert(kVecs * kVecSize<T> == N);
-  uint4 vec[kVecs];
+  static constexpr int kBytes = N * static_cast<int>(sizeof(T));
+  using Word = std::conditional_t<kBytes == 8, uint2, uint4>;
+  static constexpr int kWords = kBytes / static_cast<int>(sizeof(Word));
+  static constexpr int kPerWord = N / kWords;
+  static_assert(kWords * sizeof(Word) == kBytes);
+  Word words[kWords];
+
+  // Whether load() and store() may be used.
+  __device__ __forceinline__ static bool is_aligned(const T* address) {
+    return is_vec_aligned(address, static_cast<int>(sizeof(Word)));
+  }
 
   __device__ __forceinline__ void load(const T* address) {
 #pragma unroll
-    for (int i = 0; i < kVecs; ++i) vec[i] = load_vec(address + i * kVecSize<T>);
+    for (int i = 0; i < kWords; ++i) words[i] = load_vec<Word>(address + i * kPerWord);
   }
 
   __device__ __forceinline__ void store(T* address) const {
 #pragma unroll
-    for (int i = 0; i < kVecs; ++i) store_vec(address + i * kVecSize<T>, vec[i]);
+    for (int i = 0; i < kWords; ++i) store_vec(address + i * kPerWord, words[i]);
   }
 
   // Makes the compiler forget what it has unpacked, so that it keeps N elements of 16 bits in N / 2 registers.
   __device__ __forceinline__ void stay_packed() {
 #if defined(__CUDA_ARCH__)
 #pragma unroll
-    for (int i = 0; i < kVecs; ++i) asm volatile("" : "+r"(vec[i].x), "+r"(vec[i].y), "+r"(vec[i].z), "+r"(vec[i].w));
+    for (int i = 0; i < kWords; ++i) {
+      asm volatile("" : "+r"(words[i].x), "+r"(words[i].y));
+      if constexpr (sizeof(Word) == 16) asm volatile("" : "+r"(words[i].z), "+r"(words[i].w));
+    }
 #endif
   }
 
   __device__ __forceinline__ void unpack(float (&values)[N]) const {
     T elements[N];
-    std::memcpy(elements, vec, sizeof(vec));
+    std::memcpy(elements, words, sizeof(words));
 #pragma unroll
     for (int i = 0; i < N; ++i) values[i] = to_float(elements[i]);
   }
@@ -117,7 +132,7 @@ struct Pack {
     T elements[N];
 #pragma unroll
     for (int i = 0; i < N; ++i) elements[i] = from_float<T>(values[i]);
-    std::memcpy(vec, elements, sizeof(vec));
+    std::memcpy(words, elements, sizeof(words));
   }
 };
 

@@ -133,6 +133,15 @@ void Checker::state(const char* name, const TensorList& list) const {
   }
 }
 
+void Checker::momentum(const char* name, const TensorList& list, double momentum) const {
+  if (momentum != 0.0) {
+    state(name, list);
+  } else if (!list.empty()) {
+    throw std::invalid_argument(std::string(name) + " has " + std::to_string(list.size()) +
+                                " tensors, but momentum is 0, which keeps none; pass an empty list");
+  }
+}
+
 void Checker::fp32_state(const char* name, const TensorList& list,
                          const std::function<std::vector<int64_t>(const at::Tensor&)>& shape_of) const {
   same_length(name, list);

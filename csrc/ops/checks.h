@@ -32,6 +32,9 @@ class Checker {
   // parameter's device, shape and strides.
   void state(const char* name, const TensorList& list) const;
 
+  // The same for a moment that a rule keeps only where `momentum` is not 0; otherwise the list must be empty.
+  void momentum(const char* name, const TensorList& list, double momentum) const;
+
   // A list of contiguous fp32 tensors that are written; `shape_of` gives the shape for a parameter.
   void fp32_state(const char* name, const TensorList& list,
                   const std::function<std::vector<int64_t>(const at::Tensor&)>& shape_of) const;

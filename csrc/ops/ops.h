@@ -43,6 +43,17 @@ struct LionArgs {
   double beta1, beta2;
 };
 
+struct SignSGDArgs {
+  double momentum;
+};
+
+struct ScaleArgs {
+  double momentum;
+  int64_t dim;  // 1: a norm for every row, over the last dimension; 0: a norm for every column
+  double eps;
+  std::string normalization = "rms";
+};
+
 struct AdamWArgs {
   double beta1, beta2, eps;
 };
@@ -58,6 +69,10 @@ PlanPtr plan_sage(TensorList params, TensorList grads, TensorList exp_avgs, Tens
                   SageArgs args, CommonArgs common);
 PlanPtr plan_sinkgd(TensorList params, TensorList grads, SinkGDArgs args, CommonArgs common);
 PlanPtr plan_lion(TensorList params, TensorList grads, TensorList exp_avgs, LionArgs args, CommonArgs common);
+// Without momentum, `exp_avgs` is empty.
+PlanPtr plan_sign_sgd(TensorList params, TensorList grads, TensorList exp_avgs, SignSGDArgs args, CommonArgs common);
+// Without momentum, `exp_avgs` is empty.
+PlanPtr plan_scale(TensorList params, TensorList grads, TensorList exp_avgs, ScaleArgs args, CommonArgs common);
 PlanPtr plan_adamw(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs, TensorList steps,
                    AdamWArgs args, CommonArgs common);
 

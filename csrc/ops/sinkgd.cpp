@@ -1,5 +1,6 @@
 #include "cpu/sinkgd.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "ops/common.h"
@@ -12,6 +13,8 @@
 namespace sage_ext::ops {
 
 namespace {
+
+constexpr int64_t kMaxCudaSide = int64_t{1} << 30;  // the kernels count rows and columns in 32 bits
 
 class SinkGDPlan final : public RulePlan {
  public:
@@ -32,6 +35,11 @@ class SinkGDPlan final : public RulePlan {
         checker.fail("params", i, params_[i],
                      "SinkGD normalises rows and columns and needs at least two dimensions; give this parameter "
                      "another rule (SAGE, Lion or AdamW, as FusedHybrid does)");
+      }
+      if (params_[i].is_cuda() && std::max(params_[i].size(-2), params_[i].size(-1)) > kMaxCudaSide) {
+        checker.fail("params", i, params_[i],
+                     "on a GPU, SinkGD takes matrices of at most 2^30 rows and columns; reshape it or give it another "
+                     "rule");
       }
     }
     grads_ = checker.grads(grads);

@@ -182,6 +182,20 @@ def _hybrid(preset: str, **fixed: Any) -> Build:
     return make
 
 
+def _scale(model: nn.Module, *, backend: str, lr: float, momentum: float, weight_decay: float) -> Optimizer:
+    """The preset "scale"; a tied head counts as the head, which is what has momentum."""
+    from sage_ext.optimizers import FusedHybrid
+
+    shared = {"weight_decay": weight_decay}
+    optimizer = FusedHybrid(
+        model, preset="scale", lr=lr, tied="lm_head", backend=backend, scale=shared, adamw=shared
+    )
+    for group in optimizer.param_groups:
+        if group["role"] == "lm_head":
+            group["momentum"] = momentum
+    return optimizer
+
+
 def _sinkgd_alone(
     model: nn.Module, *, backend: str, lr: float, alpha: float, weight_decay: float, vector_lr: float
 ) -> Optimizer:
@@ -219,11 +233,21 @@ ROWS: dict[str, Row] = {
         "AdamW on embedding, head and 1-D, SinkGD on the rest",
         {"lr": 2e-2, "alpha": 0.015, "betas": (0.9, 0.95), "weight_decay": 0.0},
     ),
+    "scale": Row(
+        _scale,
+        "SCALE on every matrix, with momentum on the head, AdamW on 1-D",
+        {"lr": 1e-3, "momentum": 0.9, "weight_decay": 0.0},
+    ),
     "sage": Row(
         _library("FusedSAGE"), "SAGE on everything", {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.01}
     ),
     "lion": Row(
         _library("FusedLion"), "Lion on everything", {"lr": 3e-4, "betas": (0.9, 0.99), "weight_decay": 0.1}
+    ),
+    "signsgd": Row(
+        _library("FusedSignSGD"),
+        "Sign-SGD on everything; Signum with a momentum",
+        {"lr": 1e-3, "momentum": 0.9, "weight_decay": 0.01},
     ),
     "sinkgd": Row(
         _sinkgd_alone,

@@ -192,7 +192,7 @@ class FusedOptimizer(Optimizer):
         pending: dict[Tensor, dict[str, Tensor]] = {}
         calls = [self._gather(index, group, pending) for index, group in enumerate(self.param_groups)]
         calls = [call for call in calls if call.params]
-        _check_not_captured(pending)
+        _check_not_captured([param for param, state in pending.items() if state])
         if self.backend == "native":
             self._run_native(calls, scaling, pending)
         else:
@@ -209,13 +209,18 @@ class FusedOptimizer(Optimizer):
             params = [param for param in params if param.grad is not None]
         states: list[list[Tensor]] = []
         if rule.state_keys:
+            kept = rule.kept_keys(group)
             found: list[Any] = list(map(self.state.get, params))
-            if not all(found):
+            if (
+                not kept
+            ):  # a state of former hyperparameters must not be taken up again when it is out of date
+                pending.update((param, {}) for param, state in zip(params, found, strict=True) if state)
+            elif not all(found):
                 for position, param in enumerate(params):
                     if not found[position]:
                         found[position] = pending[param] = rule.init_state(param, group)
             try:
-                states = [[state[key] for state in found] for key in rule.state_keys]
+                states = [[state[key] for state in found] if key in kept else [] for key in rule.state_keys]
             except KeyError as error:
                 raise ValueError(
                     f"param group {index}: the state of a parameter has no {error}, which rule {rule.name!r} "

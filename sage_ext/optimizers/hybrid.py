@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,13 @@ from sage_ext.optimizers.base import FusedOptimizer
 from sage_ext.optimizers.presets import PRESETS
 from sage_ext.optimizers.rule import Rule
 from sage_ext.optimizers.sage import SAGE
-from sage_ext.optimizers.sign import LION
+from sage_ext.optimizers.scale import SCALE
+from sage_ext.optimizers.sign import LION, SIGN_SGD
 from sage_ext.optimizers.sinkgd import SINKGD
 
-RULES: Mapping[str, Rule] = MappingProxyType({rule.name: rule for rule in (SAGE, SINKGD, LION, ADAMW)})
+RULES: Mapping[str, Rule] = MappingProxyType(
+    {rule.name: rule for rule in (SAGE, SINKGD, LION, SIGN_SGD, SCALE, ADAMW)}
+)
 
 
 class FusedHybrid(FusedOptimizer):
@@ -31,27 +34,32 @@ class FusedHybrid(FusedOptimizer):
     "sage"   SAGE         SinkGD, "unit", alpha 10         SAGE         SAGE
     "lion"   Lion         SinkGD                           Lion         Lion
     "sinkgd" AdamW        SinkGD                           AdamW        AdamW
+    "scale"  SCALE, dim 0 SCALE, dim 1                     SCALE, dim 1 AdamW
     ======== ============ ================================ ============ ======
 
-    A head that is tied to the embedding is the same parameter and counts as an embedding. ``describe()``
-    shows which parameter got which rule. Groups carry ``"role"`` beside ``"rule"``, so a single one is easily
-    found and changed.
+    In "scale" the head has momentum 0.9, and nothing else has any.
+
+    A head that is tied to the embedding is the same parameter and counts as an embedding, but not in "scale":
+    there it has to be said with ``tied``. ``describe()`` shows which parameter got which rule. Groups carry
+    ``"role"`` beside ``"rule"``, so a single one is easily found and changed.
 
     Args:
         model_or_named_parameters_or_groups: a module; (name, parameter) pairs together with ``embeddings``;
             or dicts with ``"params"`` and ``"rule"``, taken as they are. Frozen parameters of a module or of
             pairs are left out.
-        preset: ``"sage"``, ``"lion"`` or ``"sinkgd"``.
+        preset: ``"sage"``, ``"lion"``, ``"sinkgd"`` or ``"scale"``.
         lr: None takes the preset's own learning rate for each rule ("sage": 2e-3 for all; "lion": Lion 1e-4,
-            SinkGD 0.02; "sinkgd": AdamW 1e-3, SinkGD 0.02); a number or one-element tensor goes to every
-            group; a dict maps rules to learning rates.
+            SinkGD 0.02; "sinkgd": AdamW 1e-3, SinkGD 0.02; "scale": 1e-3 for all); a number or one-element
+            tensor goes to every group; a dict maps rules to learning rates.
         embeddings, lm_head: names of parameters with that role; see :func:`sage_ext.routing.route`.
+        tied: ``"embedding"`` or ``"lm_head"``, the role of a weight that is both. None takes the preset's
+            choice; "scale" has none, because the paper's last layer is not an embedding as well.
         maximize: ascend instead of descend.
         state_dtype: dtype of the moments; None takes each parameter's.
         capturable: as in the single-rule optimizers.
         backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
-        overrides: for a rule's name, a dict of hyperparameters in which its groups differ from the preset,
-            e.g. ``sinkgd={"alpha": 0.05, "normalization": "sqrt"}``.
+        overrides: for a rule's name, a dict of hyperparameters in which all of its groups differ from the
+            preset, e.g. ``sinkgd={"alpha": 0.05, "normalization": "sqrt"}``.
 
     Raises:
         ValueError: an argument, a name or a parameter cannot be used; the message names it, and the cure.
@@ -70,6 +78,7 @@ class FusedHybrid(FusedOptimizer):
         *,
         embeddings: str | Sequence[str] | None = None,
         lm_head: str | Sequence[str] | None = None,
+        tied: Literal["embedding", "lm_head"] | None = None,
         maximize: bool = False,
         state_dtype: torch.dtype | None = None,
         capturable: bool = False,
@@ -78,9 +87,13 @@ class FusedHybrid(FusedOptimizer):
     ) -> None:
         if preset not in PRESETS:
             raise ValueError(f"preset: got {preset!r}, expected one of {', '.join(map(repr, PRESETS))}")
+        if tied not in (None, "embedding", "lm_head"):
+            raise ValueError(f"tied: got {tied!r}, expected None, 'embedding' or 'lm_head'")
         self._preset = preset
+        self._tied = tied or PRESETS[preset].tied
         common = {"maximize": maximize, "state_dtype": state_dtype, "capturable": capturable}
         self._rule_defaults = _rule_defaults(preset, lr, common, overrides)
+        self._overridden = {name: tuple(values) for name, values in overrides.items()}
         groups = self._groups(model_or_named_parameters_or_groups, embeddings, lm_head)
         # Of torch's defaults only lr is of use to others (loggers, schedulers); groups take theirs from
         # _rule_defaults.
@@ -103,7 +116,9 @@ class FusedHybrid(FusedOptimizer):
             ValueError: nothing new to add, or a parameter or name cannot be used. The optimizer is unchanged
                 then.
         """
-        routed = routing.route(model_or_named_parameters, embeddings=embeddings, lm_head=lm_head)
+        routed = routing.route(
+            model_or_named_parameters, embeddings=embeddings, lm_head=lm_head, tied=self._tied
+        )
         owned = {id(param) for group in self.param_groups for param in group["params"]}
         fresh = [entry for entry in routed if id(entry.param) not in owned]
         if not fresh:
@@ -131,21 +146,26 @@ class FusedHybrid(FusedOptimizer):
                             f'{name}: got {value!r}, but group dicts say it all with their "rule"'
                         )
                 return source
-        return self._by_role(routing.route(source, embeddings=embeddings, lm_head=lm_head))
+        return self._by_role(routing.route(source, embeddings=embeddings, lm_head=lm_head, tied=self._tied))
 
     def _by_role(self, routed: Sequence[routing.Routed]) -> list[dict[str, Any]]:
-        groups = []
+        preset, groups = PRESETS[self._preset], []
         for role in routing.ROLES:
             params = [(entry.name, entry.param) for entry in routed if entry.role == role]
-            if params:
-                groups.append({"params": params, "role": role, "rule": PRESETS[self._preset].rule_for(role)})
+            if not params:
+                continue
+            rule = preset.rule_for(role)
+            overridden = self._overridden.get(rule, ())
+            own = {k: v for k, v in preset.roles.get(role, {}).items() if k not in overridden}
+            groups.append({"params": params, "role": role, "rule": rule, **own})
         return groups
 
     def _group_defaults(self, rule: str) -> Mapping[str, Any]:
         return self._rule_defaults[rule]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_preset": self._preset, "_rule_defaults": self._rule_defaults}
+        own = ("_preset", "_tied", "_rule_defaults", "_overridden")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
 
 def _rule_defaults(

@@ -15,13 +15,18 @@ from sage_ext.routing import ROLES
 
 @dataclass(frozen=True)
 class Preset:
-    """Role -> rule, and rule -> the hyperparameters in which the preset differs from the rule's defaults."""
+    """Role -> rule, and the hyperparameters in which the preset differs from the rules' defaults."""
 
     embedding: str
     matrix: str
     lm_head: str
     vector: str
     hyperparameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of a rule, in all roles."""
+    roles: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of a role's rule, in this role alone."""
+    tied: str | None = "embedding"
+    """The role of a weight that is both embedding and head; None leaves that to the caller."""
 
     def rule_for(self, role: str) -> str:
         """Return the name of the rule that parameters of ``role`` (one of ``routing.ROLES``) get."""
@@ -46,5 +51,15 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         # The two below take SinkGD at its paper's own settings (lr 0.02, alpha 0.05, sqrt).
         "lion": Preset(embedding="lion", matrix="sinkgd", lm_head="lion", vector="lion"),
         "sinkgd": Preset(embedding="adamw", matrix="sinkgd", lm_head="adamw", vector="adamw"),
+        # The code of SCALE's authors: no weight decay, one learning rate for everything.
+        "scale": Preset(
+            embedding="scale",
+            matrix="scale",
+            lm_head="scale",
+            vector="adamw",
+            hyperparameters={"scale": {"lr": 1e-3}, "adamw": {"lr": 1e-3, "weight_decay": 0.0}},
+            roles={"embedding": {"dim": 0}, "lm_head": {"momentum": 0.9}},
+            tied=None,
+        ),
     }
 )

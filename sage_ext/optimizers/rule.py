@@ -29,18 +29,21 @@ class Rule:
     """One update rule. Stateless itself: everything it needs comes from the parameter group.
 
     ``sage_ext._C.Step`` has a method, and ``sage_ext.reference`` a function with an underscore behind it, of
-    the rule's name. Both take ``(params, grads, *[list of each state tensor], **arguments(group))``.
+    the rule's name. Both take ``(params, grads, *[list of each state tensor], **arguments(group))``, and an
+    empty list for a state that the group's hyperparameters do without.
     """
 
     name: ClassVar[str]
     defaults: ClassVar[Mapping[str, Any]]
     """The group's hyperparameters and their defaults. ``maximize`` is one of every rule."""
     state_keys: ClassVar[tuple[str, ...]] = ()
-    """Keys of a parameter's state, in the order in which the functions take their lists."""
+    """Keys of all states that the rule can keep, in the order in which the functions take their lists."""
     needs_contiguous: ClassVar[bool] = False
     """Whether the native kernels need row-major parameters, or take any dense strides."""
     min_ndim: ClassVar[int] = 0
     """How many dimensions a parameter must have."""
+    cure_for_vectors: ClassVar[str] = "SAGE, Lion or AdamW"
+    """The rules that take parameters of fewer dimensions."""
 
     def validate(self, group: Group, where: str) -> None:
         """Raise ValueError naming the first hyperparameter that cannot be used; ``where`` names the group."""
@@ -51,8 +54,12 @@ class Rule:
         if param.ndim < self.min_ndim:
             raise ValueError(
                 f"{label}: rule {self.name!r} needs {self.min_ndim} or more dimensions; give this parameter "
-                "to SAGE, Lion or AdamW (FusedHybrid does that for a whole model)"
+                f"to {self.cure_for_vectors} (FusedHybrid does that for a whole model)"
             )
+
+    def kept_keys(self, group: Group) -> tuple[str, ...]:
+        """Return those of ``state_keys`` that are kept with the group's hyperparameters."""
+        return self.state_keys
 
     def state_layout(self, param: Tensor, group: Group) -> dict[str, StateSpec]:
         """Return shape and dtype of each state tensor of ``param``. It allocates nothing: meta will do."""
@@ -77,6 +84,11 @@ def allocate(spec: StateSpec, param: Tensor) -> Tensor:
 def moment(param: Tensor, group: Group) -> StateSpec:
     """The layout of a moment: the parameter's shape, strides and, without ``state_dtype``, its dtype."""
     return StateSpec(tuple(param.shape), group["state_dtype"] or param.dtype, True)
+
+
+def keys_of_momentum(group: Group) -> tuple[str, ...]:
+    """The kept keys of a rule whose only state is a moment that it needs where ``momentum`` is not 0."""
+    return ("exp_avg",) if group["momentum"] else ()
 
 
 def step_counter() -> StateSpec:

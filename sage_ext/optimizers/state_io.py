@@ -90,6 +90,8 @@ def _restore(
     where: str,
     native: bool,
 ) -> dict[str, Tensor]:
+    # Saved after the hyperparameters had changed and before the next step: what they do without is left out.
+    saved = {key: value for key, value in saved.items() if key in layout or key not in rule.state_keys}
     if set(saved) != set(layout):
         raise ValueError(
             f"state_dict: {where}: the saved state has {_names(saved)}; rule {rule.name!r} keeps "

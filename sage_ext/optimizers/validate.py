@@ -41,6 +41,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def fraction(value: Any, name: str, where: str) -> None:
+    """A number in [0, 1)."""
+    if not _is_number(value) or not 0 <= value < 1:
+        fail(name, value, "a number in [0, 1)", where)
+
+
 def fraction_pair(value: Any, name: str, where: str) -> None:
     """Two numbers in [0, 1)."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
@@ -58,6 +64,12 @@ def positive_int(value: Any, name: str, where: str) -> None:
 def flag(value: Any, name: str, where: str) -> None:
     if not isinstance(value, bool):
         fail(name, value, "True or False", where)
+
+
+def integer_choice(value: Any, options: Collection[int], name: str, where: str) -> None:
+    """One of some integers: no bool, no float, though they may compare equal."""
+    if type(value) is not int or value not in options:
+        fail(name, value, "one of " + ", ".join(map(repr, options)), where)
 
 
 def choice(value: Any, options: Collection[Any], name: str, where: str) -> None:

@@ -6,7 +6,8 @@ native kernels take, these run in float64, on any device and with any strides.
 
 from sage_ext.reference.adamw import adamw_
 from sage_ext.reference.sage import sage_
-from sage_ext.reference.sign import lion_
+from sage_ext.reference.scale import scale_
+from sage_ext.reference.sign import lion_, sign_sgd_
 from sage_ext.reference.sinkgd import sinkgd_
 
-__all__ = ["adamw_", "lion_", "sage_", "sinkgd_"]
+__all__ = ["adamw_", "lion_", "sage_", "scale_", "sign_sgd_", "sinkgd_"]

@@ -54,3 +54,20 @@ def check_lengths(params: Sequence[Tensor], **lists: Sequence[Tensor]) -> None:
             raise ValueError(
                 f"{name}: got {len(tensors)} tensors, expected one for each of the {len(params)} params"
             )
+
+
+def check_momentum(params: Sequence[Tensor], exp_avgs: Sequence[Tensor], momentum: float) -> None:
+    """Raise ValueError unless there is a moment for each parameter, or none if ``momentum`` is 0."""
+    if momentum:
+        check_lengths(params, exp_avgs=exp_avgs)
+    elif exp_avgs:
+        raise ValueError(
+            f"exp_avgs: got {len(exp_avgs)} tensors, but momentum is 0, which keeps none; pass an empty list"
+        )
+
+
+def scaled_norm(x: Tensor, dim: int) -> Tensor:
+    """The Euclidean norm along ``dim``, with the largest magnitude taken out before anything is squared."""
+    peak = x.abs().amax(dim=dim, keepdim=True)
+    norm = (x / peak).square().sum(dim=dim, keepdim=True).sqrt()
+    return torch.where((peak == 0) | peak.isinf(), peak, peak * norm)

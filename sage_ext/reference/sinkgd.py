@@ -8,7 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sage_ext.reference._common import check_lengths, compute_dtype, is_skipped, load_grad, scalar
+from sage_ext.reference._common import (
+    check_lengths,
+    compute_dtype,
+    is_skipped,
+    load_grad,
+    scalar,
+    scaled_norm,
+)
 
 
 @torch.no_grad()
@@ -76,7 +83,7 @@ def sinkgd_(
 
         for iteration in range(iterations):
             # Only the raw gradient can be as small or large as its squares cannot be: 1e-20 or 1e20.
-            row_norm = _scaled_norm(x) if iteration == 0 else _norm(x, dim=-1)
+            row_norm = scaled_norm(x, dim=-1) if iteration == 0 else _norm(x, dim=-1)
             x = _rescale(x, row_norm, row_target, eps)
             x = _rescale(x, _norm(x, dim=-2), column_target, eps)
 
@@ -85,12 +92,6 @@ def sinkgd_(
 
 def _norm(x: Tensor, dim: int) -> Tensor:
     return x.square().sum(dim=dim, keepdim=True).sqrt()
-
-
-def _scaled_norm(x: Tensor) -> Tensor:
-    """The norm of each row, with its largest magnitude taken out before anything is squared."""
-    peak = x.abs().amax(dim=-1, keepdim=True)
-    return torch.where((peak == 0) | peak.isinf(), peak, peak * _norm(x / peak, dim=-1))
 
 
 def _rescale(x: Tensor, norm: Tensor, target: float, eps: float) -> Tensor:

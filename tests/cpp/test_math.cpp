@@ -93,7 +93,8 @@ TEST(SinkGDSums, SafeOnlyInTheMiddle) {
 
 TEST(AdamW, OneElementByHand) {
   // At step 1 the corrected moments are g and g^2, so W moves by lr against the sign of g.
-  const AdamWCoefficients k = adamw_coefficients(/*lr=*/0.5, adamw_constants(0.5, 0.75, /*eps=*/0.0, /*weight_decay=*/0.5), 1);
+  const AdamWCoefficients k =
+      adamw_coefficients(/*lr=*/0.5, adamw_constants(0.5, 0.75, /*eps=*/0.0, /*weight_decay=*/0.5), 1);
   float w = 4.0f;
   float m = 0.0f;
   float v = 0.0f;

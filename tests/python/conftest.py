@@ -23,7 +23,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def rules(backend: str) -> ModuleType:
-    """The module that holds the functions ``sage_``, ``sinkgd_``, ``lion_`` and ``adamw_``."""
+    """The module that holds the rules' functions, such as ``sage_`` and ``lion_``."""
     if backend == "reference":
         from sage_ext import reference
 

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sage_ext.optimizers import FusedAdamW, FusedHybrid, FusedLion, FusedSAGE, FusedSinkGD
+from sage_ext.optimizers import (
+    FusedAdamW,
+    FusedHybrid,
+    FusedLion,
+    FusedSAGE,
+    FusedSCALE,
+    FusedSignSGD,
+    FusedSinkGD,
+)
 
 VOCABULARY, WIDTH = 29, 8
 
@@ -42,6 +50,14 @@ def lion(model: nn.Module, **changes: Any) -> FusedLion:
     return FusedLion(model.parameters(), **{"lr": 1e-2, **changes})
 
 
+def sign_sgd(model: nn.Module, **changes: Any) -> FusedSignSGD:
+    return FusedSignSGD(model.parameters(), **{"lr": 1e-2, **changes})
+
+
+def signum(model: nn.Module, **changes: Any) -> FusedSignSGD:
+    return FusedSignSGD(model.parameters(), **{"lr": 1e-2, "momentum": 0.9, **changes})
+
+
 def adamw(model: nn.Module, **changes: Any) -> FusedAdamW:
     return FusedAdamW(model.parameters(), **{"lr": 1e-2, **changes})
 
@@ -50,6 +66,16 @@ def sinkgd(model: nn.Module, **changes: Any) -> FusedSinkGD:
     """SinkGD on the matrices alone, for it takes no others."""
     matrices = [param for param in model.parameters() if param.ndim == 2]
     return FusedSinkGD(matrices, **{"lr": 0.1, **changes})
+
+
+def scale(model: nn.Module, **changes: Any) -> FusedSCALE:
+    """SCALE on the matrices alone, for it takes no others."""
+    matrices = [param for param in model.parameters() if param.ndim == 2]
+    return FusedSCALE(matrices, **{"lr": 1e-2, **changes})
+
+
+def scale_with_momentum(model: nn.Module, **changes: Any) -> FusedSCALE:
+    return scale(model, **{"dim": 0, "momentum": 0.9, **changes})
 
 
 def hybrid(preset: str) -> Callable[..., FusedHybrid]:
@@ -63,11 +89,16 @@ def hybrid(preset: str) -> Callable[..., FusedHybrid]:
 BUILDERS: tuple[Callable[..., Any], ...] = (
     sage,
     lion,
+    sign_sgd,
+    signum,
     adamw,
     sinkgd,
+    scale,
+    scale_with_momentum,
     hybrid("sage"),
     hybrid("lion"),
     hybrid("sinkgd"),
+    hybrid("scale"),
 )
 NAMES = [builder.__name__ for builder in BUILDERS]
 

@@ -20,11 +20,21 @@ def native() -> ModuleType:
     return _loader.load()
 
 
+def arrange(tensor: Tensor, layout: str) -> Tensor:
+    """A copy of a tensor of shape (2, 3, 7, 15) that is dense in another order of the dimensions."""
+    if layout == "transposed":
+        return tensor.new_empty(15, 7, 3, 2).permute(3, 2, 1, 0).copy_(tensor)
+    if layout == "channels_last":
+        return tensor.clone(memory_format=torch.channels_last)
+    return tensor.new_empty(3, 2, 15, 7).permute(1, 0, 3, 2).copy_(tensor)
+
+
 @pytest.mark.usefixtures("device")
 class NativeSuite:
     """Subclass, set ``rule``, and pytest runs all of this for it, on every device."""
 
     rule: ClassVar[str]
+    """A rule's name, or that of one of support.VARIANTS."""
 
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         return support.shapes_of(self.rule)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sage_ext import reference
 from sage_ext.optimizers.hybrid import RULES
+from sage_ext.reference._common import scaled_norm
 
 FP32, BF16, FP16, FP64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 DTYPES = (FP32, BF16, FP16)
@@ -46,6 +47,28 @@ MATRIX_SHAPES = (
 EMPTY_SHAPES = ((0, 5), (5, 0), (2, 0, 3))
 
 
+# Hyperparameters with which a rule runs other kernels and keeps other states, each under a name of its own.
+# The functions below take such a name where they take a rule's.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "signum": ("sign_sgd", {"momentum": 0.9}),
+    "scale_columns": ("scale", {"dim": 0}),
+    "scale_momentum": ("scale", {"momentum": 0.9}),
+    "scale_momentum_columns": ("scale", {"momentum": 0.9, "dim": 0}),
+}
+ALL = (*RULES, *VARIANTS)
+
+
+def rule_of(name: str) -> str:
+    """The name of the rule of a variant, or of a rule itself."""
+    return VARIANTS[name][0] if name in VARIANTS else name
+
+
+def defaults_of(name: str) -> dict[str, Any]:
+    """The hyperparameters of a variant, or the defaults of a rule."""
+    rule, changes = VARIANTS.get(name, (name, {}))
+    return {**RULES[rule].defaults, **changes}
+
+
 @dataclass
 class Tensors:
     """The lists that a rule's function takes."""
@@ -69,7 +92,7 @@ class Tensors:
 
 def shapes_of(rule: str) -> tuple[tuple[int, ...], ...]:
     """Every shape the rule takes, with empty tensors in the middle and at the end."""
-    vectors = () if RULES[rule].min_ndim > 1 else VECTOR_SHAPES
+    vectors = () if RULES[rule_of(rule)].min_ndim > 1 else VECTOR_SHAPES
     return (*vectors, EMPTY_SHAPES[0], *MATRIX_SHAPES, *EMPTY_SHAPES)
 
 
@@ -87,9 +110,10 @@ def make(
     """
     generator = torch.Generator().manual_seed(seed)
     params = [normal(shape, generator).to(mix[0]) for shape in shapes]
-    group = {**RULES[rule].defaults, "state_dtype": mix[2]}
-    held = [RULES[rule].init_state(param, group) for param in params]
-    states = {key: [state[key] for state in held] for key in RULES[rule].state_keys}
+    group, rule_itself = {**defaults_of(rule), "state_dtype": mix[2]}, RULES[rule_of(rule)]
+    held = [rule_itself.init_state(param, group) for param in params]
+    kept = rule_itself.kept_keys(group)
+    states = {key: [state[key] for state in held] if key in kept else [] for key in rule_itself.state_keys}
     tensors = Tensors(params, [], states)
     tensors.grads = new_grads(tensors, mix[1], scale=scale, seed=seed + 1)
     return tensors
@@ -108,12 +132,12 @@ def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 def hyper(rule: str, **changes: Any) -> dict[str, Any]:
     """Keyword arguments of a rule's function: its defaults with ``changes`` (``betas`` included)."""
     extra = {key: changes.pop(key) for key in ("grad_scale", "found_inf") if key in changes}
-    return {**RULES[rule].arguments({**RULES[rule].defaults, **changes}), **extra}
+    return {**RULES[rule_of(rule)].arguments({**defaults_of(rule), **changes}), **extra}
 
 
 def call(module: ModuleType, rule: str, tensors: Tensors, **changes: Any) -> None:
     """One step of the rule in place."""
-    function = getattr(module, f"{rule}_")
+    function = getattr(module, f"{rule_of(rule)}_")
     function(tensors.params, tensors.grads, *tensors.states.values(), **hyper(rule, **changes))
 
 
@@ -129,8 +153,13 @@ def step_and_compare(module: ModuleType, rule: str, tensors: Tensors, **changes:
     for index, param in enumerate(tensors.params):
         where = f"{rule}, tensor {index}, shape {tuple(param.shape)}, {param.dtype}"
         bounds = _bounds(rule, before, oracle, index, settings)
+        if rule_of(rule) == "scale" and settings["momentum"]:
+            dtype = tensors.states["exp_avg"][index].dtype
+            bounds["param"] = bounds["param"] + _rounded_momentum(before, oracle, index, settings, dtype)
         check(param, oracle.params[index], bounds["param"], f"{where}: parameter")
         for key, values in tensors.states.items():
+            if not values:
+                continue
             check(values[index], oracle.states[key][index], bounds[key], f"{where}: {key}")
 
 
@@ -178,6 +207,23 @@ def _bounds(
         chain = min(old.shape[-2], 512) / 4
         result["param"] = bound + update * UNIT * (20 + 4 * settings["iterations"] + chain)
         return result
+    if rule_of(rule) == "scale":
+        # Sums run in float32 over at most a few hundred additions, then in float64.
+        result["param"] = bound + update * UNIT * (24 + min(max(old.shape[-2:]), 512) / 4)
+        if (momentum := settings["momentum"]) > 0:
+            m = before.states["exp_avg"][index]
+            result["exp_avg"] = 4 * UNIT * ((momentum * m).abs() + ((1 - momentum) * g).abs())
+        return result
+    if rule_of(rule) == "sign_sgd":
+        result["param"] = bound + 8 * UNIT * update
+        if (momentum := settings["momentum"]) > 0:
+            m = before.states["exp_avg"][index]
+            terms = (momentum * m).abs() + ((1 - momentum) * g).abs()
+            result["exp_avg"] = 4 * UNIT * terms
+            # A sign may differ only where its argument is within rounding of zero.
+            is_open = ((momentum * m + (1 - momentum) * g).abs() <= 4 * UNIT * terms) & (terms > 0)
+            result["param"] = result["param"] + torch.where(is_open, 2.0 * lr, 0.0)
+        return result
     m = before.states["exp_avg"][index]
     beta1, beta2 = settings["beta1"], settings["beta2"]
     if rule == "adamw":
@@ -200,6 +246,22 @@ def _bounds(
     if rule == "sage":
         result["s_range"] = 8 * UNIT * after.states["s_range"][index].abs()
     return result
+
+
+def _rounded_momentum(
+    before: Tensors, after: Tensors, index: int, settings: dict[str, Any], dtype: torch.dtype
+) -> Tensor:
+    """How far SCALE's update may be off because it takes the momentum as it is stored, in ``dtype``."""
+    old, m = before.states["exp_avg"][index], after.states["exp_avg"][index]
+    if m.numel() == 0:
+        return torch.zeros_like(m)
+    dim = settings["dim"] - 2
+    error = half_ulp(m, dtype) + 8 * UNIT * (m.abs() + old.abs())
+    length = m.shape[dim] if settings["normalization"] == "rms" else 1
+    norm = scaled_norm(m, dim) / length**0.5
+    divisor = norm.clamp(min=settings["eps"])
+    spread = error / divisor + m.abs() / divisor**2 * scaled_norm(error, dim) / length**0.5
+    return (2 * float(settings["lr"]) * spread).nan_to_num(0.0, 0.0, 0.0)
 
 
 def assert_same_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:

@@ -17,14 +17,22 @@ from models import BUILDERS, NAMES, TinyLanguageModel
 from torch import nn
 
 from sage_ext import _loader
-from sage_ext.optimizers import FusedAdamW, FusedHybrid, FusedLion, FusedSAGE, FusedSinkGD
+from sage_ext.optimizers import (
+    FusedAdamW,
+    FusedHybrid,
+    FusedLion,
+    FusedSAGE,
+    FusedSCALE,
+    FusedSignSGD,
+    FusedSinkGD,
+)
 from sage_ext.optimizers.hybrid import RULES
 
 pytestmark = pytest.mark.gpu
 
 Builder = Callable[..., Any]
 every_optimizer = pytest.mark.parametrize("build", BUILDERS, ids=NAMES)
-every_rule = pytest.mark.parametrize("rule", RULES)
+every_rule = pytest.mark.parametrize("rule", support.ALL)
 GPU = torch.device("cuda", 0)
 LONG = 2_000_000_000
 """Cycles that keep a GPU busy for a second or so."""
@@ -91,7 +99,7 @@ def test_dispatcher(rule: str) -> None:
     first = on_gpu(support.make(rule, [(33, 65), (4, 7)]))
     second = first.clone()
     support.call(_loader.load(), rule, first)
-    function = getattr(torch.ops.sage_ext, f"{rule}_")
+    function = getattr(torch.ops.sage_ext, f"{support.rule_of(rule)}_")
     function(second.params, second.grads, *second.states.values(), **support.hyper(rule))
     support.assert_same_bits(first.flat(), second.flat())
 
@@ -298,10 +306,17 @@ class TestGraphs:
         support.assert_same_bits(before, models.snapshot(optimizer))
 
 
-@every_rule
+@pytest.mark.parametrize("rule", RULES)
 def test_memory_of_a_step(rule: str) -> None:
     """A step needs some scratch, but nothing of a gradient's size."""
-    optimizers = {"sage": FusedSAGE, "sinkgd": FusedSinkGD, "lion": FusedLion, "adamw": FusedAdamW}
+    optimizers = {
+        "sage": FusedSAGE,
+        "sinkgd": FusedSinkGD,
+        "lion": FusedLion,
+        "sign_sgd": FusedSignSGD,
+        "scale": FusedSCALE,
+        "adamw": FusedAdamW,
+    }
     params = [nn.Parameter(torch.ones(2048, 2048, device=GPU, dtype=torch.bfloat16)) for _ in range(4)]
     optimizer = optimizers[rule](params)
     fill_grads(optimizer, 0)

@@ -15,6 +15,11 @@ from sage_ext import _loader
 from sage_ext.optimizers import base
 from sage_ext.optimizers.hybrid import RULES
 
+
+def kept_keys(rule: str) -> tuple[str, ...]:
+    return RULES[support.rule_of(rule)].kept_keys(support.defaults_of(rule))
+
+
 every_rule = pytest.mark.parametrize("rule", RULES)
 SHAPES = [(4, 5), (6, 3)]
 
@@ -51,7 +56,7 @@ def test_gradient_elsewhere(rule: str) -> None:
 
 @pytest.mark.parametrize(
     ("rule", "key"),
-    [(rule, key) for rule in RULES for key in RULES[rule].state_keys],
+    [(rule, key) for rule in support.ALL for key in kept_keys(rule)],
 )
 def test_state_elsewhere(rule: str, key: str) -> None:
     tensors = support.make(rule, SHAPES)

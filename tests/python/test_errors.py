@@ -11,9 +11,19 @@ import support
 import torch
 from torch import Tensor, nn
 
-from sage_ext.optimizers import FusedAdamW, FusedHybrid, FusedLion, FusedSAGE, FusedSinkGD
+from sage_ext.optimizers import (
+    FusedAdamW,
+    FusedHybrid,
+    FusedLion,
+    FusedSAGE,
+    FusedSCALE,
+    FusedSignSGD,
+    FusedSinkGD,
+)
 
-CLASSES = [FusedSAGE, FusedSinkGD, FusedLion, FusedAdamW]
+CLASSES = [FusedSAGE, FusedSinkGD, FusedLion, FusedSignSGD, FusedSCALE, FusedAdamW]
+WITH_STATE = [FusedSAGE, FusedLion, FusedSignSGD, FusedSCALE, FusedAdamW]
+WITH_MOMENTUM = [FusedSignSGD, FusedSCALE]
 
 
 def parameter(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
@@ -27,7 +37,7 @@ HYPERPARAMETERS: list[tuple[Any, str, Any]] = [
     *((c, "lr", torch.tensor(1)) for c in CLASSES),
     *((c, "weight_decay", value) for c in CLASSES for value in (-0.1, float("nan"), None)),
     *((c, "maximize", value) for c in CLASSES for value in (1, None)),
-    *((c, "eps", -1e-8) for c in (FusedSAGE, FusedSinkGD, FusedAdamW)),
+    *((c, "eps", -1e-8) for c in (FusedSAGE, FusedSinkGD, FusedSCALE, FusedAdamW)),
     *(
         (c, "betas", value)
         for c in (FusedSAGE, FusedLion, FusedAdamW)
@@ -41,16 +51,19 @@ HYPERPARAMETERS: list[tuple[Any, str, Any]] = [
             (0.9, 0.99, 0.999),
         )
     ),
+    *((c, "state_dtype", value) for c in WITH_STATE for value in (torch.int8, "bf16")),
+    *((c, "capturable", None) for c in WITH_STATE),
     *(
-        (c, "state_dtype", value)
-        for c in (FusedSAGE, FusedLion, FusedAdamW)
-        for value in (torch.int8, "bf16")
+        (c, "momentum", value)
+        for c in WITH_MOMENTUM
+        for value in (1.0, -0.1, float("nan"), None, "0.9", True)
     ),
-    *((c, "capturable", None) for c in (FusedSAGE, FusedLion, FusedAdamW)),
     *((FusedSAGE, name, 1) for name in ("momentum_first", "instant_damper")),
     *((FusedSinkGD, "iterations", value) for value in (0, -1, 2.0, True)),
     *((FusedSinkGD, "alpha", value) for value in (-1.0, float("inf"))),
     *((FusedSinkGD, "normalization", value) for value in ("l2", None)),
+    *((FusedSCALE, "normalization", value) for value in ("sqrt", None)),
+    *((FusedSCALE, "dim", value) for value in (2, -1, True, 1.0, None)),
 ]
 
 
@@ -118,7 +131,15 @@ def test_vectors_for_sinkgd(backend: str) -> None:
             FusedSinkGD([("bias", parameter(*shape))], backend=backend)
 
 
-@pytest.mark.parametrize("optimizer_class", [FusedSAGE, FusedSinkGD])
+def test_vectors_for_scale(backend: str) -> None:
+    for shape in ((), (3,)):
+        with pytest.raises(
+            ValueError, match=r"bias \(param 0 of group 0.*2 or more dimensions.*parameter to AdamW \("
+        ):
+            FusedSCALE([("bias", parameter(*shape))], backend=backend)
+
+
+@pytest.mark.parametrize("optimizer_class", [FusedSAGE, FusedSinkGD, FusedSCALE])
 def test_not_contiguous(optimizer_class: Any) -> None:
     odd = nn.Parameter(torch.ones(4, 6).t())
     with pytest.raises(
@@ -127,7 +148,7 @@ def test_not_contiguous(optimizer_class: Any) -> None:
         optimizer_class([odd], backend="native")
 
 
-@pytest.mark.parametrize("optimizer_class", [FusedLion, FusedAdamW])
+@pytest.mark.parametrize("optimizer_class", [FusedLion, FusedSignSGD, FusedAdamW])
 def test_gaps_in_memory(optimizer_class: Any) -> None:
     odd = nn.Parameter(torch.ones(4, 12)[:, ::2])
     with pytest.raises(ValueError, match=r"without gaps.*strides are \(12, 2\)"):

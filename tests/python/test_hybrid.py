@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from typing import Any
 
 import models
@@ -19,6 +20,7 @@ RULES_OF = {
     "sage": {"embedding": "sage", "lm_head": "sage", "matrix": "sinkgd", "vector": "sage"},
     "lion": {"embedding": "lion", "lm_head": "lion", "matrix": "sinkgd", "vector": "lion"},
     "sinkgd": {"embedding": "adamw", "lm_head": "adamw", "matrix": "sinkgd", "vector": "adamw"},
+    "scale": {"embedding": "scale", "lm_head": "scale", "matrix": "scale", "vector": "adamw"},
 }
 
 
@@ -48,6 +50,68 @@ def test_learning_rates_of_the_presets() -> None:
     assert sinkgd["embedding"]["lr"] == 1e-3
     for matrix in (lion["matrix"], sinkgd["matrix"]):
         assert (matrix["lr"], matrix["alpha"], matrix["normalization"]) == (0.02, 0.05, "sqrt")
+
+
+def test_scale_is_its_papers_method(backend: str) -> None:
+    model = TinyLanguageModel()
+    optimizer = FusedHybrid(model, "scale", backend=backend)
+    groups = by_role(optimizer)
+    settings = {role: (groups[role]["dim"], groups[role]["momentum"]) for role in groups if role != "vector"}
+    assert settings == {"embedding": (0, 0.0), "matrix": (1, 0.0), "lm_head": (1, 0.9)}
+    assert groups["vector"]["betas"] == (0.9, 0.999)
+    assert {(group["lr"], group["weight_decay"]) for group in groups.values()} == {(1e-3, 0.0)}
+    models.train(model, optimizer, range(2))
+    assert "exp_avg" in optimizer.state[model.head.weight]
+    assert not optimizer.state.get(model.up.weight)
+    assert not optimizer.state.get(model.embed.weight)
+
+
+def test_overrides_of_scale_go_to_all_roles() -> None:
+    groups = by_role(FusedHybrid(TinyLanguageModel(), "scale", scale={"momentum": 0.5, "weight_decay": 0.1}))
+    matrices = [groups[role] for role in ("embedding", "matrix", "lm_head")]
+    assert {(group["momentum"], group["weight_decay"]) for group in matrices} == {(0.5, 0.1)}
+    assert [group["dim"] for group in matrices] == [0, 1, 1]
+
+
+def test_scale_asks_what_a_tied_head_is(backend: str) -> None:
+    class Unnamed(TinyLanguageModel):
+        get_output_embeddings = None
+
+    for model in (TinyLanguageModel(tied=True), Unnamed(tied=True)):
+        with pytest.raises(
+            ValueError, match=r'^embed.weight: .*one tied parameter.*tied="embedding" or tied="l'
+        ):
+            FusedHybrid(model, "scale", backend=backend)
+        embedding = FusedHybrid(model, "scale", tied="embedding", backend=backend)
+        assert by_role(embedding)["embedding"]["dim"] == 0
+        assert "lm_head" not in by_role(embedding)
+        head = by_role(FusedHybrid(model, "scale", tied="lm_head", backend=backend))
+        assert (head["lm_head"]["dim"], head["lm_head"]["momentum"]) == (1, 0.9)
+        assert "embedding" not in head
+        assert "embedding" in by_role(FusedHybrid(model, "scale", lm_head=[], backend=backend))
+    pairs = list(TinyLanguageModel(tied=True).named_parameters())
+    names = {"embeddings": "embed.weight", "lm_head": "embed.weight"}
+    with pytest.raises(ValueError, match="one tied parameter"):
+        FusedHybrid(pairs, "scale", backend=backend, **names)
+    FusedHybrid(pairs, "scale", tied="lm_head", backend=backend, **names)
+    groups = [{"params": [pairs[0][1]], "rule": "scale", "dim": 0, "momentum": 0.9}]
+    FusedHybrid(groups, "scale", backend=backend)
+    with pytest.raises(ValueError, match=r"^tied: got 'both'"):
+        FusedHybrid(pairs, "scale", tied="both", backend=backend, **names)
+
+
+def test_added_layers_of_scale_get_their_roles_settings(backend: str) -> None:
+    model = TinyLanguageModel()
+    model.embed.requires_grad_(False)
+    model.head.requires_grad_(False)
+    optimizer = pickle.loads(pickle.dumps(FusedHybrid(model, "scale", backend=backend)))
+    model.embed.requires_grad_(True)
+    model.head.requires_grad_(True)
+    optimizer.add_parameters(nn.ModuleDict({"e": model.embed, "h": model.head}), lm_head="h.weight")
+    assert [(g["role"], g["dim"], g["momentum"]) for g in optimizer.param_groups[2:]] == [
+        ("embedding", 0, 0.0),
+        ("lm_head", 1, 0.9),
+    ]
 
 
 def test_lr_for_all_for_some_and_as_tensor() -> None:
@@ -122,7 +186,9 @@ def test_errors() -> None:
     model = TinyLanguageModel()
     with pytest.raises(ValueError, match=r"preset: got 'adam', expected one of 'sage', 'lion', 'sinkgd'"):
         FusedHybrid(model, "adam")
-    with pytest.raises(ValueError, match=r"argument 'sgd' is not known.*'sage', 'sinkgd', 'lion', 'adamw'"):
+    with pytest.raises(
+        ValueError, match=r"argument 'sgd' is not known.*'sage', 'sinkgd', 'lion', 'sign_sgd'"
+    ):
         FusedHybrid(model, sgd={"lr": 1.0})
     with pytest.raises(
         ValueError, match=r"sinkgd: unknown hyperparameter 'betas', expected one of lr, iterations"
@@ -242,5 +308,6 @@ def test_preset_rows_are_complete() -> None:
             assert preset.rule_for(role)
         for values in preset.hyperparameters.values():
             assert all(math.isfinite(v) for v in values.values() if isinstance(v, float))
+        assert set(preset.roles) <= {"embedding", "lm_head", "matrix", "vector"}
     with pytest.raises(ValueError, match="role: got 'bias'"):
         PRESETS["sage"].rule_for("bias")

@@ -175,7 +175,82 @@ def test_lion_moves_by_exactly_lr_or_not_at_all(rules: ModuleType, count: int, s
     assert torch.equal(tensors.params[0], -0.25 * tensors.grads[0].sign())
 
 
-@pytest.mark.parametrize("rule", ["sage", "lion", "adamw", "sinkgd"])
+@laws
+@given(count=st.integers(1, 300), seed=seeds, power=powers, momentum=st.sampled_from([0.0, 0.5, 0.9]))
+def test_sign_sgd_moves_by_exactly_lr_or_not_at_all(
+    rules: ModuleType, count: int, seed: int, power: int, momentum: float
+) -> None:
+    """|dW| is lr where the gradient (or the momentum) has a sign, and 0 elsewhere."""
+    rule = "signum" if momentum else "sign_sgd"
+    tensors = support.make(rule, [(count,)], seed=seed % 2**16, scale=2.0**power)
+    tensors.params[0].zero_()
+    tensors.grads[0][::3] = 0
+    support.call(rules, rule, tensors, lr=0.25, momentum=momentum)
+    assert torch.equal(tensors.params[0], -0.25 * tensors.grads[0].sign())
+
+
+@laws
+@given(count=st.integers(1, 300), seed=seeds, steps=st.integers(1, 6))
+def test_signum_follows_its_momentum(rules: ModuleType, count: int, seed: int, steps: int) -> None:
+    """Each step goes by lr against the sign of the momentum that it leaves behind."""
+    tensors = support.make("signum", [(count,)], seed=seed % 2**16)
+    for step in range(steps):
+        tensors.params[0].zero_()
+        support.call(rules, "signum", tensors, lr=0.25)
+        assert torch.equal(tensors.params[0], -0.25 * tensors.states["exp_avg"][0].sign())
+        tensors.grads = support.new_grads(tensors, FP32, seed=step)
+
+
+@laws
+@given(
+    rows=sizes,
+    columns=sizes,
+    seed=seeds,
+    power=powers,
+    dim=st.sampled_from([0, 1]),
+    momentum=st.sampled_from([0.0, 0.5]),
+    normalization=st.sampled_from(["rms", "l2"]),
+)
+def test_scale_updates_have_norm_one(
+    rules: ModuleType,
+    rows: int,
+    columns: int,
+    seed: int,
+    power: int,
+    dim: int,
+    momentum: float,
+    normalization: str,
+) -> None:
+    """The rms (or norm) of each row (or column) of update / lr is 1, unless it is all zero."""
+    tensors = support.make("scale_momentum" if momentum else "scale", [(rows, columns)], seed=seed % 2**16)
+    tensors.params[0].zero_()
+    grad = matrix(rows, columns, seed) * 2.0**power
+    grad[1::4], grad[:, 2::5] = 0, 0
+    tensors.grads = [grad]
+    settings = {"lr": 0.25, "dim": dim, "momentum": momentum, "eps": 0.0, "normalization": normalization}
+    support.call(rules, "scale", tensors, **settings)
+    squares = (tensors.params[0].double() / 0.25).square()
+    norms = (squares.mean(dim) if normalization == "rms" else squares.sum(dim)).sqrt()
+    expected = (grad != 0).any(dim).double()
+    torch.testing.assert_close(norms, expected, rtol=1e-5, atol=0)
+    assert torch.equal(tensors.params[0].sign(), -grad.sign())
+
+
+@laws
+@given(rows=sizes, columns=sizes, seed=seeds)
+def test_scale_over_columns_is_that_over_rows_transposed(
+    rules: ModuleType, rows: int, columns: int, seed: int
+) -> None:
+    first = support.make("scale", [(rows, columns)], seed=seed % 2**16)
+    second = first.clone()
+    second.params = [second.params[0].t().contiguous()]
+    second.grads = [second.grads[0].t().contiguous()]
+    support.call(rules, "scale", first, dim=1)
+    support.call(rules, "scale", second, dim=0)
+    torch.testing.assert_close(second.params[0], first.params[0].t(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", support.ALL)
 @laws
 @given(rows=sizes, columns=sizes, seed=seeds)
 def test_all_zero_stays_put(rules: ModuleType, rule: str, rows: int, columns: int, seed: int) -> None:
@@ -183,7 +258,7 @@ def test_all_zero_stays_put(rules: ModuleType, rule: str, rows: int, columns: in
     tensors = support.make(rule, [(rows, columns)], seed=seed % 2**16)
     tensors.grads[0].zero_()
     before = tensors.params[0].clone()
-    changes = {} if rule == "lion" else {"eps": 0.0}
+    changes = {"eps": 0.0} if "eps" in support.defaults_of(rule) else {}
     for _ in range(3):
         support.call(rules, rule, tensors, weight_decay=0.0, **changes)
     support.assert_same_bits([before], tensors.params)

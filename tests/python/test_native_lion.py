@@ -6,8 +6,7 @@ from types import ModuleType
 
 import pytest
 import support
-import torch
-from native_suite import NativeSuite, native  # noqa: F401
+from native_suite import NativeSuite, arrange, native  # noqa: F401
 
 
 class TestLion(NativeSuite):
@@ -32,18 +31,12 @@ class TestLion(NativeSuite):
     @pytest.mark.parametrize("layout", ["transposed", "channels_last", "permuted"])
     def test_dense_strides(self, native: ModuleType, layout: str) -> None:  # noqa: F811
         """Element-wise rules take parameters in any order of dimensions, if the state has the same."""
-
-        def arrange(tensor: torch.Tensor) -> torch.Tensor:
-            if layout == "transposed":
-                return tensor.new_empty(15, 7, 3, 2).permute(3, 2, 1, 0).copy_(tensor)
-            if layout == "channels_last":
-                return tensor.clone(memory_format=torch.channels_last)
-            return tensor.new_empty(3, 2, 15, 7).permute(1, 0, 3, 2).copy_(tensor)
-
         plain = support.make(self.rule, [(2, 3, 7, 15)])
         odd = plain.clone()
-        odd.params = [arrange(param) for param in plain.params]
-        odd.states = {key: [arrange(value) for value in values] for key, values in plain.states.items()}
+        odd.params = [arrange(param, layout) for param in plain.params]
+        odd.states = {
+            key: [arrange(value, layout) for value in values] for key, values in plain.states.items()
+        }
         for _ in range(2):
             support.call(native, self.rule, plain)
             support.call(native, self.rule, odd)

@@ -13,7 +13,15 @@ import torch
 from models import BUILDERS, NAMES, TinyLanguageModel
 from torch import nn
 
-from sage_ext.optimizers import FusedAdamW, FusedHybrid, FusedLion, FusedSAGE, FusedSinkGD
+from sage_ext.optimizers import (
+    FusedAdamW,
+    FusedHybrid,
+    FusedLion,
+    FusedSAGE,
+    FusedSCALE,
+    FusedSignSGD,
+    FusedSinkGD,
+)
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -226,6 +234,10 @@ def test_signature_of_the_public_classes() -> None:
     assert (sinkgd.defaults["iterations"], sinkgd.defaults["alpha"]) == (3, 0.5)
     assert FusedLion([param], 1e-4, (0.9, 0.99), 0.1).defaults["weight_decay"] == 0.1
     assert FusedAdamW([param], 1e-3, (0.9, 0.999), 1e-6, 0.1).defaults["eps"] == 1e-6
+    sign_sgd = FusedSignSGD([param], 1e-4, 0.9, 0.1)
+    scale = FusedSCALE([param], 1e-3, 0.9, 0, normalization="l2", eps=1e-6)
+    assert (scale.defaults["momentum"], scale.defaults["dim"]) == (0.9, 0)
+    assert (sign_sgd.defaults["momentum"], sign_sgd.defaults["weight_decay"]) == (0.9, 0.1)
     assert "weight_decay: 0.1" in repr(sage)
 
 

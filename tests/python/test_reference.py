@@ -188,7 +188,7 @@ def test_adamw_against_torch(maximize: bool, weight_decay: float) -> None:
         torch.testing.assert_close(a, b.detach(), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("rule", ["sage", "sinkgd", "lion", "adamw"])
+@pytest.mark.parametrize("rule", support.ALL)
 class TestEveryRule:
     def test_float32_and_bfloat16_round_once(self, rule: str) -> None:
         """In a storage dtype the result is that of float64 arithmetic but for float32 and one rounding."""
@@ -216,11 +216,11 @@ class TestEveryRule:
         support.assert_same_bits(first.params, second.params)
 
     def test_grad_scale_divides(self, rule: str) -> None:
-        """With an eps that makes every rule but Lion see the size of the gradient; Lion's momentum sees
+        """With an eps that makes every rule but the sign family see the size of the gradient; a momentum sees
         it."""
         first, second = (support.make(rule, [(4, 6)]) for _ in range(2))
         second.grads = [grad * 64 for grad in second.grads]
-        eps = {} if rule == "lion" else {"eps": 0.5}
+        eps = {"eps": 0.5} if "eps" in support.defaults_of(rule) else {}
         support.call(reference, rule, first, **eps)
         support.call(reference, rule, second, grad_scale=torch.tensor(64.0), **eps)
         second.grads = first.grads
@@ -253,8 +253,8 @@ class TestEveryRule:
         from sage_ext import _loader
 
         native: ModuleType = _loader.load()
-        names = list(inspect.signature(getattr(reference, f"{rule}_")).parameters)
-        text = getattr(native, f"{rule}_").__doc__
+        names = list(inspect.signature(getattr(reference, f"{support.rule_of(rule)}_")).parameters)
+        text = getattr(native, f"{support.rule_of(rule)}_").__doc__
         found = [
             part.split(":")[0].strip() for part in text[text.index("(") + 1 : text.index(")")].split(",")
         ]

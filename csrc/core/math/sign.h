@@ -3,7 +3,8 @@
 #include "core/macros.h"
 #include "core/math/common.h"
 
-// Sign rules. Lion: Chen et al., "Symbolic Discovery of Optimization Algorithms", arXiv 2302.06675.
+// Sign rules. Lion: Chen et al., "Symbolic Discovery of Optimization Algorithms", arXiv 2302.06675. Sign-SGD and
+// Signum: Bernstein et al., "signSGD: Compressed Optimisation for Non-Convex Problems", arXiv 1802.04434.
 namespace sage_ext {
 
 // sign(0) = 0 and sign(NaN) = 0, as torch.sign.
@@ -29,6 +30,26 @@ SAGE_EXT_HD void lion_update(float& param, float& exp_avg, float grad, float ste
   const float direction = k.direction_exp_avg * exp_avg + k.direction_grad * grad;
   param = param * k.decay - step * sign_of(direction);
   exp_avg = k.exp_avg_decay * exp_avg + k.exp_avg_grad * grad;
+}
+
+// One element of Sign-SGD; `decay` is 1 - lr * weight_decay.
+SAGE_EXT_HD void sign_sgd_update(float& param, float grad, float step, float decay) {
+  param = param * decay - step * sign_of(grad);
+}
+
+struct SignumCoefficients {
+  float decay;  // 1 - lr * weight_decay
+  MomentumCoefficients momentum;
+};
+
+inline SignumCoefficients signum_coefficients(double lr, double momentum, double weight_decay) {
+  return {decay_factor(lr, weight_decay), momentum_coefficients(momentum)};
+}
+
+// One element of Signum, which is Sign-SGD with momentum: the sign of the new m, as it is before the store rounds it.
+SAGE_EXT_HD void signum_update(float& param, float& exp_avg, float grad, float step, const SignumCoefficients& k) {
+  exp_avg = momentum_update(exp_avg, grad, k.momentum);
+  sign_sgd_update(param, exp_avg, step, k.decay);
 }
 
 }  // namespace sage_ext

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 
 #include "core/macros.h"
 #include "core/math/common.h"
@@ -9,7 +10,10 @@
 // diag(col_scale), and only the two vectors are kept.
 namespace sage_ext {
 
-inline constexpr float kMaxScale = 3.0e38f;
+// The norm that rows (or columns) of `length` entries are brought to.
+SAGE_EXT_HD double sinkgd_target(bool unit, int64_t length) {
+  return unit ? 1.0 : std::sqrt(static_cast<double>(length));
+}
 
 // The new scale of a row (or column) whose entries G_ij * other_scale have the sum of squares `sum_sq`:
 // scale * target / (|scale| * sqrt(sum_sq) + eps). A zero row keeps scale 0, so that it stays put and never
@@ -23,9 +27,8 @@ SAGE_EXT_HD Real sinkgd_rescale(Real scale, Real sum_sq, Real target, Real eps) 
   return rescaled > kMaxScale ? kMaxScale : (rescaled < -kMaxScale ? -kMaxScale : rescaled);
 }
 
-// Whether an fp32 sum of squares can be trusted: nothing that matters under- or overflowed on the way.
-// Otherwise (tiny, huge, zero or not finite) the sum is taken again in fp64.
-SAGE_EXT_HD bool sinkgd_sum_is_safe(double sum_sq) { return sum_sq > 1e-30 && sum_sq < 1e37; }
+// Whether an fp32 sum of squares can be trusted.
+SAGE_EXT_HD bool sinkgd_sum_is_safe(double sum_sq) { return squares_are_safe(sum_sq); }
 
 // Whether fp32 has room for sinkgd_rescale() of this scale with a sum that is safe.
 SAGE_EXT_HD bool sinkgd_scale_is_safe(float scale) {

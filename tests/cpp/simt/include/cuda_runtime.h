@@ -113,7 +113,7 @@ void launch(const char* name, dim3 grid, dim3 block, size_t dynamic_shared_bytes
 template <typename Params>
 void launch(const char* name, dim3 grid, dim3 block, size_t dynamic_shared_bytes, cudaStream_t /*stream*/,
             void (*kernel)(Params), const Params& params) {
-  static_assert(std::is_trivially_copyable_v<Params>, "kernel parameters are copied as bytes");
+  static_assert(std::is_trivially_destructible_v<Params>, "kernel parameters own nothing");
   static_assert(sizeof(Params) <= 32764, "more than a kernel's parameters may have");
   const auto invoke = [](void (*function)(), const void* argument) {
     reinterpret_cast<void (*)(Params)>(function)(*static_cast<const Params*>(argument));

@@ -1,0 +1,181 @@
+#include "cpu/scale.h"
+
+#include <algorithm>
+
+#include "core/math/scale.h"
+#include "cpu/isa.h"
+#include "cpu/map.h"
+#include "cpu/parallel.h"
+
+namespace sage_ext::cpu {
+
+namespace {
+
+constexpr int64_t kRowSegment = 4096;   // entries of a row whose squares are added up in fp32
+constexpr int64_t kRowsPerFlush = 128;  // fp32 additions in a row before a column's sum moves on to fp64
+
+using Scalars = ScaleStep::Scalars;
+
+// exp_avg of elements [begin, end).
+using ScaleMomentum = void (*)(const ScaleMatrix&, int64_t begin, int64_t end, const Scalars&);
+
+struct ScaleKernels {
+  ScaleMomentum momentum;  // null without
+  // The sum of squares of x in [begin, end).
+  double (*sum_row)(const void* x, int64_t begin, int64_t end, float factor);
+  // The same of `count` entries that are `stride` apart, in fp64.
+  double (*exact_sum)(const void* x, int64_t begin, int64_t count, int64_t stride, float factor);
+  // Sums of squares over panel rows [row_begin, row_end) of columns [col_begin, col_end), into out[col_begin ...].
+  void (*sum_columns)(const ScaleMatrix&, const void* x, const ColumnTiling&, Chunk rows, Chunk cols, const Scalars&,
+                      ScaleMomentum, float* out);
+  // W of elements [begin, end), of one row or with one factor for each panel column.
+  void (*update_row)(const ScaleMatrix&, const void* x, int64_t begin, int64_t end, const Scalars&, float inverse);
+  void (*update_columns)(const ScaleMatrix&, const void* x, int64_t width, int64_t begin, int64_t end, const Scalars&,
+                         const float* inverse_of_column);
+};
+
+// What is normalised.
+const void* source(const ScaleMatrix& m) { return m.exp_avg != nullptr ? m.exp_avg : m.grad; }
+
+}  // namespace
+
+}  // namespace sage_ext::cpu
+
+#define SAGE_EXT_ISA_SOURCE "cpu/scale_kernels.inl"
+#include "cpu/foreach_isa.inl"
+
+namespace sage_ext::cpu {
+
+ScaleStep::ScaleStep(std::vector<ScaleMatrix> matrices, const ScaleOptions& options)
+    : matrices_(std::move(matrices)), options_(options) {
+  std::erase_if(matrices_, [](const ScaleMatrix& m) { return m.rows * m.cols == 0; });
+  const auto grad_factor = static_cast<float>(options.grad_factor);
+  scalars_ = {static_cast<float>(options.lr), decay_factor(options.lr, options.weight_decay), grad_factor,
+              options.momentum == 0.0 ? grad_factor : 1.0f, momentum_coefficients(options.momentum)};
+  if (options.columns) {
+    plan_columns();
+    return;
+  }
+  for (size_t i = 0; i < matrices_.size(); ++i) {
+    const ScaleMatrix& m = matrices_[i];
+    const int64_t rows = std::max<int64_t>(kMapChunk / m.cols, 1);
+    for (int64_t begin = 0; begin < m.rows; begin += rows) {
+      const int64_t end = std::min(begin + rows, m.rows);
+      row_plan_.add({static_cast<int64_t>(i), begin, end}, (end - begin) * m.cols, kMapChunk);
+    }
+  }
+}
+
+void ScaleStep::plan_columns() {
+  layouts_.reserve(matrices_.size());
+  std::vector<int64_t> sizes;
+  int64_t floats = 0;
+  for (size_t i = 0; i < matrices_.size(); ++i) {
+    const ScaleMatrix& m = matrices_[i];
+    const ColumnTiling tiling = tile_columns(m.rows, m.cols);
+    layouts_.push_back({tiling, floats});
+    floats += tiling.row_blocks * tiling.width;
+    sizes.push_back(tiling.numel);
+    const auto index = static_cast<int64_t>(i);
+    for (int64_t unit = 0; unit < tiling.row_blocks * tiling.tiles; ++unit) {
+      const int64_t work = std::min(tiling.rows_per_block * std::min(tiling.tile_cols, tiling.width), tiling.numel);
+      reduce_plan_.add({index, unit, unit + 1}, work, kMapChunk);
+    }
+    for (int64_t begin = 0; begin < m.cols; begin += kColumnTile) {
+      const int64_t end = std::min(begin + kColumnTile, m.cols);
+      column_plan_.add({index, begin, end}, (end - begin) * tiling.row_blocks, kMapChunk);
+    }
+  }
+  update_plan_ = plan_chunks(sizes, kMapChunk);
+  sums_.reset(new float[static_cast<size_t>(floats)]);
+}
+
+void ScaleStep::run(int threads) {
+  if (!options_.columns) {
+    run_rows(threads);
+    return;
+  }
+  sum_columns(threads);
+  invert_columns(threads);
+  update_columns(threads);
+}
+
+void ScaleStep::run_rows(int threads) {
+  parallel_tasks(row_plan_.num_tasks(), threads, [&](int64_t task) {
+    for (const Chunk& chunk : row_plan_.task(task)) {
+      const ScaleMatrix& m = matrices_[static_cast<size_t>(chunk.tensor)];
+      const ScaleKernels kernels = SAGE_EXT_FOR_ACTIVE_ISA(select_scale_kernels(m));
+      const double mean_factor = scale_mean_factor(options_.rms, m.cols);
+      const void* const x = source(m);
+      for (int64_t row = chunk.begin; row < chunk.end; ++row) {
+        const int64_t begin = row * m.cols;
+        const int64_t end = begin + m.cols;
+        if (kernels.momentum != nullptr) kernels.momentum(m, begin, end, scalars_);
+        double sum = kernels.sum_row(x, begin, end, scalars_.factor);
+        if (!squares_are_safe(sum)) sum = kernels.exact_sum(x, begin, m.cols, 1, scalars_.factor);
+        kernels.update_row(m, x, begin, end, scalars_, scale_inverse(sum, mean_factor, options_.eps));
+      }
+    }
+  });
+}
+
+void ScaleStep::sum_columns(int threads) {
+  parallel_tasks(reduce_plan_.num_tasks(), threads, [&](int64_t task) {
+    for (const Chunk& chunk : reduce_plan_.task(task)) {
+      const auto i = static_cast<size_t>(chunk.tensor);
+      const ScaleMatrix& m = matrices_[i];
+      const ColumnTiling& t = layouts_[i].tiling;
+      const ScaleKernels kernels = SAGE_EXT_FOR_ACTIVE_ISA(select_scale_kernels(m));
+      const int64_t block = chunk.begin / t.tiles;
+      const int64_t col_begin = chunk.begin % t.tiles * t.tile_cols;
+      const int64_t row_begin = block * t.rows_per_block;
+      kernels.sum_columns(m, source(m), t,
+                          {chunk.tensor, row_begin, std::min(row_begin + t.rows_per_block, t.panel_rows)},
+                          {chunk.tensor, col_begin, std::min(col_begin + t.tile_cols, t.width)}, scalars_,
+                          kernels.momentum, sums(i) + block * t.width);
+    }
+  });
+}
+
+void ScaleStep::invert_columns(int threads) {
+  parallel_tasks(column_plan_.num_tasks(), threads, [&](int64_t task) {
+    for (const Chunk& chunk : column_plan_.task(task)) {
+      const auto i = static_cast<size_t>(chunk.tensor);
+      const ScaleMatrix& m = matrices_[i];
+      const ColumnTiling& t = layouts_[i].tiling;
+      float* const buffer = sums(i);
+      double totals[kColumnTile];
+      const int64_t count = chunk.end - chunk.begin;
+      std::fill_n(totals, count, 0.0);
+      // The slots in their fixed order; the last fold of the last panel row may be missing, its sums are zero.
+      for (int64_t slot = 0; slot < t.row_blocks * t.fold; ++slot) {
+        const float* const part = buffer + slot * m.cols + chunk.begin;
+        for (int64_t j = 0; j < count; ++j) totals[j] += static_cast<double>(part[j]);
+      }
+      const double mean_factor = scale_mean_factor(options_.rms, m.rows);
+      for (int64_t j = 0; j < count; ++j) {
+        double sum = totals[j];
+        if (!squares_are_safe(sum) && sum == sum) {  // a NaN is one in any precision
+          sum = SAGE_EXT_FOR_ACTIVE_ISA(select_scale_kernels(m))
+                    .exact_sum(source(m), chunk.begin + j, m.rows, m.cols, scalars_.factor);
+        }
+        buffer[chunk.begin + j] = scale_inverse(sum, mean_factor, options_.eps);
+      }
+      // Narrow matrices are one chunk: repeat it for every row that a panel row holds.
+      for (int64_t fold = 1; fold < t.fold; ++fold) std::copy_n(buffer, t.cols, buffer + fold * t.cols);
+    }
+  });
+}
+
+void ScaleStep::update_columns(int threads) {
+  parallel_tasks(update_plan_.num_tasks(), threads, [&](int64_t task) {
+    for (const Chunk& chunk : update_plan_.task(task)) {
+      const auto i = static_cast<size_t>(chunk.tensor);
+      const ScaleMatrix& m = matrices_[i];
+      SAGE_EXT_FOR_ACTIVE_ISA(select_scale_kernels(m))
+          .update_columns(m, source(m), layouts_[i].tiling.width, chunk.begin, chunk.end, scalars_, sums(i));
+    }
+  });
+}
+
+}  // namespace sage_ext::cpu

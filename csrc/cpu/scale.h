@@ -1,0 +1,74 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/dtype.h"
+#include "core/launch_plan.h"
+#include "core/math/common.h"
+
+namespace sage_ext::cpu {
+
+// One contiguous [rows, cols] matrix with its gradient and, with momentum, its exp_avg (else null, its dtype not
+// looked at). A tensor of more dimensions is one of these for every trailing matrix, or, where rows are normalised, a
+// single one of all its rows.
+struct ScaleMatrix {
+  void* param;
+  const void* grad;
+  void* exp_avg;
+  int64_t rows, cols;
+  DType param_dtype, grad_dtype, exp_avg_dtype;
+};
+
+struct ScaleOptions {
+  double lr, momentum, eps, weight_decay;
+  bool rms;            // else the l2 norm
+  bool columns;        // a norm for every column (dim 0), else for every row (dim 1)
+  double grad_factor;  // multiplies every gradient on load: 1 / grad_scale, negated to maximize
+};
+
+// One SCALE step over all matrices. x is the gradient, or the momentum as it is stored.
+//
+// Rows: one pass. A row's momentum, norm and update follow each other while it is in the cache, so the gradient comes
+// from memory once. Columns: partial sums of squares by blocks of rows (and the momentum on the way), the norms, the
+// update. Sums are fp32 over stretches that depend on the shape only, and fp64 beyond; where an fp32 sum is not safe,
+// it is taken again in fp64.
+class ScaleStep {
+ public:
+  ScaleStep(std::vector<ScaleMatrix> matrices, const ScaleOptions& options);
+
+  void run(int threads);
+
+  // What kernels need beside the matrix.
+  struct Scalars {
+    float lr, decay, grad_factor;
+    float factor;  // of x on load: grad_factor, or 1 with momentum
+    MomentumCoefficients momentum;
+  };
+
+ private:
+  struct Layout {
+    ColumnTiling tiling;
+    int64_t sums_begin;  // [row_blocks, width] floats in sums_, whose first row becomes 1 / norm
+  };
+  float* sums(size_t matrix) { return sums_.get() + layouts_[matrix].sums_begin; }
+
+  void plan_columns();
+  void run_rows(int threads);
+  void sum_columns(int threads);
+  void invert_columns(int threads);
+  void update_columns(int threads);
+
+  std::vector<ScaleMatrix> matrices_;
+  ScaleOptions options_;
+  Scalars scalars_;
+  std::vector<Layout> layouts_;
+  std::unique_ptr<float[]> sums_;
+  ChunkPlan row_plan_;     // chunk: range of rows
+  ChunkPlan reduce_plan_;  // chunk: row block * tiles + tile
+  ChunkPlan column_plan_;  // chunk: range of columns
+  ChunkPlan update_plan_;  // chunk: range of elements
+};
+
+}  // namespace sage_ext::cpu

@@ -1,0 +1,186 @@
+namespace {
+
+template <typename G, typename M>
+void scale_momentum(const ScaleMatrix& matrix, int64_t begin, int64_t end, const Scalars& scalars) {
+  const float grad_factor = scalars.grad_factor;
+  const MomentumCoefficients k = scalars.momentum;
+  update_elements(
+      end - begin,
+      [=](int64_t, float g, float& m) SAGE_EXT_ALWAYS_INLINE { m = momentum_update(m, g * grad_factor, k); },
+      static_cast<const G*>(matrix.grad) + begin, static_cast<M*>(matrix.exp_avg) + begin);
+}
+
+// The sum of (x[i] * factor)^2 over i in [0, count), in four streams, so that the additions do not wait for each other.
+template <typename X>
+float sum_squares(const X* __restrict x, int64_t count, float factor) {
+  const int64_t quarter = count / 8 * 2;
+  const X* __restrict x1 = x + quarter;
+  const X* __restrict x2 = x + 2 * quarter;
+  const X* __restrict x3 = x + 3 * quarter;
+  float s0 = 0.0f, s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;
+  if constexpr (is_16_bit<X>) {
+#pragma omp simd reduction(+ : s0, s1, s2, s3)
+    for (int64_t i = 0; i < quarter / 2; ++i) {
+      s0 = add_square(add_square(s0, load_first(x, i) * factor), load_second(x, i) * factor);
+      s1 = add_square(add_square(s1, load_first(x1, i) * factor), load_second(x1, i) * factor);
+      s2 = add_square(add_square(s2, load_first(x2, i) * factor), load_second(x2, i) * factor);
+      s3 = add_square(add_square(s3, load_first(x3, i) * factor), load_second(x3, i) * factor);
+    }
+  } else {
+#pragma omp simd reduction(+ : s0, s1, s2, s3)
+    for (int64_t i = 0; i < quarter; ++i) {
+      s0 = add_square(s0, to_float(x[i]) * factor);
+      s1 = add_square(s1, to_float(x1[i]) * factor);
+      s2 = add_square(s2, to_float(x2[i]) * factor);
+      s3 = add_square(s3, to_float(x3[i]) * factor);
+    }
+  }
+  for (int64_t i = 4 * quarter; i < count; ++i) s0 = add_square(s0, to_float(x[i]) * factor);
+  return (s0 + s1) + (s2 + s3);
+}
+
+template <typename X>
+double scale_sum_row(const void* data, int64_t begin, int64_t end, float factor) {
+  double sum = 0.0;
+  for (; begin < end; begin += kRowSegment) {
+    const int64_t count = end - begin < kRowSegment ? end - begin : kRowSegment;
+    sum += static_cast<double>(sum_squares(static_cast<const X*>(data) + begin, count, factor));
+  }
+  return sum;
+}
+
+template <typename X>
+double scale_exact_sum(const void* data, int64_t begin, int64_t count, int64_t stride, float factor) {
+  const X* x = static_cast<const X*>(data) + begin;
+  double sum = 0.0;
+  for (int64_t i = 0; i < count; ++i) {
+    const auto value = static_cast<double>(to_float(x[i * stride]) * factor);
+    sum += value * value;
+  }
+  return sum;
+}
+
+// acc[j] += the sum of (rows[k][j] * factor)^2 over four rows that are `stride` elements apart, for j in [0, count).
+template <typename X>
+void add_squares_of_rows(const X* __restrict rows, int64_t stride, int64_t count, float factor, float* __restrict acc) {
+  const X* __restrict x1 = rows + stride;
+  const X* __restrict x2 = rows + 2 * stride;
+  const X* __restrict x3 = rows + 3 * stride;
+  int64_t done = 0;
+  if constexpr (is_16_bit<X>) {
+    const int64_t pairs = count / 2;
+#pragma omp simd
+    for (int64_t i = 0; i < pairs; ++i) {
+      acc[2 * i] = add_square(
+          add_square(add_square(add_square(acc[2 * i], load_first(rows, i) * factor), load_first(x1, i) * factor),
+                     load_first(x2, i) * factor),
+          load_first(x3, i) * factor);
+      acc[2 * i + 1] = add_square(
+          add_square(add_square(add_square(acc[2 * i + 1], load_second(rows, i) * factor), load_second(x1, i) * factor),
+                     load_second(x2, i) * factor),
+          load_second(x3, i) * factor);
+    }
+    done = 2 * pairs;
+  }
+#pragma omp simd
+  for (int64_t j = done; j < count; ++j) {
+    acc[j] = add_square(add_square(add_square(add_square(acc[j], to_float(rows[j]) * factor), to_float(x1[j]) * factor),
+                                   to_float(x2[j]) * factor),
+                        to_float(x3[j]) * factor);
+  }
+}
+
+template <typename X>
+void scale_sum_columns(const ScaleMatrix& matrix, const void* data, const ColumnTiling& tiling, Chunk rows, Chunk cols,
+                       const Scalars& scalars, ScaleMomentum momentum, float* __restrict out) {
+  const X* x = static_cast<const X*>(data) + cols.begin;
+  const float factor = scalars.factor;
+  const int64_t full_rows = tiling.numel / tiling.width;
+  // Of a row of the panel: the last one may be partial.
+  const auto count_of = [&](int64_t row) {
+    const int64_t left = tiling.numel - row * tiling.width - cols.begin;
+    return left < cols.end - cols.begin ? left : cols.end - cols.begin;
+  };
+  const auto update_momentum = [&](int64_t row) {
+    const int64_t begin = row * tiling.width + cols.begin;
+    if (momentum != nullptr && count_of(row) > 0) momentum(matrix, begin, begin + count_of(row), scalars);
+  };
+  const int64_t count = cols.end - cols.begin;
+  float sums[kColumnTile];
+  double totals[kColumnTile];
+  for (int64_t j = 0; j < count; ++j) totals[j] = 0.0;
+  for (int64_t row = rows.begin; row < rows.end;) {
+    const int64_t group_end = rows.end - row < kRowsPerFlush ? rows.end : row + kRowsPerFlush;
+    for (int64_t j = 0; j < count; ++j) sums[j] = 0.0f;
+    for (; row + 4 <= group_end && row + 4 <= full_rows; row += 4) {
+      for (int64_t k = 0; k < 4; ++k) update_momentum(row + k);
+      add_squares_of_rows(x + row * tiling.width, tiling.width, count, factor, sums);
+    }
+    for (; row < group_end; ++row) {
+      update_momentum(row);
+      for_elements(
+          count_of(row),
+          [&](int64_t j, float value) SAGE_EXT_ALWAYS_INLINE { sums[j] = add_square(sums[j], value * factor); },
+          x + row * tiling.width);
+    }
+#pragma omp simd
+    for (int64_t j = 0; j < count; ++j) totals[j] += static_cast<double>(sums[j]);
+  }
+#pragma omp simd
+  for (int64_t j = 0; j < count; ++j) out[cols.begin + j] = static_cast<float>(totals[j]);
+}
+
+template <typename W, typename X>
+void scale_update_row(const ScaleMatrix& matrix, const void* data, int64_t begin, int64_t end, const Scalars& scalars,
+                      float inverse) {
+  const Scalars k = scalars;
+  update_elements(
+      end - begin,
+      [=](int64_t, float x, float& w)
+          SAGE_EXT_ALWAYS_INLINE { w = scale_update(w, x * k.factor, k.lr, inverse, k.decay); },
+      static_cast<const X*>(data) + begin, static_cast<W*>(matrix.param) + begin);
+}
+
+template <typename W, typename X>
+void scale_update_columns(const ScaleMatrix& matrix, const void* data, int64_t width, int64_t begin, int64_t end,
+                          const Scalars& scalars, const float* inverse_of_column) {
+  const Scalars k = scalars;
+  int64_t column = begin % width;
+  while (begin < end) {
+    const int64_t length = end - begin < width - column ? end - begin : width - column;
+    const float* inverse = inverse_of_column + column;
+    update_elements(
+        length,
+        [=](int64_t i, float x, float& w)
+            SAGE_EXT_ALWAYS_INLINE { w = scale_update(w, x * k.factor, k.lr, inverse[i], k.decay); },
+        static_cast<const X*>(data) + begin, static_cast<W*>(matrix.param) + begin);
+    begin += length;
+    column = 0;
+  }
+}
+
+ScaleKernels select_scale_kernels(const ScaleMatrix& matrix) {
+  const bool has_momentum = matrix.exp_avg != nullptr;
+  ScaleKernels kernels = visit_dtypes(
+      [](auto w, auto x) -> ScaleKernels {
+        using W = typename decltype(w)::type;
+        using X = typename decltype(x)::type;
+        return {nullptr,
+                &scale_sum_row<X>,
+                &scale_exact_sum<X>,
+                &scale_sum_columns<X>,
+                &scale_update_row<W, X>,
+                &scale_update_columns<W, X>};
+      },
+      matrix.param_dtype, has_momentum ? matrix.exp_avg_dtype : matrix.grad_dtype);
+  if (has_momentum) {
+    kernels.momentum = visit_dtypes(
+        [](auto g, auto m) -> ScaleMomentum {
+          return &scale_momentum<typename decltype(g)::type, typename decltype(m)::type>;
+        },
+        matrix.grad_dtype, matrix.exp_avg_dtype);
+  }
+  return kernels;
+}
+
+}  // namespace

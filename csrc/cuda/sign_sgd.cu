@@ -1,0 +1,121 @@
+#include "cuda/sign_sgd.h"
+
+#include <array>
+
+#include "core/math/sign.h"
+#include "cuda/elements.cuh"
+#include "cuda/multi_tensor.cuh"
+#include "cuda/step_scalars.cuh"
+
+namespace sage_ext::cuda {
+
+namespace {
+
+struct SignSGDEntry {
+  void* param;
+  const void* grad;
+  void* exp_avg;
+  int64_t numel;
+};
+
+struct SignSGDCommon {
+  SignumCoefficients coefficients;  // for scalars.lr; with a tensor lr the kernel replaces the decay
+  double weight_decay;
+  StepScalars scalars;
+};
+
+using SignSGDTable = TensorTable<SignSGDCommon, SignSGDEntry>;
+
+template <typename W, typename G>
+__global__ void __launch_bounds__(kMapThreads) sign_sgd_kernel(const __grid_constant__ SignSGDTable table) {
+  const StepScalars& scalars = table.common.scalars;
+  if (skips_step(scalars)) return;
+  const auto [index, block] = find_tensor(table, blockIdx.x);
+  const SignSGDEntry& tensor = table.tensors[index];
+  const double lr = learning_rate(scalars);
+  const float decay = decay_factor(lr, table.common.weight_decay);
+  const auto step = static_cast<float>(lr);
+  const float factor = grad_factor(scalars);
+
+  auto* param = static_cast<W*>(tensor.param);
+  const BlockElements range = elements_of_block(param, tensor.numel, block);
+  constexpr int kN = kGroupSize<W, G>;
+  constexpr int kU = kGroupsInFlight<W, G>;
+  update_elements<kN, kU>(
+      range, [&](float& w, float g) { sign_sgd_update(w, g * factor, step, decay); },
+      ArrayOperand<W, kN, kU>(param + range.begin),
+      ArrayOperand<const G, kN, kU>(static_cast<const G*>(tensor.grad) + range.begin));
+}
+
+template <typename W, typename G, typename M>
+__global__ void __launch_bounds__(kMapThreads) signum_kernel(const __grid_constant__ SignSGDTable table) {
+  const StepScalars& scalars = table.common.scalars;
+  if (skips_step(scalars)) return;
+  const auto [index, block] = find_tensor(table, blockIdx.x);
+  const SignSGDEntry& tensor = table.tensors[index];
+  const double lr = learning_rate(scalars);
+  SignumCoefficients k = table.common.coefficients;
+  k.decay = decay_factor(lr, table.common.weight_decay);
+  const auto step = static_cast<float>(lr);
+  const float factor = grad_factor(scalars);
+
+  auto* param = static_cast<W*>(tensor.param);
+  const BlockElements range = elements_of_block(param, tensor.numel, block);
+  constexpr int kN = kGroupSize<W, G, M>;
+  constexpr int kU = kGroupsInFlight<W, G, M>;
+  update_elements<kN, kU>(
+      range, [&](float& w, float g, float& m) { signum_update(w, m, g * factor, step, k); },
+      ArrayOperand<W, kN, kU>(param + range.begin),
+      ArrayOperand<const G, kN, kU>(static_cast<const G*>(tensor.grad) + range.begin),
+      ArrayOperand<M, kN, kU>(static_cast<M*>(tensor.exp_avg) + range.begin));
+}
+
+// Calls `run(dtypes, entries, blocks)` for every mix of dtypes; `dtypes_of` names those that make a mix.
+template <typename DTypesOf, typename Run>
+void for_each_launch(std::span<const SignSGDTensor> tensors, const DTypesOf& dtypes_of, const Run& run) {
+  for_each_dtype_mix(tensors, dtypes_of, [&](const auto& dtypes, std::span<const SignSGDTensor> mix) {
+    std::vector<SignSGDEntry> entries;
+    std::vector<int64_t> blocks;
+    for (const SignSGDTensor& t : mix) {
+      if (t.numel == 0) continue;
+      entries.push_back({t.param, t.grad, t.exp_avg, t.numel});
+      blocks.push_back(ceil_div(t.numel, kMapChunk));
+    }
+    run(dtypes, std::span<const SignSGDEntry>(entries), std::span<const int64_t>(blocks));
+  });
+}
+
+}  // namespace
+
+void sign_sgd_step(std::span<const SignSGDTensor> tensors, const SignSGDOptions& options, const StepScalars& scalars,
+                   cudaStream_t stream) {
+  const SignSGDCommon common{signum_coefficients(scalars.lr, options.momentum, options.weight_decay),
+                             options.weight_decay, scalars};
+  if (options.momentum == 0.0) {
+    const auto dtypes_of = [](const SignSGDTensor& t) { return std::array{t.param_dtype, t.grad_dtype}; };
+    for_each_launch(tensors, dtypes_of, [&](const auto& dtypes, auto entries, auto blocks) {
+      visit_dtypes(
+          [&](auto w, auto g) {
+            launch_tensors("sign_sgd", &sign_sgd_kernel<typename decltype(w)::type, typename decltype(g)::type>,
+                           kMapThreads, stream, common, entries, blocks);
+          },
+          dtypes[0], dtypes[1]);
+    });
+    return;
+  }
+  const auto dtypes_of = [](const SignSGDTensor& t) {
+    return std::array{t.param_dtype, t.grad_dtype, t.exp_avg_dtype};
+  };
+  for_each_launch(tensors, dtypes_of, [&](const auto& dtypes, auto entries, auto blocks) {
+    visit_dtypes(
+        [&](auto w, auto g, auto m) {
+          launch_tensors(
+              "signum",
+              &signum_kernel<typename decltype(w)::type, typename decltype(g)::type, typename decltype(m)::type>,
+              kMapThreads, stream, common, entries, blocks);
+        },
+        dtypes[0], dtypes[1], dtypes[2]);
+  });
+}
+
+}  // namespace sage_ext::cuda

@@ -1,0 +1,131 @@
+"""SCALE: the gradient, or its momentum, over the norms of its rows or columns (arXiv 2506.16659)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from sage_ext.backend import Backend
+from sage_ext.optimizers import validate
+from sage_ext.optimizers.base import FusedOptimizer
+from sage_ext.optimizers.rule import Group, Rule, StateSpec, keys_of_momentum, moment
+
+
+class ScaleRule(Rule):
+    name = "scale"
+    defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {
+            "lr": 1e-3,
+            "momentum": 0.0,
+            "dim": 1,
+            "normalization": "rms",
+            "eps": 1e-8,
+            "weight_decay": 0.0,
+            "maximize": False,
+            "state_dtype": None,
+            "capturable": False,
+        }
+    )
+    state_keys = ("exp_avg",)
+    needs_contiguous = True
+    min_ndim = 2
+    cure_for_vectors = "AdamW"
+
+    def validate(self, group: Group, where: str) -> None:
+        validate.rate(group["lr"], where)
+        validate.fraction(group["momentum"], "momentum", where)
+        validate.integer_choice(group["dim"], (0, 1), "dim", where)
+        validate.choice(group["normalization"], ("rms", "l2"), "normalization", where)
+        validate.non_negative(group["eps"], "eps", where)
+        validate.non_negative(group["weight_decay"], "weight_decay", where)
+        for name in ("maximize", "capturable"):
+            validate.flag(group[name], name, where)
+        validate.state_dtype(group["state_dtype"], where)
+
+    def kept_keys(self, group: Group) -> tuple[str, ...]:
+        return keys_of_momentum(group)
+
+    def state_layout(self, param: Tensor, group: Group) -> dict[str, StateSpec]:
+        return {key: moment(param, group) for key in self.kept_keys(group)}
+
+    def arguments(self, group: Group) -> dict[str, Any]:
+        return {name: group[name] for name in self.defaults if name not in ("state_dtype", "capturable")}
+
+
+SCALE = ScaleRule()
+
+
+class FusedSCALE(FusedOptimizer):
+    """SCALE: ``W <- W (1 - lr*wd) - lr * x / max(norm(x), eps)`` (arXiv 2506.16659).
+
+    x is the gradient, or with momentum ``m <- momentum*m + (1-momentum)*g ; x = m`` (zero at first, without
+    bias correction, x as m is stored). The norm is taken along ``dim`` of each trailing matrix: a zero row or
+    column stays put.
+
+    The paper writes weights as ``[in, out]`` and normalises the columns, one output unit each. That is
+    ``dim=1`` for ``nn.Linear``, and ``dim=0`` for ``nn.Embedding``. Only the output head has momentum there
+    (0.9), and 1-D parameters are AdamW's: ``FusedHybrid(model, "scale")`` is the whole method.
+
+    Without momentum there is no state. With it, a parameter's state is ``exp_avg`` (m). A group's
+    ``momentum`` may change between steps: m is made, of zeros, at the first step that needs it, and dropped
+    by a step with momentum 0.
+
+    Args:
+        params: parameters of two or more dimensions, named parameters or groups. float32, bfloat16 or float16
+            in any mix; float64 with ``backend="reference"``. Parameters must be contiguous for native
+            kernels.
+        lr: a number or a one-element tensor. One on the parameter's GPU is read by the kernels alone, so a
+            captured CUDA graph follows its value; any other is read on the host at each step.
+        momentum: in [0, 1).
+        dim: 1 takes the norm of every row (over the last dimension), 0 that of every column (over the last
+            but one).
+        normalization: ``"rms"``, the root of the mean square, as in the authors' code, or ``"l2"``, the
+            paper's norm, with which the update is smaller by the root of the length.
+        eps: the least norm; may be 0.
+        weight_decay: decoupled, as in AdamW.
+        maximize: ascend instead of descend.
+        state_dtype: dtype of ``exp_avg``; None takes the parameter's.
+        capturable: accepted for parity with torch, without effect: a step can be captured in a CUDA graph
+            either way.
+        backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
+
+    Raises:
+        ValueError: an argument or a parameter cannot be used (a 1-D one, for instance); the message names it,
+            and the cure.
+        NativeUnavailableError: native kernels were asked for, or are needed on a GPU, and cannot be used.
+    """
+
+    rules = MappingProxyType({SCALE.name: SCALE})
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dim: Literal[0, 1] = 1,
+        *,
+        normalization: Literal["rms", "l2"] = "rms",
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        capturable: bool = False,
+        backend: Backend = "auto",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dim": dim,
+            "normalization": normalization,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "state_dtype": state_dtype,
+            "capturable": capturable,
+        }
+        super().__init__(params, defaults, backend=backend)

@@ -1,0 +1,197 @@
+// SinkGD's kernels where it hurts: zeros, extreme sizes, NaN and infinity; in rows that start on 16-byte boundaries and
+// in others.
+#include "sinkgd_support.h"
+
+namespace sage_ext {
+namespace {
+
+using cpu::SinkGDOptions;
+using testing::cuda_sinkgd_step;
+using testing::cuda_step_and_check;
+using testing::kInf;
+using testing::kNaN;
+using testing::kSinkGDOptions;
+using testing::make_sinkgd;
+using testing::Mix;
+using testing::Shape;
+using testing::SinkGDProblem;
+
+constexpr Shape kOdd{37, 130};       // one row block, if not more
+constexpr Shape kAligned{260, 152};  // several
+
+SinkGDOptions without_decay(double eps, int iterations = 5) {
+  SinkGDOptions options = kSinkGDOptions;
+  options.weight_decay = 0.0;
+  options.eps = eps;
+  options.iterations = iterations;
+  return options;
+}
+
+std::vector<Mix> some_mixes() { return {testing::kFloat, testing::kBFloat, {DType::float32, DType::float16, {}}}; }
+
+TEST(CudaSinkGDCases, AZeroMatrixStays) {
+  for (const double eps : {0.0, 1e-8}) {
+    for (const Mix& mix : some_mixes()) {
+      std::vector<SinkGDProblem> problems = make_sinkgd(mix, {kOdd, kAligned, {1, 1}}, 1);
+      std::vector<std::vector<std::byte>> before;
+      for (SinkGDProblem& p : problems) {
+        fill(p.grad, 0.0);
+        before.push_back(p.param.bytes());
+      }
+      cuda_sinkgd_step(problems, without_decay(eps));
+      for (size_t i = 0; i < problems.size(); ++i) EXPECT_EQ(problems[i].param.bytes(), before[i]);
+    }
+  }
+}
+
+TEST(CudaSinkGDCases, ZeroRowsAndColumnsStay) {
+  for (const double eps : {0.0, 1e-8}) {
+    for (const Mix& mix : some_mixes()) {
+      for (const Shape& shape : {kOdd, kAligned}) {
+        std::vector<SinkGDProblem> problems = make_sinkgd(mix, {shape}, 2);
+        SinkGDProblem& p = problems[0];
+        const auto is_zero = [&](int64_t i) {
+          const int64_t row = i / p.cols, col = i % p.cols;
+          return row == 0 || row == 5 || row == p.rows - 1 || col == 0 || col == 7 || col == p.cols - 1;
+        };
+        for (int64_t i = 0; i < p.grad.numel(); ++i) {
+          if (is_zero(i)) p.grad.set(i, i % 2 == 0 ? 0.0 : -0.0);
+        }
+        const testing::Values before = p.param.values();
+        ASSERT_NO_FATAL_FAILURE(cuda_step_and_check(problems, without_decay(eps)));
+        EXPECT_EQ(testing::count_nan(p.param), 0);
+        for (int64_t i = 0; i < p.grad.numel(); ++i) {
+          if (is_zero(i)) {
+            ASSERT_EQ(p.param[i], before[static_cast<size_t>(i)]) << i;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(CudaSinkGDCases, TinyAndHugeGradients) {
+  for (const DType grad : {DType::float32, DType::bfloat16}) {
+    for (const double scale : {1e-20, 1e20, 1e-30, 1e30}) {
+      SCOPED_TRACE(std::string(name(grad)) + ", gradients times " + std::to_string(std::log10(scale)));
+      std::vector<SinkGDProblem> problems = make_sinkgd({DType::float32, grad, {}}, {kOdd, kAligned, {1, 9}}, 3);
+      for (SinkGDProblem& p : problems) {
+        fill(p.param, 0.0);
+        for (int64_t i = 0; i < p.grad.numel(); ++i) p.grad.set(i, p.grad[i] * scale);
+      }
+      ASSERT_NO_FATAL_FAILURE(cuda_step_and_check(problems, without_decay(0.0)));
+      // Without eps the update does not depend on the gradient's size.
+      double sum = 0;
+      for (const double w : problems[0].param.values()) sum += w * w;
+      EXPECT_NEAR(std::sqrt(sum / static_cast<double>(problems[0].param.numel())), 0.125, 1e-5);
+    }
+  }
+}
+
+TEST(CudaSinkGDCases, HugeGradientsWithEps) {
+  std::vector<SinkGDProblem> problems = make_sinkgd(testing::kFloat, {kOdd, kAligned}, 4);
+  for (SinkGDProblem& p : problems) {
+    fill(p.param, 0.0);
+    for (int64_t i = 0; i < p.grad.numel(); ++i) p.grad.set(i, p.grad[i] * 1e20);
+  }
+  ASSERT_NO_FATAL_FAILURE(cuda_step_and_check(problems, without_decay(1e-8)));
+}
+
+// With eps = 1e-8 a gradient of 1e-20 is scaled by 1e8 * sqrt(n) once, and then once more.
+TEST(CudaSinkGDCases, TinyGradientsWithEps) {
+  std::vector<SinkGDProblem> problems = make_sinkgd(testing::kFloat, {kOdd, kAligned}, 5);
+  for (SinkGDProblem& p : problems) {
+    fill(p.param, 0.0);
+    for (int64_t i = 0; i < p.grad.numel(); ++i) p.grad.set(i, p.grad[i] * 1e-20);
+  }
+  for (const int iterations : {1, 5}) {
+    ASSERT_NO_FATAL_FAILURE(cuda_step_and_check(problems, without_decay(1e-8, iterations)));
+    for (SinkGDProblem& p : problems) fill(p.param, 0.0);
+  }
+}
+
+TEST(CudaSinkGDCases, OneTinyOrHugeRowOrColumn) {
+  for (const double scale : {1e-20, 1e20}) {
+    for (const bool row : {false, true}) {
+      for (const double eps : {0.0, 1e-8}) {
+        SCOPED_TRACE((row ? "row, " : "column, ") + std::to_string(std::log10(scale)));
+        std::vector<SinkGDProblem> problems = make_sinkgd(testing::kFloat, {kOdd, kAligned}, 6);
+        for (SinkGDProblem& p : problems) {
+          fill(p.param, 0.0);
+          for (int64_t i = 0; i < p.grad.numel(); ++i) {
+            if ((row ? i / p.cols : i % p.cols) == 3) p.grad.set(i, p.grad[i] * scale);
+          }
+        }
+        ASSERT_NO_FATAL_FAILURE(cuda_step_and_check(problems, without_decay(eps)));
+      }
+    }
+  }
+}
+
+TEST(CudaSinkGDCases, RowsFromTinyToHuge) {
+  std::vector<SinkGDProblem> problems = make_sinkgd(testing::kFloat, {{41, 130}, {301, 64}}, 7);
+  for (SinkGDProblem& p : problems) {
+    fill(p.param, 0.0);
+    for (int64_t i = 0; i < p.grad.numel(); ++i) {
+      p.grad.set(i, p.grad[i] * std::pow(10.0, static_cast<double>(i / p.cols % 41) - 20.0));
+    }
+  }
+  ASSERT_NO_FATAL_FAILURE(cuda_step_and_check(problems, without_decay(0.0)));
+}
+
+// The smallest numbers of fp32 and fp16 still have a direction, and never make a NaN or an infinity.
+TEST(CudaSinkGDCases, SubnormalGradientsStayFinite) {
+  for (const DType grad : testing::kDTypes) {
+    std::vector<SinkGDProblem> problems = make_sinkgd({DType::float32, grad, {}}, {kOdd, kAligned}, 8);
+    for (SinkGDProblem& p : problems) {
+      fill(p.param, 0.0);
+      const double smallest = 2.0 * testing::half_ulp(grad, 0.0);
+      for (int64_t i = 0; i < p.grad.numel(); ++i) p.grad.set(i, i % 3 == 0 ? -smallest : smallest);
+    }
+    cuda_sinkgd_step(problems, without_decay(0.0));
+    for (SinkGDProblem& p : problems) {
+      for (const double w : p.param.values()) ASSERT_TRUE(std::isfinite(w)) << name(grad);
+      EXPECT_LT(p.param[1], 0.0) << name(grad);
+      EXPECT_GT(p.param[0], 0.0) << name(grad);
+    }
+  }
+}
+
+TEST(CudaSinkGDCases, ANaNReachesItsMatrixAndNoOther) {
+  for (const Mix& mix : some_mixes()) {
+    for (const int iterations : {1, 5}) {
+      for (const Shape& shape : {kOdd, kAligned}) {
+        for (const int64_t at : {3 * shape.cols + 4, shape.rows * shape.cols - 1}) {
+          std::vector<SinkGDProblem> problems = make_sinkgd(mix, {shape, shape}, 9);
+          problems[0].grad.set(at, kNaN);
+          ASSERT_NO_FATAL_FAILURE(cuda_step_and_check(problems, without_decay(1e-8, iterations)));
+          EXPECT_EQ(testing::count_nan(problems[0].param), problems[0].param.numel());
+          EXPECT_EQ(testing::count_nan(problems[1].param), 0);
+        }
+      }
+    }
+  }
+}
+
+// After one iteration an infinity has turned its own column into NaN and its row into zeros; the next iteration
+// carries the NaN everywhere.
+TEST(CudaSinkGDCases, AnInfinityPropagatesAsInTheEagerForm) {
+  for (const Mix& mix : some_mixes()) {
+    for (const int iterations : {1, 2, 5}) {
+      for (const Shape& shape : {kOdd, kAligned}) {
+        std::vector<SinkGDProblem> problems = make_sinkgd(mix, {shape}, 10);
+        SinkGDProblem& p = problems[0];
+        p.grad.set((p.rows - 1) * p.cols + 4, -kInf);
+        const double w = p.param[(p.rows - 1) * p.cols + 5];
+        ASSERT_NO_FATAL_FAILURE(cuda_step_and_check(problems, without_decay(1e-8, iterations)));
+        EXPECT_EQ(testing::count_nan(p.param), iterations == 1 ? p.rows : p.param.numel());
+        if (iterations == 1) {
+          EXPECT_EQ(p.param[(p.rows - 1) * p.cols + 5], w);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace sage_ext
