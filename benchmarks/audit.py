@@ -16,6 +16,7 @@ from pathlib import Path
 from machine_code import Instruction, in_loops, parse_instruction
 
 VECTOR = 16  # bytes of the widest access that all of these GPUs have
+NARROW_TYPES = ("BFloat16", "Half")
 
 
 @dataclass(frozen=True)
@@ -231,9 +232,16 @@ def audit(cuobjdump: str, module: Path) -> list[Kernel]:
     return sorted(found, key=lambda k: (k.name, float(k.arch.rstrip("af")), k.variant))
 
 
+def least_width(variant: str) -> int:
+    """Bytes that an access has to move: half a vector for 16-bit arrays that go along with fp32 ones."""
+    mixed = "float" in variant and any(name in variant for name in NARROW_TYPES)
+    return VECTOR // 2 if mixed else VECTOR
+
+
 def problems_of(kernel: Kernel) -> list[str]:
     """What must not be: spills, no launch bound, no 16-byte accesses."""
     problems = []
+    least = least_width(kernel.variant)
     if kernel.stack_bytes or kernel.local_bytes or kernel.local_accesses:
         problems.append(
             f"uses local memory: {kernel.stack_bytes} bytes of stack, {kernel.local_bytes} of local memory, "
@@ -242,6 +250,6 @@ def problems_of(kernel: Kernel) -> list[str]:
     if kernel.threads is None:
         problems.append("has no __launch_bounds__")
     for what, counts in (("loads", kernel.loads), ("stores", kernel.stores)):
-        if not any(width >= VECTOR for width in counts) and what not in NARROW.get(kernel.name, {}):
-            problems.append(f"has no 16-byte {what} of global memory")
+        if not any(width >= least for width in counts) and what not in NARROW.get(kernel.name, {}):
+            problems.append(f"has no {least}-byte {what} of global memory")
     return [f"{kernel.name}<{kernel.variant}> for {kernel.arch} {problem}" for problem in problems]

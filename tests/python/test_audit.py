@@ -13,6 +13,7 @@ import kernels as report
 from audit import (
     Kernel,
     Kernels,
+    least_width,
     occupancy,
     parse_code,
     parse_resources,
@@ -178,3 +179,10 @@ def test_table(kernels: Kernels, capsys: pytest.CaptureFixture[str]) -> None:
     assert header.split()[:4] == ["kernel", "arch", "variants", "registers"]
     assert line.split()[:6] == ["copy", "9.0", "2", "16", "128", "100%"]
     assert "16 B x 1, 2 B x 1" in line
+
+
+@pytest.mark.parametrize(
+    ("variant", "width"), [("float", 16), ("Half, BFloat16", 16), ("BFloat16, float", 8), ("", 16)]
+)
+def test_arrays_of_16_bits_beside_fp32_ones_may_go_8_bytes_at_a_time(variant, width):
+    assert least_width(variant) == width
