@@ -11,7 +11,7 @@ namespace sage_ext::cpu {
 
 namespace {
 
-constexpr int64_t kRowSegment = 4096;   // entries of a row whose squares are added up in fp32
+constexpr int64_t kRowSegment = 1024;   // entries of a row whose squares are added up in fp32
 constexpr int64_t kRowsPerFlush = 128;  // fp32 additions in a row before a column's sum moves on to fp64
 
 using Scalars = ScaleStep::Scalars;
