@@ -118,8 +118,8 @@ void SageStep::average(int threads) {
       total.s += part.s;
       total.s_hat += part.s_hat;
     }
-    layouts_[i].rms_s = std::sqrt(total.s / static_cast<double>(cols));
-    layouts_[i].rms_s_hat = std::sqrt(total.s_hat / static_cast<double>(cols));
+    layouts_[i].rms_s = root_mean_square(total.s, cols);
+    layouts_[i].rms_s_hat = root_mean_square(total.s_hat, cols);
   }
 }
 

@@ -68,9 +68,9 @@ __device__ __forceinline__ void write_steps(const AverageEntry& t, const Average
     total[1] += load_one(&t.squares[i].s_hat);
   }
   block_sum<kAverageThreads>(total);
-  const auto cols = static_cast<double>(t.cols);
-  const SageDamper damper{static_cast<float>(sqrt(total[0] / cols)), static_cast<float>(sqrt(total[1] / cols)),
-                          static_cast<float>(inv_correction), common.eps};
+  const SageDamper damper{static_cast<float>(root_mean_square(total[0], t.cols)),
+                          static_cast<float>(root_mean_square(total[1], t.cols)), static_cast<float>(inv_correction),
+                          common.eps};
   const auto lr = static_cast<float>(learning_rate(common.scalars));
   constexpr int kN = kGroupSize<float>;
   constexpr int kU = 4;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "core/math/common.h"
 #include "cuda/step_scalars.h"
 #include "cuda/vec128.cuh"
 
@@ -16,7 +17,7 @@ __device__ __forceinline__ double learning_rate(const StepScalars& s) {
 // The factor of every gradient on load.
 __device__ __forceinline__ float grad_factor(const StepScalars& s) {
   const float scale = s.grad_scale != nullptr ? load_uniform(s.grad_scale) : 1.0f;
-  return (s.maximize ? -1.0f : 1.0f) / scale;
+  return gradient_factor(s.maximize, scale);
 }
 
 }  // namespace sage_ext::cuda

@@ -5,6 +5,8 @@
 
 #include <stdexcept>
 
+#include "core/math/common.h"
+
 #ifdef SAGE_EXT_WITH_CUDA
 #include "ops/cuda.h"
 #endif
@@ -69,7 +71,7 @@ void RulePlan::run() {
 
 double grad_factor(const CommonArgs& args) {
   const double scale = args.grad_scale.has_value() ? args.grad_scale->item().toDouble() : 1.0;
-  return (args.maximize ? -1.0 : 1.0) / scale;
+  return gradient_factor(args.maximize, scale);
 }
 
 int num_threads() { return at::get_num_threads(); }

@@ -30,6 +30,12 @@ SAGE_EXT_HD bool squares_are_safe(double sum_sq) { return sum_sq > 1e-30 && sum_
 // What an fp32 factor of a row or column may be: room is left above for a rounding.
 inline constexpr float kMaxScale = 3.0e38f;
 
+// The factor of every gradient on load.
+template <typename Real>
+SAGE_EXT_HD Real gradient_factor(bool maximize, Real grad_scale) {
+  return static_cast<Real>(maximize ? -1 : 1) / grad_scale;
+}
+
 // 1 - beta^step, for an exponential average that started at zero; `log_beta` is the logarithm of beta.
 SAGE_EXT_HD double bias_correction(double log_beta, double step) { return -expm1(step * log_beta); }
 

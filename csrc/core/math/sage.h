@@ -1,5 +1,8 @@
 #pragma once
 
+#include <cmath>
+#include <cstdint>
+
 #include "core/macros.h"
 #include "core/math/common.h"
 #include "core/math/sign.h"
@@ -14,6 +17,11 @@ struct SageDamper {
   float inv_bias_correction;  // 1 / (1 - beta2^t)
   float eps;
 };
+
+// Of `count` numbers whose squares have this sum.
+SAGE_EXT_HD double root_mean_square(double sum_sq, int64_t count) {
+  return std::sqrt(sum_sq / static_cast<double>(count));
+}
 
 SAGE_EXT_HD double sage_ema(double average, double s, double beta2) { return beta2 * average + (1.0 - beta2) * s; }
 
