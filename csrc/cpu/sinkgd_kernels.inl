@@ -109,7 +109,7 @@ void sinkgd_rows(const SinkGDStep::Work& work, int64_t row_begin, int64_t row_en
     }
     float scale[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     for (int64_t k = 0; k < count; ++k) {
-      if (!sinkgd_sum_is_safe(sums[k])) sums[k] = exact_row_sum(rows.row[k], work.col_scale, cols);
+      if (!squares_are_safe(sums[k])) sums[k] = exact_row_sum(rows.row[k], work.col_scale, cols);
       work.row_scale[row + k] = sinkgd_rescale(work.row_scale[row + k], sums[k], target, eps);
       scale[k] = static_cast<float>(work.row_scale[row + k]);
     }
@@ -137,7 +137,7 @@ void sinkgd_columns(const SinkGDStep::Work& work, int64_t col_begin, int64_t col
     for (int64_t j = 0; j < count; ++j) {
       // A column known to be zero needs no second look, and a NaN is one in any precision.
       const bool is_nan = sums[j] != sums[j];
-      if (!sinkgd_sum_is_safe(sums[j]) && !is_nan && scale[j] != 0.0f) unsafe[num_unsafe++] = j;
+      if (!squares_are_safe(sums[j]) && !is_nan && scale[j] != 0.0f) unsafe[num_unsafe++] = j;
     }
     for (int64_t k = 0; k < num_unsafe; ++k) sums[unsafe[k]] = 0.0;
     for (int64_t row = 0; num_unsafe > 0 && row < work.matrix.rows; ++row) {

@@ -11,6 +11,13 @@ inline constexpr int kWarpSize = 32;
 __device__ __forceinline__ float add_square(float sum, float x) { return fmaf(x, x, sum); }
 __device__ __forceinline__ double add_square(double sum, double x) { return fma(x, x, sum); }
 
+// The sum over `width` neighbouring lanes, a power of two, in each of them. All lanes of the warp call it.
+template <typename T>
+__device__ __forceinline__ T lane_sum(T value, int width) {
+  for (int mask = width / 2; mask > 0; mask /= 2) value += __shfl_xor_sync(~0u, value, mask);
+  return value;
+}
+
 template <typename T>
 __device__ __forceinline__ T warp_sum(T value) {
 #pragma unroll

@@ -6,6 +6,7 @@
 #include "cuda/matrix_place.cuh"
 #include "cuda/sage_average.cuh"
 #include "cuda/sage_sums.cuh"
+#include "cuda/workspace.h"
 
 // Three launches. Between them lives the workspace: for each tensor a counter of blocks, the partial sums of squares
 // of these blocks, and one fp32 array: slots of sums of |g|, [slots, cols], whose first row becomes s, then lr * H.
@@ -52,54 +53,39 @@ __global__ void __launch_bounds__(kMapThreads) sage_update_kernel(const __grid_c
       ColumnValues<kN, kU>(tensor.steps, tensor.cols, range));
 }
 
-// A tensor's plan and its places in the workspace.
+// A tensor with its plan and its places in the workspace.
 struct Item {
   SageTensor tensor;
   ColumnBlocks plan;
   int64_t average_blocks;
-  int64_t finished, squares, sums;  // bytes from the workspace's start
+  unsigned* finished;
+  Squares* squares;
+  float* sums;
 };
 
-class Workspace {
- public:
-  explicit Workspace(std::span<const SageTensor> tensors) {
-    items_.reserve(tensors.size());
-    for (const SageTensor& t : tensors) {
-      Item item{t, plan_column_blocks(t.rows, t.cols, kVecBytes / itemsize(t.grad_dtype)), 1, 0, 0, 0};
-      if (item.plan.slots > 0) item.average_blocks = ceil_div(t.cols, item.plan.average_cols);
-      items_.push_back(item);
-    }
-    for (Item& item : items_) item.finished = take(sizeof(unsigned));
-    align();
-    for (Item& item : items_) item.squares = take(item.average_blocks * static_cast<int64_t>(sizeof(Squares)));
-    for (Item& item : items_) {
-      align();
-      item.sums = take(item.plan.slots * item.tensor.cols * static_cast<int64_t>(sizeof(float)));
-    }
+// Plans every tensor and lays out the scratch in `workspace`; returns its size. With null it only counts.
+int64_t make_items(std::span<const SageTensor> tensors, void* workspace, std::vector<Item>& items) {
+  WorkspaceLayout layout(workspace);
+  int64_t average_blocks = 0;
+  for (const SageTensor& t : tensors) {
+    Item& item = items.emplace_back(
+        Item{t, plan_column_blocks(t.rows, t.cols, kVecBytes / itemsize(t.grad_dtype)), 1, nullptr, nullptr, nullptr});
+    if (item.plan.slots > 0) item.average_blocks = ceil_div(t.cols, item.plan.average_cols);
+    average_blocks += item.average_blocks;
   }
-
-  std::span<const Item> items() const { return items_; }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  int64_t take(int64_t bytes) {
-    const int64_t begin = bytes_;
-    bytes_ += bytes;
-    return begin;
+  auto* finished = layout.take<unsigned>(static_cast<int64_t>(items.size()));
+  auto* squares = layout.take<Squares>(average_blocks);
+  for (Item& item : items) {
+    item.sums = layout.take<float>(item.plan.slots * item.tensor.cols);
+    if (workspace == nullptr) continue;
+    item.finished = finished++;
+    item.squares = squares;
+    squares += item.average_blocks;
   }
-  // To a line of the caches.
-  void align() { bytes_ = ceil_div(bytes_, 128) * 128; }
-
-  std::vector<Item> items_;
-  int64_t bytes_ = 0;
-};
-
-template <typename T>
-T* at(void* workspace, int64_t bytes) {
-  return reinterpret_cast<T*>(static_cast<char*>(workspace) + bytes);
+  return layout.bytes();
 }
 
-void launch_sums(std::span<const Item> items, const StepScalars& scalars, void* workspace, cudaStream_t stream) {
+void launch_sums(std::span<const Item> items, const StepScalars& scalars, cudaStream_t stream) {
   const auto dtypes_of = [](const Item& item) { return std::array{item.tensor.grad_dtype}; };
   for_each_dtype_mix(items, dtypes_of, [&](const auto& dtypes, std::span<const Item> mix) {
     std::vector<SumEntry> entries;
@@ -108,8 +94,7 @@ void launch_sums(std::span<const Item> items, const StepScalars& scalars, void* 
       const ColumnBlocks& p = item.plan;
       if (p.slots == 0) continue;
       const SageTensor& t = item.tensor;
-      entries.push_back({t.grad, at<float>(workspace, item.sums), at<unsigned>(workspace, item.finished),
-                         column_panel(p, t.rows, t.cols)});
+      entries.push_back({t.grad, item.sums, item.finished, column_panel(p, t.rows, t.cols)});
       blocks.push_back(p.row_blocks * p.tiles);
     }
     visit_dtypes(
@@ -122,15 +107,14 @@ void launch_sums(std::span<const Item> items, const StepScalars& scalars, void* 
 }
 
 void launch_average(std::span<const Item> items, const SageOptions& options, const StepScalars& scalars,
-                    void* workspace, cudaStream_t stream) {
+                    cudaStream_t stream) {
   const AverageCommon common{options.beta2, std::log(options.beta2), static_cast<float>(options.eps),
                              options.instant_damper, scalars};
   std::vector<AverageEntry> entries;
   std::vector<int64_t> blocks;
   for (const Item& item : items) {
     const SageTensor& t = item.tensor;
-    entries.push_back({at<float>(workspace, item.sums), t.s_range, t.step, at<unsigned>(workspace, item.finished),
-                       at<Squares>(workspace, item.squares), t.rows, t.cols, item.plan.slots,
+    entries.push_back({item.sums, t.s_range, t.step, item.finished, item.squares, t.rows, t.cols, item.plan.slots,
                        static_cast<uint32_t>(item.average_blocks), static_cast<uint32_t>(item.plan.average_cols)});
     blocks.push_back(item.average_blocks);
   }
@@ -138,7 +122,7 @@ void launch_average(std::span<const Item> items, const SageOptions& options, con
                  std::span<const AverageEntry>(entries), std::span<const int64_t>(blocks));
 }
 
-void launch_update(std::span<const Item> items, const SageOptions& options, const StepScalars& scalars, void* workspace,
+void launch_update(std::span<const Item> items, const SageOptions& options, const StepScalars& scalars,
                    cudaStream_t stream) {
   const UpdateCommon common{
       lion_coefficients(scalars.lr, options.beta1, options.beta2, options.weight_decay, options.momentum_first),
@@ -152,7 +136,7 @@ void launch_update(std::span<const Item> items, const SageOptions& options, cons
     for (const Item& item : mix) {
       const SageTensor& t = item.tensor;
       if (item.plan.slots == 0) continue;
-      entries.push_back({t.param, t.grad, t.exp_avg, at<const float>(workspace, item.sums), t.rows * t.cols, t.cols});
+      entries.push_back({t.param, t.grad, t.exp_avg, item.sums, t.rows * t.cols, t.cols});
       blocks.push_back(ceil_div(t.rows * t.cols, kMapChunk));
     }
     visit_dtypes(
@@ -168,14 +152,18 @@ void launch_update(std::span<const Item> items, const SageOptions& options, cons
 
 }  // namespace
 
-int64_t sage_workspace_bytes(std::span<const SageTensor> tensors) { return Workspace(tensors).bytes(); }
+int64_t sage_workspace_bytes(std::span<const SageTensor> tensors) {
+  std::vector<Item> items;
+  return make_items(tensors, nullptr, items);
+}
 
 void sage_step(std::span<const SageTensor> tensors, const SageOptions& options, const StepScalars& scalars,
                void* workspace, cudaStream_t stream) {
-  const Workspace layout(tensors);
-  launch_sums(layout.items(), scalars, workspace, stream);
-  launch_average(layout.items(), options, scalars, workspace, stream);
-  launch_update(layout.items(), options, scalars, workspace, stream);
+  std::vector<Item> items;
+  make_items(tensors, workspace, items);
+  launch_sums(items, scalars, stream);
+  launch_average(items, options, scalars, stream);
+  launch_update(items, options, scalars, stream);
 }
 
 }  // namespace sage_ext::cuda

@@ -6,6 +6,7 @@
 #include "cuda/matrix_place.cuh"
 #include "cuda/scale_columns.cuh"
 #include "cuda/scale_rows.cuh"
+#include "cuda/workspace.h"
 
 // Between the launches lives the workspace: 1 / norm of every row; or slots of partial sums of squares, whose first row
 // becomes 1 / norm of every column.
@@ -69,7 +70,7 @@ struct Item {
 // counts.
 int64_t make_items(std::span<const ScaleTensor> tensors, const ScaleOptions& options, void* workspace,
                    std::vector<Item>& items) {
-  int64_t bytes = 0;
+  WorkspaceLayout layout(workspace);
   for (ScaleTensor t : tensors) {
     if (t.matrices * t.rows * t.cols == 0) continue;
     if (!options.columns)
@@ -83,11 +84,10 @@ int64_t make_items(std::span<const ScaleTensor> tensors, const ScaleOptions& opt
       item.slots = item.plan.slots;
       floats = t.matrices * item.slots * t.cols;
     }
-    if (workspace != nullptr) item.scratch = reinterpret_cast<float*>(static_cast<char*>(workspace) + bytes);
-    bytes += ceil_div(floats * static_cast<int64_t>(sizeof(float)), 128) * 128;  // lines of the caches
+    item.scratch = layout.take<float>(floats);
     items.push_back(item);
   }
-  return bytes;
+  return layout.bytes();
 }
 
 // Calls `run(g, m, mix)` with the types of gradient and momentum for every mix of them; m is left open without

@@ -23,7 +23,8 @@ __global__ void __launch_bounds__(kSumThreads) scale_columns_kernel(const __grid
   const auto [index, block] = find_tensor(table, blockIdx.x);
   const ColumnEntry& t = table.tensors[index];
   const uint32_t matrix = static_cast<uint32_t>(block) / t.blocks;
-  GradientSource<G> source(static_cast<const G*>(t.grad) + matrix * t.panel.numel, grad_factor(table.common.scalars));
+  SquaresOf<GradientSource<G>> source(static_cast<const G*>(t.grad) + matrix * t.panel.numel,
+                                      grad_factor(table.common.scalars));
   sum_columns(source, t.panel, static_cast<uint32_t>(block) - matrix * t.blocks, t.sums + matrix * t.slots_size);
 }
 
@@ -35,8 +36,8 @@ __global__ void __launch_bounds__(kSumThreads, 2)
   const ColumnEntry& t = table.tensors[index];
   const uint32_t matrix = static_cast<uint32_t>(block) / t.blocks;
   const int64_t offset = matrix * t.panel.numel;
-  MomentumSource<G, M> source(static_cast<const G*>(t.grad) + offset, static_cast<M*>(t.exp_avg) + offset,
-                              grad_factor(table.common.scalars), table.common.momentum);
+  SquaresOf<MomentumSource<G, M>> source(static_cast<const G*>(t.grad) + offset, static_cast<M*>(t.exp_avg) + offset,
+                                         grad_factor(table.common.scalars), table.common.momentum);
   sum_columns(source, t.panel, static_cast<uint32_t>(block) - matrix * t.blocks, t.sums + matrix * t.slots_size);
 }
 

@@ -34,8 +34,7 @@ __device__ __forceinline__ double team_sum(double value, int team) {
     block_sum<kRowThreads>(values);
     return values[0];
   }
-  for (int mask = team / 2; mask > 0; mask /= 2) value += __shfl_xor_sync(~0u, value, mask);
-  return value;
+  return lane_sum(value, team);
 }
 
 // This lane's part of a row's sum of squares: fp32 over what is in flight, fp64 beyond.

@@ -5,7 +5,7 @@
 #include "cuda/elements.cuh"
 #include "cuda/reduce.cuh"
 
-// What SCALE normalises, as a source for sum_columns(); the terms are squares. Each element is asked for once.
+// What SCALE normalises. Each element is asked for once.
 namespace sage_ext::cuda {
 
 // The gradient.
@@ -32,16 +32,6 @@ struct GradientSource {
 
   // Of an element that has been asked for.
   __device__ __forceinline__ float again(int64_t i) const { return to_float(cuda::load_one(grad + i)) * factor; }
-
-  __device__ __forceinline__ void terms(int u, int64_t i, float (&squares)[kVec]) {
-    values(u, i, squares);
-#pragma unroll
-    for (int e = 0; e < kVec; ++e) squares[e] *= squares[e];
-  }
-  __device__ __forceinline__ float term_one(int e, int64_t i) {
-    const float x = value_one(e, i);
-    return x * x;
-  }
 };
 
 // The momentum, which is brought up to date and stored on the way: its elements are those that are stored.
@@ -92,14 +82,21 @@ struct MomentumSource {
   }
 
   __device__ __forceinline__ float again(int64_t i) const { return to_float(cuda::load_one(exp_avg + i)); }
+};
+
+// Either of them for sum_columns(): the terms are squares.
+template <typename Source>
+struct SquaresOf : Source {
+  using Source::kVec;
+  using Source::Source;
 
   __device__ __forceinline__ void terms(int u, int64_t i, float (&squares)[kVec]) {
-    values(u, i, squares);
+    this->values(u, i, squares);
 #pragma unroll
     for (int e = 0; e < kVec; ++e) squares[e] *= squares[e];
   }
   __device__ __forceinline__ float term_one(int e, int64_t i) {
-    const float x = value_one(e, i);
+    const float x = this->value_one(e, i);
     return x * x;
   }
 };

@@ -3,20 +3,12 @@
 #include <array>
 
 #include "core/math/sign.h"
-#include "cuda/elements.cuh"
-#include "cuda/multi_tensor.cuh"
+#include "cuda/sign_launches.cuh"
 #include "cuda/step_scalars.cuh"
 
 namespace sage_ext::cuda {
 
 namespace {
-
-struct LionEntry {
-  void* param;
-  const void* grad;
-  void* exp_avg;
-  int64_t numel;
-};
 
 struct LionCommon {
   LionCoefficients coefficients;  // for scalars.lr; with a tensor lr the kernel replaces the decay
@@ -24,14 +16,14 @@ struct LionCommon {
   StepScalars scalars;
 };
 
-using LionTable = TensorTable<LionCommon, LionEntry>;
+using LionTable = TensorTable<LionCommon, SignEntry>;
 
 template <typename W, typename G, typename M>
 __global__ void __launch_bounds__(kMapThreads) lion_kernel(const __grid_constant__ LionTable table) {
   const StepScalars& scalars = table.common.scalars;
   if (skips_step(scalars)) return;
   const auto [index, block] = find_tensor(table, blockIdx.x);
-  const LionEntry& tensor = table.tensors[index];
+  const SignEntry& tensor = table.tensors[index];
   const double lr = learning_rate(scalars);
   LionCoefficients k = table.common.coefficients;
   k.decay = decay_factor(lr, table.common.weight_decay);
@@ -57,19 +49,12 @@ void lion_step(std::span<const LionTensor> tensors, const LionOptions& options, 
       lion_coefficients(scalars.lr, options.beta1, options.beta2, options.weight_decay, /*momentum_first=*/false),
       options.weight_decay, scalars};
   const auto dtypes_of = [](const LionTensor& t) { return std::array{t.param_dtype, t.grad_dtype, t.exp_avg_dtype}; };
-  for_each_dtype_mix(tensors, dtypes_of, [&](const auto& dtypes, std::span<const LionTensor> mix) {
-    std::vector<LionEntry> entries;
-    std::vector<int64_t> blocks;
-    for (const LionTensor& t : mix) {
-      if (t.numel == 0) continue;
-      entries.push_back({t.param, t.grad, t.exp_avg, t.numel});
-      blocks.push_back(ceil_div(t.numel, kMapChunk));
-    }
+  for_each_sign_launch(tensors, dtypes_of, [&](const auto& dtypes, auto entries, auto blocks) {
     visit_dtypes(
         [&](auto w, auto g, auto m) {
           launch_tensors(
               "lion", &lion_kernel<typename decltype(w)::type, typename decltype(g)::type, typename decltype(m)::type>,
-              kMapThreads, stream, common, std::span<const LionEntry>(entries), std::span<const int64_t>(blocks));
+              kMapThreads, stream, common, entries, blocks);
         },
         dtypes[0], dtypes[1], dtypes[2]);
   });

@@ -3,20 +3,12 @@
 #include <array>
 
 #include "core/math/sign.h"
-#include "cuda/elements.cuh"
-#include "cuda/multi_tensor.cuh"
+#include "cuda/sign_launches.cuh"
 #include "cuda/step_scalars.cuh"
 
 namespace sage_ext::cuda {
 
 namespace {
-
-struct SignSGDEntry {
-  void* param;
-  const void* grad;
-  void* exp_avg;
-  int64_t numel;
-};
 
 struct SignSGDCommon {
   SignumCoefficients coefficients;  // for scalars.lr; with a tensor lr the kernel replaces the decay
@@ -24,14 +16,14 @@ struct SignSGDCommon {
   StepScalars scalars;
 };
 
-using SignSGDTable = TensorTable<SignSGDCommon, SignSGDEntry>;
+using SignSGDTable = TensorTable<SignSGDCommon, SignEntry>;
 
 template <typename W, typename G>
 __global__ void __launch_bounds__(kMapThreads) sign_sgd_kernel(const __grid_constant__ SignSGDTable table) {
   const StepScalars& scalars = table.common.scalars;
   if (skips_step(scalars)) return;
   const auto [index, block] = find_tensor(table, blockIdx.x);
-  const SignSGDEntry& tensor = table.tensors[index];
+  const SignEntry& tensor = table.tensors[index];
   const double lr = learning_rate(scalars);
   const float decay = decay_factor(lr, table.common.weight_decay);
   const auto step = static_cast<float>(lr);
@@ -52,7 +44,7 @@ __global__ void __launch_bounds__(kMapThreads) signum_kernel(const __grid_consta
   const StepScalars& scalars = table.common.scalars;
   if (skips_step(scalars)) return;
   const auto [index, block] = find_tensor(table, blockIdx.x);
-  const SignSGDEntry& tensor = table.tensors[index];
+  const SignEntry& tensor = table.tensors[index];
   const double lr = learning_rate(scalars);
   SignumCoefficients k = table.common.coefficients;
   k.decay = decay_factor(lr, table.common.weight_decay);
@@ -70,21 +62,6 @@ __global__ void __launch_bounds__(kMapThreads) signum_kernel(const __grid_consta
       ArrayOperand<M, kN, kU>(static_cast<M*>(tensor.exp_avg) + range.begin));
 }
 
-// Calls `run(dtypes, entries, blocks)` for every mix of dtypes; `dtypes_of` names those that make a mix.
-template <typename DTypesOf, typename Run>
-void for_each_launch(std::span<const SignSGDTensor> tensors, const DTypesOf& dtypes_of, const Run& run) {
-  for_each_dtype_mix(tensors, dtypes_of, [&](const auto& dtypes, std::span<const SignSGDTensor> mix) {
-    std::vector<SignSGDEntry> entries;
-    std::vector<int64_t> blocks;
-    for (const SignSGDTensor& t : mix) {
-      if (t.numel == 0) continue;
-      entries.push_back({t.param, t.grad, t.exp_avg, t.numel});
-      blocks.push_back(ceil_div(t.numel, kMapChunk));
-    }
-    run(dtypes, std::span<const SignSGDEntry>(entries), std::span<const int64_t>(blocks));
-  });
-}
-
 }  // namespace
 
 void sign_sgd_step(std::span<const SignSGDTensor> tensors, const SignSGDOptions& options, const StepScalars& scalars,
@@ -93,7 +70,7 @@ void sign_sgd_step(std::span<const SignSGDTensor> tensors, const SignSGDOptions&
                              options.weight_decay, scalars};
   if (options.momentum == 0.0) {
     const auto dtypes_of = [](const SignSGDTensor& t) { return std::array{t.param_dtype, t.grad_dtype}; };
-    for_each_launch(tensors, dtypes_of, [&](const auto& dtypes, auto entries, auto blocks) {
+    for_each_sign_launch(tensors, dtypes_of, [&](const auto& dtypes, auto entries, auto blocks) {
       visit_dtypes(
           [&](auto w, auto g) {
             launch_tensors("sign_sgd", &sign_sgd_kernel<typename decltype(w)::type, typename decltype(g)::type>,
@@ -106,7 +83,7 @@ void sign_sgd_step(std::span<const SignSGDTensor> tensors, const SignSGDOptions&
   const auto dtypes_of = [](const SignSGDTensor& t) {
     return std::array{t.param_dtype, t.grad_dtype, t.exp_avg_dtype};
   };
-  for_each_launch(tensors, dtypes_of, [&](const auto& dtypes, auto entries, auto blocks) {
+  for_each_sign_launch(tensors, dtypes_of, [&](const auto& dtypes, auto entries, auto blocks) {
     visit_dtypes(
         [&](auto w, auto g, auto m) {
           launch_tensors(

@@ -7,12 +7,12 @@
 #include "cuda/matrix_place.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/sinkgd_table.cuh"
+#include "cuda/workspace.h"
 
 namespace sage_ext::cuda {
 
 namespace {
 
-constexpr int64_t kCacheLine = 128;  // bytes
 constexpr int kColumnThreads = 256;
 constexpr int kColumnsPerLane = 4;
 constexpr int kColumnsPerBlock = 32 * kColumnsPerLane;
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kColumnThreads) sinkgd_columns_kernel(const __
   float* scale = e.col_scale + matrix * e.cols + col;
   const float old = table.common.is_first ? 1.0f : load_one(scale);
   // A column known to be zero needs no second look, and a NaN is one in any precision.
-  if (!sinkgd_sum_is_safe(sum) && sum == sum && old != 0.0f) {
+  if (!squares_are_safe(sum) && sum == sum && old != 0.0f) {
     const G* grad = static_cast<const G*>(e.grad) + matrix * e.rows * e.cols + col;
     const float* row_scale = e.row_scale + matrix * e.rows;
     sum = 0.0;
@@ -119,12 +119,7 @@ struct Group {
 
 // Plans every tensor and lays out the scratch in `workspace`; returns its size. With null it only counts.
 int64_t make_groups(std::span<const SinkGDTensor> tensors, void* workspace, std::vector<Group>& groups) {
-  int64_t bytes = 0;
-  const auto take = [&](int64_t floats) {
-    auto* begin = workspace == nullptr ? nullptr : static_cast<char*>(workspace) + bytes;
-    bytes += ceil_div(floats * static_cast<int64_t>(sizeof(float)), kCacheLine) * kCacheLine;
-    return reinterpret_cast<float*>(begin);
-  };
+  WorkspaceLayout layout(workspace);
   const auto grad_dtype_of = [](const SinkGDTensor& t) { return t.grad_dtype; };
   for_each_dtype_mix(tensors, grad_dtype_of, [&](DType grad_dtype, std::span<const SinkGDTensor> mix) {
     const int64_t vec = vec_size(grad_dtype);
@@ -138,13 +133,14 @@ int64_t make_groups(std::span<const SinkGDTensor> tensors, void* workspace, std:
       if (t.matrices * t.rows * t.cols == 0) continue;
       const bool aligned = has_aligned_rows(t, vec);
       const SinkhornPlan plan = plan_sinkhorn(t.rows, t.cols, vec, aligned, group.threads, total);
-      group.entries.push_back({t.param, t.grad, take(t.matrices * t.rows), take(t.matrices * t.cols),
-                               take(t.matrices * plan.row_blocks * t.cols), t.matrices, t.rows, t.cols, plan, aligned});
+      group.entries.push_back(
+          {t.param, t.grad, layout.take<float>(t.matrices * t.rows), layout.take<float>(t.matrices * t.cols),
+           layout.take<float>(t.matrices * plan.row_blocks * t.cols), t.matrices, t.rows, t.cols, plan, aligned});
       group.param_dtypes.push_back(t.param_dtype);
     }
     groups.push_back(std::move(group));
   });
-  return bytes;
+  return layout.bytes();
 }
 
 template <typename BlocksOf>

@@ -66,9 +66,7 @@ struct SinkGDShared {
 // Every thread of the block calls it.
 template <typename Shared, typename T>
 __device__ __forceinline__ void put_row_sum(Shared& shared, int slot, int team, T value) {
-  for (int offset = (team < 32 ? team : 32) / 2; offset > 0; offset /= 2) {
-    value += __shfl_xor_sync(0xffffffffu, value, offset);
-  }
+  value = lane_sum(value, team < kWarpSize ? team : kWarpSize);
   const int lane = static_cast<int>(threadIdx.x) % team;
   const int warps = team > 32 ? team / 32 : 1;
   if (lane % 32 == 0) shared.row_sums[slot * warps + lane / 32] = static_cast<double>(value);
@@ -106,7 +104,7 @@ __device__ __forceinline__ bool finish_row_sums(const SinkGDRows<G>& block, Shar
     float scale = 0.0f;
     if (row < block.row_end) {
       const double sum = get_row_sum(shared, slot, block.team);
-      is_unsafe = static_cast<int>(!sinkgd_sum_is_safe(sum) || !sinkgd_scale_is_safe(block.old_scale(row)));
+      is_unsafe = static_cast<int>(!squares_are_safe(sum) || !sinkgd_scale_is_safe(block.old_scale(row)));
       if (is_unsafe == 0) scale = update_row_scale<float>(block, row, sum);
     }
     shared.row_scales[slot] = scale;

@@ -211,9 +211,8 @@ class FusedOptimizer(Optimizer):
         if rule.state_keys:
             kept = rule.kept_keys(group)
             found: list[Any] = list(map(self.state.get, params))
-            if (
-                not kept
-            ):  # a state of former hyperparameters must not be taken up again when it is out of date
+            if not kept:
+                # A state of former hyperparameters must not be taken up again when it is out of date.
                 pending.update((param, {}) for param, state in zip(params, found, strict=True) if state)
             elif not all(found):
                 for position, param in enumerate(params):

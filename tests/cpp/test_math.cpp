@@ -87,8 +87,8 @@ TEST(SinkGDRescale, ZeroNaNAndInfinity) {
 }
 
 TEST(SinkGDSums, SafeOnlyInTheMiddle) {
-  EXPECT_TRUE(sinkgd_sum_is_safe(1.0));
-  for (const double sum : {0.0, 1e-38, 1e38, testing::kInf, testing::kNaN}) EXPECT_FALSE(sinkgd_sum_is_safe(sum));
+  EXPECT_TRUE(squares_are_safe(1.0));
+  for (const double sum : {0.0, 1e-38, 1e38, testing::kInf, testing::kNaN}) EXPECT_FALSE(squares_are_safe(sum));
 }
 
 TEST(AdamW, OneElementByHand) {

@@ -27,9 +27,6 @@ SAGE_EXT_HD Real sinkgd_rescale(Real scale, Real sum_sq, Real target, Real eps) 
   return rescaled > kMaxScale ? kMaxScale : (rescaled < -kMaxScale ? -kMaxScale : rescaled);
 }
 
-// Whether an fp32 sum of squares can be trusted.
-SAGE_EXT_HD bool sinkgd_sum_is_safe(double sum_sq) { return squares_are_safe(sum_sq); }
-
 // Whether fp32 has room for sinkgd_rescale() of this scale with a sum that is safe.
 SAGE_EXT_HD bool sinkgd_scale_is_safe(float scale) {
   const float size = scale < 0.0f ? -scale : scale;

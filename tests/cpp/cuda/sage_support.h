@@ -1,11 +1,11 @@
 #pragma once
 
-#include <cmath>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "cuda/sage.h"
+#include "device_scalars.h"
 #include "sage_problem.h"
 #include "simt/simt.h"
 
@@ -16,29 +16,6 @@ namespace sage_ext::testing {
 inline cuda::SageOptions cuda_options(const cpu::SageOptions& o) {
   return {o.beta1, o.beta2, o.eps, o.weight_decay, o.momentum_first, o.instant_damper};
 }
-
-// The scalars of a step, on the "device" where a tensor holds them.
-class DeviceScalars {
- public:
-  explicit DeviceScalars(const cpu::SageOptions& o, bool lr_tensor = false, float found_inf = 0.0f)
-      : lr_(static_cast<float>(o.lr)),
-        grad_scale_(static_cast<float>(1.0 / std::abs(o.grad_factor))),
-        found_inf_(found_inf) {
-    scalars_.lr = lr_tensor ? kNaN : o.lr;
-    scalars_.lr_tensor = lr_tensor ? &lr_ : nullptr;
-    scalars_.grad_scale = grad_scale_ == 1.0f ? nullptr : &grad_scale_;
-    scalars_.found_inf = &found_inf_;
-    scalars_.maximize = o.grad_factor < 0;
-  }
-  DeviceScalars(const DeviceScalars&) = delete;
-  DeviceScalars& operator=(const DeviceScalars&) = delete;
-
-  const cuda::StepScalars& get() const { return scalars_; }
-
- private:
-  float lr_, grad_scale_, found_inf_;
-  cuda::StepScalars scalars_;
-};
 
 // One step on the emulator; `counters` are the problems' step counters.
 inline void cuda_sage_step(std::vector<SageProblem>& problems, const cpu::SageOptions& options,
@@ -60,7 +37,7 @@ inline void cuda_sage_step(std::vector<SageProblem>& problems, const cpu::SageOp
                            bool lr_tensor = false) {
   Buffer counters(DType::float32, static_cast<int64_t>(problems.size()));
   for (size_t i = 0; i < problems.size(); ++i) counters.set(static_cast<int64_t>(i), problems[i].step - 1);
-  cuda_sage_step(problems, options, DeviceScalars(options, lr_tensor).get(), counters);
+  cuda_sage_step(problems, options, DeviceScalars(options.lr, options.grad_factor, lr_tensor).get(), counters);
   for (size_t i = 0; i < problems.size(); ++i) {
     ASSERT_EQ(counters[static_cast<int64_t>(i)], problems[i].step) << "tensor " << i;
   }

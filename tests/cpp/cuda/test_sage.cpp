@@ -147,7 +147,8 @@ TEST(CudaSage, FoundInfChangesNothing) {
     testing::Buffer counters(DType::float32, 3);
     fill(counters, 41.0);
     simt::Session session;
-    cuda_sage_step(problems, kSageOptions, testing::DeviceScalars(kSageOptions, false, found_inf).get(), counters);
+    cuda_sage_step(problems, kSageOptions,
+                   testing::DeviceScalars(kSageOptions.lr, kSageOptions.grad_factor, false, found_inf).get(), counters);
     std::vector<std::vector<std::byte>> after;
     save(after);
     EXPECT_EQ(after, before);
