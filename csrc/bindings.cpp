@@ -19,15 +19,15 @@ using ops::PlanPtr;
 using ops::TensorList;
 using OptionalTensor = std::optional<at::Tensor>;
 
+// A tensor stays one: a scheduler or a captured graph may write it, and to read it may mean to wait for a GPU.
+std::variant<double, at::Tensor> number_or_tensor(const py::object& value) {
+  if (THPVariable_Check(value.ptr())) return py::cast<at::Tensor>(value);
+  return py::cast<double>(value);
+}
+
 CommonArgs common_args(const py::object& lr, double weight_decay, bool maximize, OptionalTensor grad_scale,
                        OptionalTensor found_inf, const py::object& describe) {
-  CommonArgs args{{}, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), {}};
-  // A tensor stays one: a scheduler or a captured graph may write it, and to read it may mean to wait for a GPU.
-  if (THPVariable_Check(lr.ptr())) {
-    args.lr = py::cast<at::Tensor>(lr);
-  } else {
-    args.lr = py::cast<double>(lr);
-  }
+  CommonArgs args{number_or_tensor(lr), weight_decay, maximize, std::move(grad_scale), std::move(found_inf), {}};
   if (!describe.is_none()) {
     args.describe = [describe](int64_t index) { return py::cast<std::string>(describe(index)); };
   }
@@ -117,6 +117,28 @@ PlanPtr make_adamw(TensorList params, TensorList grads, TensorList exp_avgs, Ten
       common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe));
 }
 
+PlanPtr make_alias(TensorList params, TensorList grads, TensorList signs, TensorList prev_grads, TensorList scalars,
+                   py::object lr, bool memory_efficient, std::string gap, double lower_bound, double max_step,
+                   int64_t warmup_steps, int64_t update_every, double weight_decay, py::object loss, std::string mode,
+                   bool maximize, OptionalTensor grad_scale, OptionalTensor found_inf, py::object describe) {
+  ops::AliasArgs args{memory_efficient, std::move(gap), lower_bound,  max_step,
+                      warmup_steps,     update_every,   std::nullopt, std::move(mode)};
+  if (!loss.is_none()) args.loss = number_or_tensor(loss);
+  return ops::plan_alias(
+      std::move(params), std::move(grads), std::move(signs), std::move(prev_grads), std::move(scalars), std::move(args),
+      common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe));
+}
+
+PlanPtr make_alias_adam(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs,
+                        TensorList signs, TensorList scalars, py::object lr, double beta1, double beta2, double eps,
+                        double weight_decay, bool maximize, OptionalTensor grad_scale, OptionalTensor found_inf,
+                        py::object describe) {
+  return ops::plan_alias_adam(
+      std::move(params), std::move(grads), std::move(exp_avgs), std::move(exp_avg_sqs), std::move(signs),
+      std::move(scalars), {beta1, beta2, eps},
+      common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe));
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = SAGE_EXT_VERSION;
@@ -202,6 +224,28 @@ void adamw_op(at::TensorList params, at::TensorList grads, at::TensorList exp_av
       ->run();
 }
 
+void alias_op(at::TensorList params, at::TensorList grads, at::TensorList signs, at::TensorList prev_grads,
+              at::TensorList scalars, double lr, bool memory_efficient, std::string_view gap, double lower_bound,
+              double max_step, int64_t warmup_steps, int64_t update_every, double weight_decay,
+              const OptionalTensor& loss, std::string_view mode, bool maximize, const OptionalTensor& grad_scale,
+              const OptionalTensor& found_inf) {
+  ops::AliasArgs args{memory_efficient, std::string(gap), lower_bound,  max_step,
+                      warmup_steps,     update_every,     std::nullopt, std::string(mode)};
+  if (loss.has_value()) args.loss = *loss;
+  ops::plan_alias(params.vec(), grads.vec(), signs.vec(), prev_grads.vec(), scalars.vec(), std::move(args),
+                  dispatcher_args(lr, weight_decay, maximize, grad_scale, found_inf))
+      ->run();
+}
+
+void alias_adam_op(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, at::TensorList exp_avg_sqs,
+                   at::TensorList signs, at::TensorList scalars, double lr, double beta1, double beta2, double eps,
+                   double weight_decay, bool maximize, const OptionalTensor& grad_scale,
+                   const OptionalTensor& found_inf) {
+  ops::plan_alias_adam(params.vec(), grads.vec(), exp_avgs.vec(), exp_avg_sqs.vec(), signs.vec(), scalars.vec(),
+                       {beta1, beta2, eps}, dispatcher_args(lr, weight_decay, maximize, grad_scale, found_inf))
+      ->run();
+}
+
 // The same functions for every device: a plan looks at its tensors.
 void implement(torch::Library& library) {
   library.impl("sage_", &sage_op);
@@ -210,6 +254,8 @@ void implement(torch::Library& library) {
   library.impl("sign_sgd_", &sign_sgd_op);
   library.impl("scale_", &scale_op);
   library.impl("adamw_", &adamw_op);
+  library.impl("alias_", &alias_op);
+  library.impl("alias_adam_", &alias_adam_op);
 }
 
 }  // namespace
@@ -239,6 +285,15 @@ TORCH_LIBRARY(sage_ext, m) {
       "adamw_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
       "Tensor(d!)[] steps, *, float lr, float beta1, float beta2, float eps, float weight_decay, "
       "bool maximize=False, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()");
+  m.def(
+      "alias_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] signs, Tensor(c!)[] prev_grads, "
+      "Tensor(d!)[] scalars, *, float lr, bool memory_efficient, str gap, float lower_bound, float max_step, "
+      "int warmup_steps, int update_every, float weight_decay, Tensor? loss=None, str mode=\"step\", "
+      "bool maximize=False, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()");
+  m.def(
+      "alias_adam_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
+      "Tensor(d!)[] signs, Tensor(e!)[] scalars, *, float lr, float beta1, float beta2, float eps, "
+      "float weight_decay, bool maximize=False, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(sage_ext, CPU, m) { sage_ext::implement(m); }
@@ -283,4 +338,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
               py::arg("exp_avgs"), py::arg("exp_avg_sqs"), py::arg("steps"), py::kw_only(), py::arg("lr"),
               py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"), py::arg("maximize") = false,
               py::arg("grad_scale") = py::none(), py::arg("found_inf") = py::none());
+  define_rule(m, step, "alias", &make_alias, "One ALIAS step, in place.", py::arg("params"), py::arg("grads"),
+              py::arg("signs"), py::arg("prev_grads"), py::arg("scalars"), py::kw_only(), py::arg("lr"),
+              py::arg("memory_efficient"), py::arg("gap"), py::arg("lower_bound"), py::arg("max_step"),
+              py::arg("warmup_steps"), py::arg("update_every"), py::arg("weight_decay"), py::arg("loss") = py::none(),
+              py::arg("mode") = "step", py::arg("maximize") = false, py::arg("grad_scale") = py::none(),
+              py::arg("found_inf") = py::none());
+  define_rule(m, step, "alias_adam", &make_alias_adam, "One ALIAS-Adam step, in place.", py::arg("params"),
+              py::arg("grads"), py::arg("exp_avgs"), py::arg("exp_avg_sqs"), py::arg("signs"), py::arg("scalars"),
+              py::kw_only(), py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"),
+              py::arg("maximize") = false, py::arg("grad_scale") = py::none(), py::arg("found_inf") = py::none());
 }

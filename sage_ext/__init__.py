@@ -1,5 +1,5 @@
 """Fused, memory-efficient optimizers for PyTorch: SAGE, SinkGD, Lion, Sign-SGD, SCALE,
-AdamW and hybrids of them.
+ALIAS, AdamW and hybrids of them.
 
     from sage_ext.optimizers import FusedHybrid, FusedSAGE
 

@@ -25,13 +25,7 @@ class AdamWPlan final : public RulePlan {
     check_not_negative("eps", args_.eps);
     const Checker checker(params_, Layout::dense, common_.describe);
     check_common();
-    checker.state("exp_avgs", exp_avgs_);
-    checker.state("exp_avg_sqs", exp_avg_sqs_);
-    for (size_t i = 0; i < params_.size(); ++i) {
-      if (exp_avgs_[i].scalar_type() != exp_avg_sqs_[i].scalar_type()) {
-        checker.fail("exp_avg_sqs", i, exp_avg_sqs_[i], "exp_avg and exp_avg_sq of a parameter must share a dtype");
-      }
-    }
+    checker.moments(exp_avgs_, exp_avg_sqs_);
     checker.steps(steps_);
     grads_ = checker.grads(grads);
     checker.no_overlap(written(), grads_);

@@ -8,6 +8,8 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "core/sign_planes.h"
+
 namespace sage_ext::ops {
 
 namespace {
@@ -145,15 +147,47 @@ void Checker::momentum(const char* name, const TensorList& list, double momentum
 void Checker::fp32_state(const char* name, const TensorList& list,
                          const std::function<std::vector<int64_t>(const at::Tensor&)>& shape_of) const {
   same_length(name, list);
-  for (size_t i = 0; i < list.size(); ++i) {
-    storage_dtype(name, i, list[i]);
-    const std::vector<int64_t> shape = shape_of(params_[i]);
-    if (list[i].scalar_type() != at::kFloat || !list[i].is_contiguous() || list[i].sizes() != at::IntArrayRef(shape) ||
-        list[i].device() != params_[i].device()) {
-      fail(name, i, list[i],
-           "it must be a contiguous float32 tensor of shape " + shape_text(shape) + " on its parameter's device");
+  for (size_t i = 0; i < list.size(); ++i) exactly(name, i, list[i], at::kFloat, shape_of(params_[i]));
+}
+
+void Checker::moments(const TensorList& exp_avgs, const TensorList& exp_avg_sqs) const {
+  state("exp_avgs", exp_avgs);
+  state("exp_avg_sqs", exp_avg_sqs);
+  for (size_t i = 0; i < params_.size(); ++i) {
+    if (exp_avgs[i].scalar_type() != exp_avg_sqs[i].scalar_type()) {
+      fail("exp_avg_sqs", i, exp_avg_sqs[i], "exp_avg and exp_avg_sq of a parameter must share a dtype");
     }
   }
+}
+
+void Checker::signs(const char* name, const TensorList& list) const {
+  same_length(name, list);
+  for (size_t i = 0; i < list.size(); ++i) exactly(name, i, list[i], at::kInt, {2, sign_words(params_[i].numel())});
+}
+
+void Checker::scalars(const char* name, const TensorList& list, int64_t count) const {
+  same_length(name, list);
+  for (size_t i = 0; i < list.size(); ++i) exactly(name, i, list[i], at::kDouble, {count});
+}
+
+void Checker::shared_scalars(const char* name, const TensorList& list, int64_t count) const {
+  if (list.size() != 1) {
+    throw std::invalid_argument(std::string(name) + " has " + std::to_string(list.size()) +
+                                " tensors; give one for all parameters");
+  }
+  if (!params_.empty()) exactly(name, 0, list[0], at::kDouble, {count});
+}
+
+void Checker::exactly(const char* name, size_t index, const at::Tensor& tensor, at::ScalarType dtype,
+                      at::IntArrayRef shape) const {
+  if (tensor.defined() && tensor.layout() == at::kStrided && tensor.scalar_type() == dtype && tensor.is_contiguous() &&
+      tensor.sizes() == shape && tensor.device() == params_[index].device()) {
+    return;
+  }
+  std::ostringstream wanted;
+  wanted << "it must be a contiguous tensor of dtype " << c10::scalarTypeToTypeMeta(dtype).name() << " and shape "
+         << shape << " on its parameter's device";
+  fail(name, index, tensor, wanted.str());
 }
 
 void Checker::steps(const TensorList& list) const {

@@ -35,6 +35,16 @@ class Checker {
   // The same for a moment that a rule keeps only where `momentum` is not 0; otherwise the list must be empty.
   void momentum(const char* name, const TensorList& list, double momentum) const;
 
+  // Adam's two, which share a dtype.
+  void moments(const TensorList& exp_avgs, const TensorList& exp_avg_sqs) const;
+
+  // The bit planes of a tensor's signs: contiguous int32 of shape [2, words] for each parameter.
+  void signs(const char* name, const TensorList& list) const;
+
+  // A contiguous float64 tensor of `count` elements for each parameter; or one for all of them.
+  void scalars(const char* name, const TensorList& list, int64_t count) const;
+  void shared_scalars(const char* name, const TensorList& list, int64_t count) const;
+
   // A list of contiguous fp32 tensors that are written; `shape_of` gives the shape for a parameter.
   void fp32_state(const char* name, const TensorList& list,
                   const std::function<std::vector<int64_t>(const at::Tensor&)>& shape_of) const;
@@ -54,6 +64,9 @@ class Checker {
  private:
   void device(size_t index) const;
   void same_length(const char* name, const TensorList& list) const;
+  // Contiguous, of this dtype and shape, on the parameters' device.
+  void exactly(const char* name, size_t index, const at::Tensor& tensor, at::ScalarType dtype,
+               at::IntArrayRef shape) const;
   void storage_dtype(const char* name, size_t index, const at::Tensor& tensor) const;
 
   const TensorList& params_;

@@ -13,8 +13,6 @@
 
 namespace sage_ext::ops {
 
-namespace {
-
 void check_scalar(const char* name, const char* otherwise, const at::Tensor& tensor) {
   if (!tensor.defined() || tensor.numel() != 1 || !at::isFloatingType(tensor.scalar_type())) {
     throw std::invalid_argument(std::string(name) + " must be " + otherwise +
@@ -22,7 +20,9 @@ void check_scalar(const char* name, const char* otherwise, const at::Tensor& ten
   }
 }
 
-void check_scalar(const char* name, const std::optional<at::Tensor>& tensor) {
+namespace {
+
+void check_optional_scalar(const char* name, const std::optional<at::Tensor>& tensor) {
   if (tensor.has_value()) check_scalar(name, "None", *tensor);
 }
 
@@ -47,8 +47,8 @@ void RulePlan::check_common() {
   }
   if (const auto* number = std::get_if<double>(&common_.lr)) check_not_negative("lr", *number);
   check_not_negative("weight_decay", common_.weight_decay);
-  check_scalar("grad_scale", common_.grad_scale);
-  check_scalar("found_inf", common_.found_inf);
+  check_optional_scalar("grad_scale", common_.grad_scale);
+  check_optional_scalar("found_inf", common_.found_inf);
 }
 
 void RulePlan::run() {

@@ -34,12 +34,14 @@ class RulePlan : public Plan {
   // The learning rate of a step on the CPU, where check_common() has read it.
   double lr() const { return std::get<double>(common_.lr); }
 
+  bool on_cuda() const { return !params_.empty() && params_[0].is_cuda(); }
+
   TensorList params_, grads_, steps_;
   CommonArgs common_;
-
- private:
-  bool on_cuda() const { return !params_.empty() && params_[0].is_cuda(); }
 };
+
+// A floating tensor with one element; `otherwise` says in messages what may be there in its place.
+void check_scalar(const char* name, const char* otherwise, const at::Tensor& tensor);
 
 // The factor of every gradient on load, on the CPU: 1 / grad_scale, negated to maximize.
 double grad_factor(const CommonArgs& args);

@@ -24,10 +24,11 @@ class CudaStep {
   // Uninitialised memory on the device, valid as long as this step.
   void* workspace(int64_t bytes);
 
- private:
-  // One float32 on the device with the value of `scalar`, which may be anywhere and of any floating dtype.
+  // One float32 on the device with the value of `scalar`, which may be anywhere and of any floating dtype; valid as
+  // long as this step.
   const float* on_device(const at::Tensor& scalar);
 
+ private:
   c10::cuda::CUDAGuard guard_;
   at::Device device_;
   cudaStream_t stream_;

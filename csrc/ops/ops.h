@@ -58,6 +58,19 @@ struct AdamWArgs {
   double beta1, beta2, eps;
 };
 
+struct AliasArgs {
+  bool memory_efficient;
+  std::string gap;  // "descent" or "lower_bound"
+  double lower_bound, max_step;
+  int64_t warmup_steps, update_every;
+  std::optional<std::variant<double, at::Tensor>> loss;  // of the first step, for the lower bound
+  std::string mode = "step";                             // or "move" or "refresh"
+};
+
+struct AliasAdamArgs {
+  double beta1, beta2, eps;
+};
+
 class Plan {
  public:
   virtual ~Plan() = default;
@@ -75,5 +88,10 @@ PlanPtr plan_sign_sgd(TensorList params, TensorList grads, TensorList exp_avgs, 
 PlanPtr plan_scale(TensorList params, TensorList grads, TensorList exp_avgs, ScaleArgs args, CommonArgs common);
 PlanPtr plan_adamw(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs, TensorList steps,
                    AdamWArgs args, CommonArgs common);
+// `signs` and `prev_grads` are empty in the forms that do not keep them; `scalars` has one tensor.
+PlanPtr plan_alias(TensorList params, TensorList grads, TensorList signs, TensorList prev_grads, TensorList scalars,
+                   AliasArgs args, CommonArgs common);
+PlanPtr plan_alias_adam(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs,
+                        TensorList signs, TensorList scalars, AliasAdamArgs args, CommonArgs common);
 
 }  // namespace sage_ext::ops

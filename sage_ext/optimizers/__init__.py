@@ -1,6 +1,7 @@
 """The optimizers, each a ``torch.optim.Optimizer``."""
 
 from sage_ext.optimizers.adamw import FusedAdamW
+from sage_ext.optimizers.alias import FusedALIAS, FusedALIASAdam
 from sage_ext.optimizers.description import Description
 from sage_ext.optimizers.hybrid import FusedHybrid
 from sage_ext.optimizers.sage import FusedSAGE
@@ -10,6 +11,8 @@ from sage_ext.optimizers.sinkgd import FusedSinkGD
 
 __all__ = [
     "Description",
+    "FusedALIAS",
+    "FusedALIASAdam",
     "FusedAdamW",
     "FusedHybrid",
     "FusedLion",

@@ -27,7 +27,14 @@ class Call(NamedTuple):
     params: list[Tensor]
     grads: list[Tensor]
     states: list[list[Tensor]]
+    shared: dict[str, Tensor]
+    """What the parameters of the group share, with the group's keys."""
     arguments: dict[str, Any]
+
+    @property
+    def lists(self) -> list[list[Tensor]]:
+        """What a rule's function takes behind the gradients."""
+        return [*self.states, *([tensor] for tensor in self.shared.values())]
 
 
 class FusedOptimizer(Optimizer):
@@ -47,6 +54,8 @@ class FusedOptimizer(Optimizer):
         backends.validate(backend)
         self._requested_backend: backends.Backend = backend
         self._backend: str | None = None
+        # The last loss of a group whose rule takes one. Only a GPU knows whether its first step was skipped.
+        self._losses: dict[int, float | Tensor] = {}
         if len(self.rules) == 1:
             next(iter(self.rules.values())).validate(defaults, "")
         # Memory that groups share is looked for once at the end: looking at every group would be quadratic.
@@ -65,6 +74,17 @@ class FusedOptimizer(Optimizer):
     def label(self, group: int, index: int) -> str:
         """Return how messages name a parameter: its name if known, its place, shape, dtype and device."""
         return _label(self.param_groups[group], group, index)
+
+    def step_size(self, group: int = 0) -> float:
+        """Return how far the last step went: gamma of ALIAS (NaN before the first), else the learning rate.
+
+        Reading a number that is on a GPU makes the host wait; a step itself never does.
+
+        Args:
+            group: index of the parameter group.
+        """
+        chosen = self.param_groups[group]
+        return self._rule(chosen, group).step_size(chosen)
 
     def describe(self) -> Description:
         """Return which parameter has which rule and how many bytes of state that costs, as a table."""
@@ -117,6 +137,8 @@ class FusedOptimizer(Optimizer):
         group["rule"] = rule.name
         for key, value in self._group_defaults(rule.name).items():
             group.setdefault(key, value)
+        for key in rule.shared_keys:
+            group[key] = None  # also in a copy of a group that has its own
         rule.validate(group, f" in param group {index}")
         return group
 
@@ -163,7 +185,7 @@ class FusedOptimizer(Optimizer):
 
     @torch._disable_dynamo  # as torch.optim does: there is nothing to trace in a call of the kernels
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, loss: float | Tensor | None = None) -> Any:
         """Perform one step over all groups. Parameters without a gradient are skipped and get no state.
 
         With native kernels on a GPU the step is only enqueued, on the current stream: the host waits for
@@ -171,6 +193,8 @@ class FusedOptimizer(Optimizer):
 
         Args:
             closure: re-evaluates the model and returns the loss; runs with gradients enabled.
+            loss: of this step, where there is no closure. Only ALIAS with ``gap="lower_bound"`` needs one, in
+                its first step: a number or a one-element tensor, not multiplied by ``grad_scale``.
 
         Returns:
             What the closure returned, or None.
@@ -179,28 +203,59 @@ class FusedOptimizer(Optimizer):
             ValueError: a gradient, a state or a hyperparameter cannot be used. Nothing has changed then.
             RuntimeError: a parameter's state would be made inside a CUDA graph. Nothing has changed then.
         """
-        loss = None
+        evaluated = None
         if closure is not None:
+            if loss is not None:
+                raise ValueError("loss: got one and a closure, which returns it; pass one of the two")
             with torch.enable_grad():
-                loss = closure()
+                evaluated = loss = closure()
         found_inf = getattr(self, "found_inf", None)
         if _is_known_skip(found_inf):
-            return loss
+            return evaluated
         found_inf = found_inf if isinstance(found_inf, Tensor) else None
         scaling = (getattr(self, "grad_scale", None), found_inf)
 
+        everything = range(len(self.param_groups))
+        again = [index for index in everything if self._reevaluates(index)]
+        if again and closure is None:
+            raise ValueError(
+                f"closure: got None, but param group {again[0]} has same_batch=True, which takes the "
+                "gradient a second time; call step(closure)"
+            )
+        self._run(everything, scaling, loss)
+        if again:
+            with torch.enable_grad():
+                closure()
+            self._run(again, scaling, None, again=True)
+        return evaluated
+
+    def _reevaluates(self, index: int) -> bool:
+        group = self.param_groups[index]
+        return self._rule(group, index).reevaluates(group)
+
+    def _run(
+        self,
+        groups: Iterable[int],
+        scaling: tuple[Any, Any],
+        loss: float | Tensor | None,
+        *,
+        again: bool = False,
+    ) -> None:
+        """Check all of these groups, then step all of them."""
         pending: dict[Tensor, dict[str, Tensor]] = {}
-        calls = [self._gather(index, group, pending) for index, group in enumerate(self.param_groups)]
+        calls = [self._gather(index, pending, loss, again) for index in groups]
         calls = [call for call in calls if call.params]
         _check_not_captured([param for param, state in pending.items() if state])
         if self.backend == "native":
             self._run_native(calls, scaling, pending)
         else:
             self._run_reference(calls, scaling, pending)
-        return loss
 
-    def _gather(self, index: int, group: dict[str, Any], pending: dict[Tensor, dict[str, Tensor]]) -> Call:
+    def _gather(
+        self, index: int, pending: dict[Tensor, dict[str, Tensor]], loss: float | Tensor | None, again: bool
+    ) -> Call:
         """Collect what one group's step works on. New states go to ``pending``, not yet to ``self.state``."""
+        group = self.param_groups[index]
         rule = self._rule(group, index)
         rule.validate(group, f" in param group {index}")
         params = group["params"]
@@ -225,7 +280,33 @@ class FusedOptimizer(Optimizer):
                     f"param group {index}: the state of a parameter has no {error}, which rule {rule.name!r} "
                     "keeps; was the rule changed? Clear optimizer.state for its parameters"
                 ) from None
-        return Call(rule, index, params, grads, states, rule.arguments(group))
+        shared = {key: group[key] for key in rule.shared_keys}
+        if params and any(value is None for value in shared.values()):
+            device = params[0].device
+            shared = {key: value.to(device) for key, value in rule.init_shared(group).items()}
+        arguments = rule.arguments(group, again=True) if again else rule.arguments(group)
+        if params and rule.takes_loss(group) and not again:
+            arguments["loss"] = self._loss_for(index, loss)
+        return Call(rule, index, params, grads, states, shared, arguments)
+
+    def _loss_for(self, index: int, loss: float | Tensor | None) -> float | Tensor | None:
+        """Return the loss for a group that takes one: without one the last, as first steps may be skipped."""
+        where = f" in param group {index}"
+        if loss is not None:
+            validate.number_or_scalar(loss, "loss", where)
+            if isinstance(loss, Tensor):
+                loss = loss.detach()
+        elif index in self._losses:
+            return self._losses[index]
+        else:
+            raise ValueError(
+                f'loss: got None{where}, but the first step with gap="lower_bound" needs it: call '
+                "step(closure) or step(loss=...)"
+            )
+        if index not in self._losses and not (isinstance(loss, Tensor) and loss.device.type != "cpu"):
+            group = self.param_groups[index]
+            self._rule(group, index).check_first_loss(float(loss), group, where)
+        return loss
 
     def _run_native(self, calls: list[Call], scaling: tuple[Any, Any], pending: dict[Any, Any]) -> None:
         step = _loader.load().Step()
@@ -235,14 +316,22 @@ class FusedOptimizer(Optimizer):
             plan(
                 call.params,
                 call.grads,
-                *call.states,
+                *call.lists,
                 **call.arguments,
                 grad_scale=grad_scale,
                 found_inf=found_inf,
                 describe=self._describer(call),
             )
-        self.state.update(pending)
+        self._install(calls, pending)
         step.run()
+
+    def _install(self, calls: list[Call], pending: dict[Any, Any]) -> None:
+        """Take up the new states: everything has been checked."""
+        self.state.update(pending)
+        for call in calls:
+            self.param_groups[call.group].update(call.shared)
+            if (loss := call.arguments.get("loss")) is not None:
+                self._losses[call.group] = loss
 
     def _run_reference(self, calls: list[Call], scaling: tuple[Any, Any], pending: dict[Any, Any]) -> None:
         for call in calls:
@@ -253,14 +342,14 @@ class FusedOptimizer(Optimizer):
             for position, param in enumerate(call.params):
                 if param.ndim < call.rule.min_ndim:
                     call.rule.check_param(param, label(position))
-        self.state.update(pending)
+        self._install(calls, pending)
         for call in calls:
             grad_scale, found_inf = (_on_device(value, call.params[0].device) for value in scaling)
             run = getattr(reference, f"{call.rule.name}_")
             run(
                 call.params,
                 call.grads,
-                *call.states,
+                *call.lists,
                 **call.arguments,
                 grad_scale=grad_scale,
                 found_inf=found_inf,
@@ -278,13 +367,15 @@ class FusedOptimizer(Optimizer):
     # ------------------------------------------------------------------------------------------------ files
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_requested_backend": self._requested_backend}
+        own = ("_requested_backend", "_losses")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for index, group in enumerate(self.param_groups):
             for key, value in self._rule(group, index).defaults.items():
                 group.setdefault(key, value)  # pickled before the rule had this hyperparameter
+        self.__dict__.setdefault("_losses", {})
         self._is_complete = True
         self._backend = None  # this machine may have other kernels than the one that pickled
 
@@ -306,6 +397,7 @@ class FusedOptimizer(Optimizer):
 
         def after(_: Optimizer) -> None:
             self.state = new_state
+            self._losses = state_io.known_losses(self)
 
         # Between the user's hooks: theirs see the dict as it was given, and the state as it was loaded.
         handles = [

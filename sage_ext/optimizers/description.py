@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,6 +44,8 @@ class Description:
 
     rows: tuple[Row, ...]
     backend: str
+    shared_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Rule -> bytes of what the parameters of its groups share."""
 
     @property
     def totals(self) -> dict[str, Total]:
@@ -50,12 +53,12 @@ class Description:
         by_rule: dict[str, list[Row]] = defaultdict(list)
         for row in self.rows:
             by_rule[row.rule].append(row)
-        return {rule: _total(rows) for rule, rows in by_rule.items()}
+        return {rule: _total(rows, self.shared_bytes.get(rule, 0)) for rule, rows in by_rule.items()}
 
     @property
     def total(self) -> Total:
         """Totals over all rules."""
-        return _total(self.rows)
+        return _total(self.rows, sum(self.shared_bytes.values()))
 
     @property
     def state_bytes(self) -> int:
@@ -92,9 +95,11 @@ class Description:
 
 def describe(optimizer: FusedOptimizer) -> Description:
     """Return the description of ``optimizer``. It looks at shapes and dtypes only: meta tensors will do."""
-    rows = []
+    rows, shared = [], defaultdict(int)
     for index, group in enumerate(optimizer.param_groups):
         rule = optimizer.rules[group["rule"]]
+        for spec in rule.shared_layout(group).values():
+            shared[rule.name] += spec.nbytes
         names = group.get("param_names") or [f"group {index}, param {i}" for i in range(len(group["params"]))]
         for name, param in zip(names, group["params"], strict=True):
             held = optimizer.state.get(param)
@@ -103,11 +108,13 @@ def describe(optimizer: FusedOptimizer) -> Description:
             else:
                 size = sum(spec.nbytes for spec in rule.state_layout(param, group).values())
             rows.append(Row(name, tuple(param.shape), param.dtype, rule.name, size))
-    return Description(tuple(rows), optimizer.backend)
+    return Description(tuple(rows), optimizer.backend, dict(shared))
 
 
-def _total(rows: tuple[Row, ...] | list[Row]) -> Total:
-    return Total(len(rows), sum(row.numel for row in rows), sum(row.state_bytes for row in rows))
+def _total(rows: Sequence[Row], shared_bytes: int) -> Total:
+    return Total(
+        len(rows), sum(row.numel for row in rows), shared_bytes + sum(row.state_bytes for row in rows)
+    )
 
 
 def _line(cells: tuple[str, ...], widths: list[int]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sage_ext import routing
 from sage_ext.backend import Backend
 from sage_ext.optimizers.adamw import ADAMW
+from sage_ext.optimizers.alias import ALIAS, ALIAS_ADAM
 from sage_ext.optimizers.base import FusedOptimizer
 from sage_ext.optimizers.presets import PRESETS
 from sage_ext.optimizers.rule import Rule
@@ -21,7 +22,7 @@ from sage_ext.optimizers.sign import LION, SIGN_SGD
 from sage_ext.optimizers.sinkgd import SINKGD
 
 RULES: Mapping[str, Rule] = MappingProxyType(
-    {rule.name: rule for rule in (SAGE, SINKGD, LION, SIGN_SGD, SCALE, ADAMW)}
+    {rule.name: rule for rule in (SAGE, SINKGD, LION, SIGN_SGD, SCALE, ALIAS, ALIAS_ADAM, ADAMW)}
 )
 
 
@@ -35,9 +36,11 @@ class FusedHybrid(FusedOptimizer):
     "lion"   Lion         SinkGD                           Lion         Lion
     "sinkgd" AdamW        SinkGD                           AdamW        AdamW
     "scale"  SCALE, dim 0 SCALE, dim 1                     SCALE, dim 1 AdamW
+    "alias"  ALIAS        ALIAS                            AdamW        ALIAS
     ======== ============ ================================ ============ ======
 
-    In "scale" the head has momentum 0.9, and nothing else has any.
+    In "scale" the head has momentum 0.9, and nothing else has any. In "alias" all that is not the head is one
+    group, with one step size.
 
     A head that is tied to the embedding is the same parameter and counts as an embedding, but not in "scale":
     there it has to be said with ``tied``. ``describe()`` shows which parameter got which rule. Groups carry
@@ -47,10 +50,11 @@ class FusedHybrid(FusedOptimizer):
         model_or_named_parameters_or_groups: a module; (name, parameter) pairs together with ``embeddings``;
             or dicts with ``"params"`` and ``"rule"``, taken as they are. Frozen parameters of a module or of
             pairs are left out.
-        preset: ``"sage"``, ``"lion"``, ``"sinkgd"`` or ``"scale"``.
+        preset: ``"sage"``, ``"lion"``, ``"sinkgd"``, ``"scale"`` or ``"alias"``.
         lr: None takes the preset's own learning rate for each rule ("sage": 2e-3 for all; "lion": Lion 1e-4,
-            SinkGD 0.02; "sinkgd": AdamW 1e-3, SinkGD 0.02; "scale": 1e-3 for all); a number or one-element
-            tensor goes to every group; a dict maps rules to learning rates.
+            SinkGD 0.02; "sinkgd": AdamW 1e-3, SinkGD 0.02; "scale": 1e-3 for all; "alias": AdamW 1e-3, and
+            ALIAS finds its own); a number or one-element tensor goes to every group; a dict maps rules to
+            learning rates.
         embeddings, lm_head: names of parameters with that role; see :func:`sage_ext.routing.route`.
         tied: ``"embedding"`` or ``"lm_head"``, the role of a weight that is both. None takes the preset's
             choice; "scale" has none, because the paper's last layer is not an embedding as well.
@@ -150,11 +154,14 @@ class FusedHybrid(FusedOptimizer):
 
     def _by_role(self, routed: Sequence[routing.Routed]) -> list[dict[str, Any]]:
         preset, groups = PRESETS[self._preset], []
+        roles: dict[str, list[str]] = {}  # of each group; a joint rule has one group for several
         for role in routing.ROLES:
-            params = [(entry.name, entry.param) for entry in routed if entry.role == role]
-            if not params:
-                continue
-            rule = preset.rule_for(role)
+            if any(entry.role == role for entry in routed):
+                rule = preset.rule_for(role)
+                roles.setdefault(rule if rule in preset.joint else role, []).append(role)
+        for of_group in roles.values():
+            params = [(entry.name, entry.param) for entry in routed if entry.role in of_group]
+            role, rule = "+".join(of_group), preset.rule_for(of_group[0])
             overridden = self._overridden.get(rule, ())
             own = {k: v for k, v in preset.roles.get(role, {}).items() if k not in overridden}
             groups.append({"params": params, "role": role, "rule": rule, **own})

@@ -27,6 +27,8 @@ class Preset:
     """Of a role's rule, in this role alone."""
     tied: str | None = "embedding"
     """The role of a weight that is both embedding and head; None leaves that to the caller."""
+    joint: tuple[str, ...] = ()
+    """Rules that get one group for all of their roles: its parameters share state."""
 
     def rule_for(self, role: str) -> str:
         """Return the name of the rule that parameters of ``role`` (one of ``routing.ROLES``) get."""
@@ -60,6 +62,15 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             hyperparameters={"scale": {"lr": 1e-3}, "adamw": {"lr": 1e-3, "weight_decay": 0.0}},
             roles={"embedding": {"dim": 0}, "lm_head": {"momentum": 0.9}},
             tied=None,
+        ),
+        # ALIAS has no learning rate to tune; the head is on AdamW in the LLaMA runs of its authors.
+        "alias": Preset(
+            embedding="alias",
+            matrix="alias",
+            lm_head="adamw",
+            vector="alias",
+            hyperparameters={"adamw": {"lr": 1e-3, "weight_decay": 0.0}},
+            joint=("alias",),
         ),
     }
 )

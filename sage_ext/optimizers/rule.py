@@ -30,7 +30,8 @@ class Rule:
 
     ``sage_ext._C.Step`` has a method, and ``sage_ext.reference`` a function with an underscore behind it, of
     the rule's name. Both take ``(params, grads, *[list of each state tensor], **arguments(group))``, and an
-    empty list for a state that the group's hyperparameters do without.
+    empty list for a state that the group's hyperparameters do without. Behind the states comes a list with
+    one tensor for each of ``shared_keys``.
     """
 
     name: ClassVar[str]
@@ -38,6 +39,9 @@ class Rule:
     """The group's hyperparameters and their defaults. ``maximize`` is one of every rule."""
     state_keys: ClassVar[tuple[str, ...]] = ()
     """Keys of all states that the rule can keep, in the order in which the functions take their lists."""
+    shared_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys of states that the parameters of a group share: they are in the group, and None before the first
+    step."""
     needs_contiguous: ClassVar[bool] = False
     """Whether the native kernels need row-major parameters, or take any dense strides."""
     min_ndim: ClassVar[int] = 0
@@ -69,8 +73,31 @@ class Rule:
         """Return a new state of zeros for ``param``, on its device."""
         return {key: allocate(spec, param).zero_() for key, spec in self.state_layout(param, group).items()}
 
+    def shared_layout(self, group: Group) -> dict[str, StateSpec]:
+        """Return shape and dtype of each state that the parameters of a group share."""
+        return {}
+
+    def init_shared(self, group: Group) -> dict[str, Tensor]:
+        """Return the shared states as they begin, on the CPU."""
+        return {}
+
+    def takes_loss(self, group: Group) -> bool:
+        """Return whether the functions take ``loss``, and need it in the first step."""
+        return False
+
+    def check_first_loss(self, loss: float, group: Group, where: str) -> None:
+        """Raise ValueError if the first step cannot begin with this loss."""
+
+    def reevaluates(self, group: Group) -> bool:
+        """Return whether a step ends with another gradient, for ``arguments(group, again=True)``."""
+        return False
+
+    def step_size(self, group: Group) -> float:
+        """Return the size of the last step, where the host may have to wait for it; NaN before the first."""
+        return float(group["lr"])
+
     def arguments(self, group: Group) -> dict[str, Any]:
-        """Return the keyword arguments of the functions, without ``grad_scale`` and ``found_inf``."""
+        """Return the keyword arguments of the functions, without loss, grad_scale and found_inf."""
         raise NotImplementedError
 
 

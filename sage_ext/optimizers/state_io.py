@@ -8,6 +8,7 @@ wherever torch.optim kept it.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -42,7 +43,10 @@ def plan(
         return dict(state_dict), None
     completed = [_complete(index, *pair) for index, pair in enumerate(zip(saved_groups, groups, strict=True))]
     for index, group in enumerate(completed):
-        optimizer.rules[group["rule"]].validate(group, f" in group {index} of the state dict")
+        rule = optimizer.rules[group["rule"]]
+        rule.validate(group, f" in group {index} of the state dict")
+        for key, spec in rule.shared_layout(group).items():
+            group[key] = _restore_shared(index, key, group[key], spec, groups[index]["params"])
 
     owners = dict(
         zip(chain.from_iterable(group["params"] for group in saved_groups), places(groups), strict=True)
@@ -63,6 +67,17 @@ def plan(
     return {**state_dict, "param_groups": completed, "state": {}}, state
 
 
+def known_losses(optimizer: FusedOptimizer) -> dict[int, float]:
+    """Return for every group that had its first step, and so needs no loss any more, one that is not looked
+    at."""
+    started = {}
+    for index, group in enumerate(optimizer.param_groups):
+        rule = optimizer.rules[group["rule"]]
+        if rule.takes_loss(group) and not math.isnan(rule.step_size(group)):
+            started[index] = 0.0
+    return started
+
+
 def places(groups: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
     """Return (index of the group, index in the group) of every parameter, in the order of a state dict."""
     return [(g, i) for g, group in enumerate(groups) for i in range(len(group["params"]))]
@@ -80,6 +95,21 @@ def _complete(index: int, saved: Mapping[str, Any], group: Mapping[str, Any]) ->
     if isinstance(own["lr"], Tensor) and isinstance(completed["lr"], Tensor):
         completed["lr"] = completed["lr"].to(own["lr"].device)  # where the host must not have to read it
     return completed
+
+
+def _restore_shared(
+    index: int, key: str, saved: Any, spec: StateSpec, params: Sequence[Tensor]
+) -> Tensor | None:
+    """Return what the parameters of a group share; None if it was saved before the first step."""
+    if saved is None:
+        return None
+    if not isinstance(saved, Tensor) or tuple(saved.shape) != spec.shape or saved.dtype != spec.dtype:
+        got = (tuple(saved.shape), saved.dtype) if isinstance(saved, Tensor) else type(saved).__name__
+        raise ValueError(
+            f"state_dict: group {index}: the saved {key!r} is {got}, expected a tensor of shape {spec.shape} "
+            f"and {spec.dtype}"
+        )
+    return saved.to(params[0].device, copy=True) if params else saved.clone()
 
 
 def _restore(

@@ -19,6 +19,16 @@ def fail(name: str, value: object, expected: str, where: str) -> None:
 
 def rate(value: Any, where: str, name: str = "lr") -> None:
     """A finite number >= 0, or a floating tensor of one element; its value is read only from a CPU."""
+    number_or_scalar(value, name, where)
+    if isinstance(value, Tensor):
+        if value.device.type != "cpu":
+            return
+        value = value.item()
+    non_negative(value, name, where)
+
+
+def number_or_scalar(value: Any, name: str, where: str) -> None:
+    """A number, or a floating tensor of one element. Reads no value."""
     if isinstance(value, Tensor):
         if value.numel() != 1 or not value.is_floating_point():
             shape, dtype = tuple(value.shape), value.dtype
@@ -26,15 +36,23 @@ def rate(value: Any, where: str, name: str = "lr") -> None:
                 f"{name}: got a tensor of shape {shape} and dtype {dtype}{where}, expected a number or a "
                 "floating tensor of one element"
             )
-        if value.device.type != "cpu":
-            return
-        value = value.item()
-    non_negative(value, name, where)
+    elif not _is_number(value):
+        fail(name, value, "a number or a floating tensor of one element", where)
 
 
 def non_negative(value: Any, name: str, where: str) -> None:
     if not _is_number(value) or not 0 <= value < math.inf:
         fail(name, value, "a finite number >= 0", where)
+
+
+def positive(value: Any, name: str, where: str) -> None:
+    if not _is_number(value) or not 0 < value < math.inf:
+        fail(name, value, "a finite number > 0", where)
+
+
+def finite(value: Any, name: str, where: str) -> None:
+    if not _is_number(value) or not math.isfinite(value):
+        fail(name, value, "a finite number", where)
 
 
 def _is_number(value: Any) -> bool:
@@ -57,8 +75,16 @@ def fraction_pair(value: Any, name: str, where: str) -> None:
 
 
 def positive_int(value: Any, name: str, where: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        fail(name, value, "an integer >= 1", where)
+    _int_from(1, value, name, where)
+
+
+def non_negative_int(value: Any, name: str, where: str) -> None:
+    _int_from(0, value, name, where)
+
+
+def _int_from(least: int, value: Any, name: str, where: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        fail(name, value, f"an integer >= {least}", where)
 
 
 def flag(value: Any, name: str, where: str) -> None:

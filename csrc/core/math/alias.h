@@ -1,0 +1,114 @@
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "core/macros.h"
+#include "core/math/common.h"
+
+// ALIAS, arXiv 2506.03725: Sign-SGD that finds its own step size gamma = sqrt(d / eta). eta estimates the smoothness
+// from how much the gradient changes over a step, d the distance of the loss to its minimum. Elements move as in
+// sign.h's sign_sgd_update(), with gamma in lr's place.
+namespace sage_ext {
+
+// What all tensors of a parameter group share: an fp64 tensor of the optimizer's state.
+struct AliasScalars {
+  double step;          // steps done
+  double eta;           // never falls
+  double d;             // never falls
+  double gap;           // descent: the sum of gamma * <g_t, sign(g_{t-1})>, of which d is the largest so far
+  double step_size;     // gamma of the last step
+  double grad_max;      // of the gradient that was last recorded
+  double grad_min;      //
+  double displacement;  // of the parameters in the last step: the sum (memory-efficient) or maximum (base) of |dW|
+  double grad_factor;   // of the recorded gradient in the base form, which is kept as it came
+};
+
+inline constexpr int64_t kAliasScalars = sizeof(AliasScalars) / sizeof(double);
+
+// What a call does. `step` is the whole; with same_batch it is two calls, with the gradient taken anew between them.
+enum class AliasMode : uint8_t {
+  step,    // refresh eta and d from this gradient and the last one, record this one, move
+  move,    // record this gradient, move
+  refresh  // refresh eta and d from this gradient and the recorded one
+};
+
+struct AliasOptions {
+  bool memory_efficient;
+  bool descent;  // the gap proxy: descent, or the lower bound
+  double lower_bound, max_step, weight_decay;
+  int64_t warmup_steps, update_every;
+  AliasMode mode;
+};
+
+// Sums over all elements of a gradient g and the one before it, p. A form fills in what it needs.
+struct AliasObservation {
+  double grad_max, grad_min;  // memory-efficient
+  double inner;               // descent: <g, sign(p)>
+  double difference;          // base: |g - p|, summed
+};
+
+// Larger and smaller, where a NaN wins.
+SAGE_EXT_HD double keep_nan_max(double a, double b) { return a > b || a != a ? a : b; }
+SAGE_EXT_HD double keep_nan_min(double a, double b) { return a < b || a != a ? a : b; }
+
+// The number of the step that this call is about, from 1.
+SAGE_EXT_HD double alias_step(const AliasScalars& s, const AliasOptions& o) {
+  return o.mode == AliasMode::refresh ? s.step : s.step + 1.0;
+}
+
+// Whether eta and d are brought up to date: in step 2, the first with a gradient before it, and every `update_every`
+// steps from there.
+SAGE_EXT_HD bool alias_refreshes(double step, const AliasOptions& o) {
+  if (o.mode != AliasMode::step) return o.mode == AliasMode::refresh;
+  return step >= 2.0 && (static_cast<int64_t>(step) - 2) % o.update_every == 0;
+}
+
+// Whether the gradient is recorded: before every step that refreshes.
+SAGE_EXT_HD bool alias_records(double step, const AliasOptions& o) {
+  if (o.mode != AliasMode::step) return o.mode == AliasMode::move;
+  return (static_cast<int64_t>(step) - 1) % o.update_every == 0;
+}
+
+// Whether the gradient has to be looked at before the parameters can move.
+SAGE_EXT_HD bool alias_observes(double step, const AliasOptions& o) {
+  return alias_refreshes(step, o) || alias_records(step, o);
+}
+
+// What eta grows by, times the displacement. The memory-efficient form has of the last gradient the extrema alone:
+// they bound the largest difference of any element.
+SAGE_EXT_HD double alias_change(const AliasScalars& s, const AliasObservation& seen, const AliasOptions& o) {
+  if (!o.memory_efficient) return seen.difference;
+  return keep_nan_max(fabs(seen.grad_max - s.grad_min), fabs(s.grad_max - seen.grad_min));
+}
+
+SAGE_EXT_HD double alias_step_size(const AliasScalars& s, double lr, const AliasOptions& o) {
+  const double found = s.eta == 0.0 ? o.max_step : sqrt(s.d / s.eta);
+  return keep_nan_min(s.step <= static_cast<double>(o.warmup_steps) ? lr : found, o.max_step);
+}
+
+// Between looking at the gradient and moving the parameters. `lr` is for warm-up; `loss` is looked at in the first
+// step, and only if the gap is the one to the lower bound.
+SAGE_EXT_HD void alias_advance(AliasScalars& s, const AliasObservation& seen, double lr, double loss,
+                               double grad_factor, const AliasOptions& o) {
+  const double step = alias_step(s, o);
+  if (alias_refreshes(step, o)) {
+    // If nothing moved, the change says nothing about the smoothness.
+    if (s.displacement != 0.0) s.eta += alias_change(s, seen, o) / s.displacement;
+    if (o.descent) {
+      s.gap += s.step_size * seen.inner;
+      s.d = keep_nan_max(s.gap, s.d);
+    }
+  }
+  if (alias_records(step, o)) {
+    s.grad_max = seen.grad_max;
+    s.grad_min = seen.grad_min;
+    s.grad_factor = grad_factor;
+  }
+  if (o.mode == AliasMode::refresh) return;
+  s.step = step;
+  if (!o.descent && step == 1.0) s.d = keep_nan_max(loss - o.lower_bound, 0.0);
+  s.step_size = alias_step_size(s, lr, o);
+}
+
+}  // namespace sage_ext

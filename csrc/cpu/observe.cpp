@@ -1,0 +1,35 @@
+#include "cpu/observe.h"
+
+#include <cstring>
+
+#include "core/math/sign.h"
+#include "core/sign_planes.h"
+#include "cpu/isa.h"
+
+namespace sage_ext::cpu {
+
+using ObserveValues = Observation (*)(const void* grad, Span, float factor, uint32_t* signs, bool record);
+using ObservePair = Observation (*)(const void* grad, Span, float factor, void* prev_grad, float prev_factor,
+                                    bool record);
+
+}  // namespace sage_ext::cpu
+
+#define SAGE_EXT_ISA_SOURCE "cpu/observe_kernels.inl"
+#include "cpu/foreach_isa.inl"
+
+namespace sage_ext::cpu {
+
+Observation observe_extrema(const void* grad, DType dtype, Span span, float factor) {
+  return SAGE_EXT_FOR_ACTIVE_ISA(select_observe_values<false>(dtype))(grad, span, factor, nullptr, false);
+}
+
+Observation observe_signs(const void* grad, DType dtype, Span span, float factor, uint32_t* signs, bool record) {
+  return SAGE_EXT_FOR_ACTIVE_ISA(select_observe_values<true>(dtype))(grad, span, factor, signs, record);
+}
+
+Observation observe_difference(const void* grad, DType dtype, Span span, float factor, void* prev_grad,
+                               float prev_factor, bool record) {
+  return SAGE_EXT_FOR_ACTIVE_ISA(select_observe_pair(dtype))(grad, span, factor, prev_grad, prev_factor, record);
+}
+
+}  // namespace sage_ext::cpu

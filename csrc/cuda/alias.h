@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <span>
+
+#include "core/dtype.h"
+#include "core/math/alias.h"
+#include "cuda/step_scalars.h"
+
+namespace sage_ext::cuda {
+
+// One parameter with its gradient: dense arrays of `numel` elements in the same order, on one device. Of what is kept
+// of the gradient before it, a form has one or neither; the other pointer is null:
+//   memory-efficient, descent       signs: its bit planes (core/sign_planes.h)
+//   memory-efficient, lower bound   nothing
+//   base                            prev_grad: all of it, in grad_dtype
+struct AliasTensor {
+  void* param;
+  const void* grad;
+  uint32_t* signs;
+  void* prev_grad;
+  int64_t numel;
+  DType param_dtype, grad_dtype;
+};
+
+// The loss at the first step, where the gap is the one to the lower bound: `tensor`, one element on the device, takes
+// the place of `value`.
+struct AliasLoss {
+  double value = 0.0;
+  const float* tensor = nullptr;
+};
+
+// Bytes of device memory that alias_step() needs as scratch.
+int64_t alias_workspace_bytes(std::span<const AliasTensor> tensors, const AliasOptions& options);
+
+// One ALIAS step over all tensors on `stream`; `shared` is on the device. Three launches for tensors of one mix of
+// dtypes: look at the gradients, advance `shared`, move the parameters; one more with update_every > 1.
+void alias_step(std::span<const AliasTensor> tensors, const AliasOptions& options, const AliasLoss& loss,
+                const StepScalars& scalars, AliasScalars* shared, void* workspace, cudaStream_t stream);
+
+}  // namespace sage_ext::cuda

@@ -1,0 +1,326 @@
+"""ALIAS, Sign-SGD without a learning rate to tune, and ALIAS-Adam (arXiv 2506.03725)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from sage_ext.backend import Backend
+from sage_ext.optimizers import validate
+from sage_ext.optimizers.base import FusedOptimizer
+from sage_ext.optimizers.rule import Group, Rule, StateSpec, moment
+from sage_ext.reference._signs import sign_words
+from sage_ext.reference.alias import ALIAS_SCALARS
+
+GAPS = ("descent", "lower_bound")
+
+
+def sign_planes(param: Tensor) -> StateSpec:
+    """The layout of the packed signs of a parameter's gradient: 0.25 byte an element."""
+    return StateSpec((2, sign_words(param.numel())), torch.int32, False)
+
+
+class AliasRule(Rule):
+    name = "alias"
+    defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {
+            "lr": 1e-3,
+            "memory_efficient": True,
+            "gap": "descent",
+            "d0": 1e-6,
+            "lower_bound": 0.0,
+            "eta0": 0.0,
+            "max_step": 1e-3,
+            "warmup_steps": 0,
+            "update_every": 1,
+            "same_batch": False,
+            "weight_decay": 0.0,
+            "maximize": False,
+            "capturable": False,
+        }
+    )
+    state_keys = ("signs", "prev_grad")
+    shared_keys = ("scalars",)
+    needs_contiguous = True  # the sign planes go by the row-major order
+
+    def validate(self, group: Group, where: str) -> None:
+        validate.rate(group["lr"], where)
+        validate.choice(group["gap"], GAPS, "gap", where)
+        for name in ("d0", "eta0", "weight_decay"):
+            validate.non_negative(group[name], name, where)
+        validate.finite(group["lower_bound"], "lower_bound", where)
+        validate.positive(group["max_step"], "max_step", where)
+        validate.non_negative_int(group["warmup_steps"], "warmup_steps", where)
+        validate.positive_int(group["update_every"], "update_every", where)
+        for name in ("memory_efficient", "same_batch", "maximize", "capturable"):
+            validate.flag(group[name], name, where)
+        if group["same_batch"] and group["update_every"] != 1:
+            validate.fail(
+                "update_every",
+                group["update_every"],
+                "1 with same_batch=True, which takes the gradient anew in every step",
+                where,
+            )
+        if group["maximize"] and group["gap"] == "lower_bound":
+            validate.fail(
+                "gap", "lower_bound", "'descent' with maximize=True: a bound from below says nothing", where
+            )
+
+    def kept_keys(self, group: Group) -> tuple[str, ...]:
+        if not group["memory_efficient"]:
+            return ("prev_grad",)
+        return ("signs",) if group["gap"] == "descent" else ()
+
+    def state_layout(self, param: Tensor, group: Group) -> dict[str, StateSpec]:
+        dtype = param.dtype if param.grad is None else param.grad.dtype
+        layouts = {"signs": sign_planes(param), "prev_grad": StateSpec(tuple(param.shape), dtype, True)}
+        return {key: layouts[key] for key in self.kept_keys(group)}
+
+    def shared_layout(self, group: Group) -> dict[str, StateSpec]:
+        return {"scalars": StateSpec((len(ALIAS_SCALARS),), torch.float64, False)}
+
+    def init_shared(self, group: Group) -> dict[str, Tensor]:
+        start = {"eta": group["eta0"], "d": group["d0"] if group["gap"] == "descent" else 0.0}
+        values = [float(start.get(name, 0.0)) for name in ALIAS_SCALARS]
+        return {"scalars": torch.tensor(values, dtype=torch.float64, device="cpu")}
+
+    def takes_loss(self, group: Group) -> bool:
+        return group["gap"] == "lower_bound"
+
+    def check_first_loss(self, loss: float, group: Group, where: str) -> None:
+        if not group["lower_bound"] < loss < math.inf:
+            validate.fail(
+                "loss", loss, f"a finite number above lower_bound, which is {group['lower_bound']}", where
+            )
+
+    def reevaluates(self, group: Group) -> bool:
+        return group["same_batch"]
+
+    def step_size(self, group: Group) -> float:
+        if group["scalars"] is None:
+            return math.nan
+        return float(group["scalars"][ALIAS_SCALARS.index("step_size")])
+
+    def arguments(self, group: Group, *, again: bool = False) -> dict[str, Any]:
+        names = ("lr", "memory_efficient", "gap", "lower_bound", "max_step", "warmup_steps", "update_every")
+        mode = "refresh" if again else "move" if group["same_batch"] else "step"
+        return {
+            **{name: group[name] for name in names},
+            "weight_decay": group["weight_decay"],
+            "maximize": group["maximize"],
+            "mode": mode,
+        }
+
+
+ALIAS = AliasRule()
+
+
+class FusedALIAS(FusedOptimizer):
+    """ALIAS: Sign-SGD that finds its own step size gamma (Medyakov et al., arXiv 2506.03725, ICLR 2026).
+
+    ``gamma = min(sqrt(d / eta), max_step) ; W <- W (1 - gamma*wd) - gamma*sign(g)``, where eta estimates the
+    smoothness from how the gradient changes over a step, and d the distance of the loss to its minimum::
+
+        base              eta <- eta + ||g_t - g_{t-1}||_1 / ||x_t - x_{t-1}||_inf
+        memory-efficient  eta <- eta + B_t / ||x_t - x_{t-1}||_1
+                          B_t = max(|max g_t - min g_{t-1}|, |max g_{t-1} - min g_t|)
+        "descent"         dt <- dt + gamma_{t-1} <g_t, sign(g_{t-1})> ;  d <- max(d, dt)
+        "lower_bound"     d = f(x_0) - lower_bound
+
+    eta, d and gamma are one set of numbers for all tensors of a parameter group, in float64 and on their
+    device: a step never reads them on the host, :meth:`step_size` does when asked. There is no learning rate
+    to tune, and a scheduler's matters during warm-up alone.
+
+    A group's state is ``scalars`` (72 bytes, in the group itself; names in
+    ``sage_ext.reference.alias.ALIAS_SCALARS``). A parameter's is, in the memory-efficient form with the
+    descent gap, ``signs``: two bit planes, 0.25 byte an element; in the base form ``prev_grad``, the last
+    gradient as it came; with the lower bound in the memory-efficient form, nothing. A parameter without a
+    gradient is left out of a step, and its last gradient stays what it was.
+
+    Args:
+        params: parameters, named parameters or groups. float32, bfloat16 or float16 in any mix; float64 with
+            ``backend="reference"``. Native kernels need contiguous parameters.
+        memory_efficient: keep signs, or nothing, of the last gradient; False keeps all of it.
+        gap: ``"descent"`` or ``"lower_bound"``; with the latter the first step needs the loss, from
+            ``step(closure)`` or ``step(loss=...)``.
+        d0: what d begins with, for ``"descent"``.
+        lower_bound: of the loss, for ``"lower_bound"``.
+        eta0: what eta begins with. While eta is 0, gamma is ``max_step``.
+        max_step: gamma is never more, not even in warm-up. 1e-3 in the authors' code.
+        warmup_steps: gamma is ``lr`` in so many first steps; eta and d are measured all the same.
+        update_every: eta, d and gamma are brought up to date in step 2 and every so many steps from there.
+            The steps between cost no more than Sign-SGD's.
+        same_batch: evaluate the closure a second time in every step, at the new parameters and on the old
+            batch, for the difference of the gradients. By default that is between consecutive batches, as in
+            the authors' experiments.
+        weight_decay: decoupled, with gamma in the learning rate's place.
+        lr: gamma during warm-up: a number or a one-element tensor. One on the parameter's GPU is read by the
+            kernels alone; any other is read on the host at each step.
+        maximize: ascend instead of descend; only with the descent gap.
+        capturable: accepted for parity with torch, without effect: a step can be captured in a CUDA graph
+            either way.
+        backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
+
+    Raises:
+        ValueError: an argument or a parameter cannot be used; the message names it, and the cure.
+        NativeUnavailableError: native kernels were asked for, or are needed on a GPU, and cannot be used.
+    """
+
+    rules = MappingProxyType({ALIAS.name: ALIAS})
+
+    def __init__(
+        self,
+        params: ParamsT,
+        *,
+        memory_efficient: bool = True,
+        gap: Literal["descent", "lower_bound"] = "descent",
+        d0: float = 1e-6,
+        lower_bound: float = 0.0,
+        eta0: float = 0.0,
+        max_step: float = 1e-3,
+        warmup_steps: int = 0,
+        update_every: int = 1,
+        same_batch: bool = False,
+        weight_decay: float = 0.0,
+        lr: float | Tensor = 1e-3,
+        maximize: bool = False,
+        capturable: bool = False,
+        backend: Backend = "auto",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "memory_efficient": memory_efficient,
+            "gap": gap,
+            "d0": d0,
+            "lower_bound": lower_bound,
+            "eta0": eta0,
+            "max_step": max_step,
+            "warmup_steps": warmup_steps,
+            "update_every": update_every,
+            "same_batch": same_batch,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "capturable": capturable,
+        }
+        super().__init__(params, defaults, backend=backend)
+
+
+class AliasAdamRule(Rule):
+    name = "alias_adam"
+    defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {
+            "lr": 1e-3,
+            "betas": (0.9, 0.999),
+            "eps": 1e-8,
+            "d0": 1.0,
+            "weight_decay": 0.0,
+            "maximize": False,
+            "state_dtype": None,
+            "capturable": False,
+        }
+    )
+    state_keys = ("exp_avg", "exp_avg_sq", "signs", "scalars")
+    needs_contiguous = True  # the sign planes go by the row-major order
+
+    def validate(self, group: Group, where: str) -> None:
+        validate.rate(group["lr"], where)
+        validate.fraction_pair(group["betas"], "betas", where)
+        for name in ("eps", "weight_decay"):
+            validate.non_negative(group[name], name, where)
+        validate.positive(group["d0"], "d0", where)
+        for name in ("maximize", "capturable"):
+            validate.flag(group[name], name, where)
+        validate.state_dtype(group["state_dtype"], where)
+
+    def state_layout(self, param: Tensor, group: Group) -> dict[str, StateSpec]:
+        return {
+            "exp_avg": moment(param, group),
+            "exp_avg_sq": moment(param, group),
+            "signs": sign_planes(param),
+            "scalars": StateSpec((2,), torch.float64, False),
+        }
+
+    def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
+        state = super().init_state(param, group)
+        state["scalars"][1:].fill_(group["d0"])  # r is 0
+        return state
+
+    def arguments(self, group: Group) -> dict[str, Any]:
+        beta1, beta2 = group["betas"]
+        return {
+            "lr": group["lr"],
+            "beta1": beta1,
+            "beta2": beta2,
+            "eps": group["eps"],
+            "weight_decay": group["weight_decay"],
+            "maximize": group["maximize"],
+        }
+
+
+ALIAS_ADAM = AliasAdamRule()
+
+
+class FusedALIASAdam(FusedOptimizer):
+    """ALIAS-Adam: Adam on d*g, with an ALIAS-like d for each tensor (code of the authors of arXiv
+    2506.03725)::
+
+        r <- sqrt(b2)*r + (1-sqrt(b2))*d*<g_t, sign(g_{t-1})> ;  d <- max(d, r)
+        m <- b1*m + (1-b1)*d*g ;  v <- b2*v + (1-b2)*d^2*g^2
+        W <- W (1 - lr*wd) - lr*d*m/(sqrt(v) + eps)            no bias correction
+
+    A parameter's state is ``exp_avg`` (m), ``exp_avg_sq`` (v), ``signs`` of the last gradient (two bit
+    planes, 0.25 byte an element) and ``scalars`` (r and d, float64).
+
+    Args:
+        params: parameters, named parameters or groups. float32, bfloat16 or float16 in any mix; float64 with
+            ``backend="reference"``. Native kernels need contiguous parameters.
+        lr: a number or a one-element tensor. One on the parameter's GPU is read by the kernels alone, so a
+            captured CUDA graph follows its value; any other is read on the host at each step.
+        betas: (b1, b2), each in [0, 1).
+        eps: added to the denominator.
+        d0: what d begins with: 1 in the authors' LLaMA runs, 1e-8 in their ViT code.
+        weight_decay: decoupled.
+        maximize: ascend instead of descend.
+        state_dtype: dtype of both moments; None takes the parameter's.
+        capturable: accepted for parity with torch, without effect: a step can be captured in a CUDA graph
+            either way.
+        backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
+
+    Raises:
+        ValueError: an argument or a parameter cannot be used; the message names it, and the cure.
+        NativeUnavailableError: native kernels were asked for, or are needed on a GPU, and cannot be used.
+    """
+
+    rules = MappingProxyType({ALIAS_ADAM.name: ALIAS_ADAM})
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        d0: float = 1.0,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        capturable: bool = False,
+        backend: Backend = "auto",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "d0": d0,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "state_dtype": state_dtype,
+            "capturable": capturable,
+        }
+        super().__init__(params, defaults, backend=backend)
