@@ -52,6 +52,27 @@ struct ArrayOperand {
   }
 };
 
+// An operand that is not kept, but added up: in fp32 over a group, in fp64 beyond.
+template <int N>
+struct SumOperand {
+  static constexpr bool aligned = true;
+  double& sum;
+  float values[N];
+
+  __device__ __forceinline__ explicit SumOperand(double& sum) : sum(sum) {}
+
+  __device__ __forceinline__ void load(int, int) {}
+  __device__ __forceinline__ void unpack(int) {}
+  __device__ __forceinline__ void store(int, int) {
+    float group = values[0];
+#pragma unroll
+    for (int e = 1; e < N; ++e) group += values[e];
+    sum += static_cast<double>(group);
+  }
+  __device__ __forceinline__ void load_one(int) {}
+  __device__ __forceinline__ void store_one(int) { sum += static_cast<double>(values[0]); }
+};
+
 // The part of a tensor that is one block's: chunks start where a vector of the parameter starts, `head` elements
 // into the tensor. Those first elements are block 0's as well.
 struct BlockElements {
@@ -61,12 +82,13 @@ struct BlockElements {
 };
 
 template <typename T>
-__device__ __forceinline__ BlockElements elements_of_block(const T* param, int64_t numel, int64_t block) {
+__device__ __forceinline__ BlockElements elements_of_block(const T* param, int64_t numel, int64_t block,
+                                                           int64_t chunk = kMapChunk) {
   const int64_t to_alignment = elements_to_alignment(param);
   const int64_t head = to_alignment < numel ? to_alignment : numel;
-  const int64_t begin = head + block * kMapChunk;
+  const int64_t begin = head + block * chunk;
   const int64_t left = begin < numel ? numel - begin : 0;
-  return {begin, static_cast<int>(left < kMapChunk ? left : kMapChunk), block == 0 ? static_cast<int>(head) : 0};
+  return {begin, static_cast<int>(left < chunk ? left : chunk), block == 0 ? static_cast<int>(head) : 0};
 }
 
 // body(values...) for every element of the chunk: fp32 values, one reference for each operand; what it leaves in

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <limits>
+
 #include "cuda/shared.cuh"
 
 // Sums in a fixed order: trees over lanes and warps, never atomics.
@@ -25,27 +27,56 @@ __device__ __forceinline__ T warp_sum(T value) {
   return value;
 }
 
-// The sums of N values over all threads of the block, in every thread. All kThreads threads call it.
-template <int kThreads, typename T, int N>
-__device__ __forceinline__ void block_sum(T (&values)[N]) {
+template <typename T>
+inline constexpr T kInfinity = std::numeric_limits<T>::infinity();
+
+// The larger one; NaN, if either is.
+__device__ __forceinline__ float nan_max(float a, float b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float larger;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+  return larger;
+#else
+  return a > b || a != a ? a : b;
+#endif
+}
+__device__ __forceinline__ double nan_max(double a, double b) { return a > b || a != a ? a : b; }
+
+// N values of all threads of the block, combined by combine(a, b), in every thread. All kThreads threads call it.
+template <int kThreads, typename T, int N, typename Combine>
+__device__ __forceinline__ void block_reduce(T (&values)[N], const Combine& combine) {
   constexpr int kWarps = kThreads / kWarpSize;
   using Parts = T[kWarps][N];
   SAGE_EXT_SHARED(Parts, parts);
   const auto warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const bool first_lane = threadIdx.x % kWarpSize == 0;
-  __syncthreads();  // the sums before these may still be read
+  __syncthreads();  // the values before these may still be read
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    const T sum = warp_sum(values[i]);
-    if (first_lane) parts[warp][i] = sum;
+#pragma unroll
+    for (int mask = kWarpSize / 2; mask > 0; mask /= 2) {
+      values[i] = combine(values[i], __shfl_xor_sync(~0u, values[i], mask));
+    }
+    if (first_lane) parts[warp][i] = values[i];
   }
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     values[i] = parts[0][i];
 #pragma unroll
-    for (int w = 1; w < kWarps; ++w) values[i] += parts[w][i];
+    for (int w = 1; w < kWarps; ++w) values[i] = combine(values[i], parts[w][i]);
   }
+}
+
+template <int kThreads, typename T, int N>
+__device__ __forceinline__ void block_sum(T (&values)[N]) {
+  block_reduce<kThreads>(values, [](T a, T b) { return a + b; });
+}
+
+// A NaN wins.
+template <int kThreads, typename T, int N>
+__device__ __forceinline__ void block_max(T (&values)[N]) {
+  block_reduce<kThreads>(values, [](T a, T b) { return nan_max(a, b); });
 }
 
 }  // namespace sage_ext::cuda

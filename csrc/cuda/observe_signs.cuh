@@ -1,0 +1,40 @@
+#pragma once
+
+#include "cuda/sign_planes.cuh"
+
+// What ALIAS and ALIAS-Adam ask of a gradient g and the signs of the one before it, p.
+namespace sage_ext::cuda {
+
+// The largest of g and of -g.
+struct Extrema {
+  float largest[2] = {-kInfinity<float>, -kInfinity<float>};
+
+  __device__ __forceinline__ void add(float g) {
+    largest[0] = nan_max(largest[0], g);
+    largest[1] = nan_max(largest[1], -g);
+  }
+};
+
+// This thread's part of <g, sign(p)> in a block's chunk of a tensor, in whose planes the signs of g take the place of
+// those of p. With `extrema`, g's are put there.
+template <typename G>
+__device__ __forceinline__ double observe_signs(const G* grad, const SignPlanes& planes, int count, float factor,
+                                                Extrema* extrema) {
+  double inner = 0.0;
+  float group = 0.0f;
+  update_with_signs(
+      grad, planes, count,
+      [&](float g, float sign) {
+        g *= factor;
+        group = fmaf(g, sign, group);  // the product is exact
+        if (extrema != nullptr) extrema->add(g);
+        return g;
+      },
+      [&] {
+        inner += static_cast<double>(group);
+        group = 0.0f;
+      });
+  return inner;
+}
+
+}  // namespace sage_ext::cuda
