@@ -2,52 +2,52 @@
 
 namespace {
 
-// Moves `count` elements and adds up how far they went. `load_direction(block, values)` gives what the sign is taken
-// of, for whole blocks and for the elements that are left.
-template <typename W, typename LoadDirection>
-inline __attribute__((always_inline)) Displacement move_blocks(W* param, int64_t count, float step, float decay,
-                                                               LoadDirection load_direction) {
-  float sums[kBlock] = {};
-  float farthest[kBlock] = {};
+struct MoveSums {
+  Lanes sum, max;
+};
+
+// One block; sign_of(k) is the signs of its part k.
+template <typename W, typename SignOf>
+SAGE_EXT_INLINE void move_block(MoveSums& sums, W* param, float step, float decay, const SignOf& sign_of) {
+  SAGE_EXT_FOR_PARTS {
+    Floats before;
+    load_part(param + k * kLanes, before);
+    Floats after = before;
+    step_by_sign(after, sign_of(k), step, decay);
+    store_part(param + k * kLanes, after);
+    const Floats distance = absolute(after - before);
+    sums.sum.of(k) += distance;
+    sums.max.of(k) = larger(distance, sums.max.of(k));
+  }
+}
+
+// Moves `count` elements and adds up how far they went; sign_of(block, k) is the signs of a block's part k. Behind the
+// last element, which may be inside of a block, they are 0.
+template <typename W, typename SignOf>
+SAGE_EXT_INLINE Displacement move_blocks(W* param, int64_t count, float step, float decay, const SignOf& sign_of) {
+  MoveSums sums{Lanes(0.0f), Lanes(0.0f)};
   Displacement moved;
-  const auto move = [&](W* block, int64_t index) SAGE_EXT_ALWAYS_INLINE {
-    float before[kBlock], after[kBlock];
-    load_direction(index, after);
-    load_block(block, before);
-#pragma omp simd
-    for (int i = 0; i < kBlock; ++i) {
-      float value = before[i];
-      sign_sgd_update(value, after[i], step, decay);
-      after[i] = value;
-    }
-    store_block(block, after);
-    load_block(block, after);  // as it was rounded
-#pragma omp simd
-    for (int i = 0; i < kBlock; ++i) {
-      const float distance = __builtin_fabsf(after[i] - before[i]);
-      sums[i] += distance;
-      farthest[i] = distance > farthest[i] ? distance : farthest[i];
-    }
-  };
-  const auto flush = [&] {
-    moved.sum += sum_of_block(sums);
-    for (int i = 0; i < kBlock; ++i) sums[i] = 0.0f;
-  };
   const int64_t blocks = count / kBlock;
   for (int64_t block = 0; block < blocks;) {
     const int64_t end = blocks - block < kBlocksPerFlush ? blocks : block + kBlocksPerFlush;
-    for (; block < end; ++block) move(param + block * kBlock, block);
-    flush();
+    sums.sum = Lanes(0.0f);
+    for (; block < end; ++block) {
+      move_block(sums, param + block * kBlock, step, decay,
+                 [&](int k) SAGE_EXT_ALWAYS_INLINE { return sign_of(block, k); });
+    }
+    moved.sum += sums.sum.sum();
   }
   if (const int64_t left = count - blocks * kBlock; left > 0) {
     W part[kBlock] = {};
     std::memcpy(part, param + blocks * kBlock, static_cast<size_t>(left) * sizeof(W));
-    move(part, blocks);
-    flush();
+    sums.sum = Lanes(0.0f);
+    move_block(sums, part, step, decay, [&](int k) SAGE_EXT_ALWAYS_INLINE { return sign_of(blocks, k); });
+    moved.sum += sums.sum.sum();
     std::memcpy(param + blocks * kBlock, part, static_cast<size_t>(left) * sizeof(W));
   }
-  for (const float distance : farthest) {
-    if (static_cast<double>(distance) > moved.max) moved.max = static_cast<double>(distance);
+  for (int i = 0; i < Lanes::kCount; ++i) {
+    const auto distance = static_cast<double>(sums.max.at(i));
+    if (distance > moved.max) moved.max = distance;
   }
   if (moved.sum != moved.sum) moved.max = moved.sum;  // a NaN is in the sum, at least
   return moved;
@@ -58,12 +58,8 @@ Displacement move_by_signs(const AliasTensor& tensor, int64_t begin, int64_t end
   const uint32_t* positive = tensor.signs + begin / kBlock;
   const uint32_t* negative = positive + sign_words(tensor.numel);
   return move_blocks(static_cast<W*>(tensor.param) + begin, end - begin, step, decay,
-                     [=](int64_t block, float* signs) SAGE_EXT_ALWAYS_INLINE {
-                       const uint32_t p = positive[block];
-                       const uint32_t n = negative[block];
-#pragma omp simd
-                       for (int i = 0; i < kBlock; ++i) signs[i] = sign_at(p, n, i);
-                     });
+                     [=](int64_t block, int k)
+                         SAGE_EXT_ALWAYS_INLINE { return sign_of_bits(positive[block], negative[block], k); });
 }
 
 template <typename W, typename G>
@@ -71,17 +67,14 @@ Displacement move_by_grads(const AliasTensor& tensor, int64_t begin, int64_t end
                            float grad_factor) {
   const G* grad = static_cast<const G*>(tensor.grad) + begin;
   const int64_t count = end - begin;
+  const int64_t blocks = count / kBlock;
+  G last[kBlock] = {};
+  std::memcpy(last, grad + blocks * kBlock, static_cast<size_t>(count - blocks * kBlock) * sizeof(G));
   return move_blocks(static_cast<W*>(tensor.param) + begin, count, step, decay,
-                     [=](int64_t block, float* values) SAGE_EXT_ALWAYS_INLINE {
-                       const int64_t left = count - block * kBlock;
-                       if (left >= kBlock) {
-                         load_block(grad + block * kBlock, values);
-                       } else {
-                         for (int i = 0; i < kBlock; ++i)
-                           values[i] = i < left ? to_float(grad[block * kBlock + i]) : 0.0f;
-                       }
-#pragma omp simd
-                       for (int i = 0; i < kBlock; ++i) values[i] *= grad_factor;
+                     [&](int64_t block, int k) SAGE_EXT_ALWAYS_INLINE {
+                       Floats g;
+                       load_part((block < blocks ? grad + block * kBlock : last) + k * kLanes, g);
+                       return sign_of_lanes(g * grad_factor);
                      });
 }
 

@@ -1,42 +1,139 @@
 // Part of every instruction set's namespace (see foreach_isa.inl): arrays in blocks of 32 elements, which are a word of
-// the sign planes. Loops over a block have a constant length, so that they become a few vectors without a tail.
+// the sign planes. Packing bits and sums that stay in registers are beyond what compilers vectorise by themselves, so
+// these are vector types of GCC and Clang, which become what the instruction set has.
 namespace {
 
+inline constexpr int kLanes = SAGE_EXT_ISA_LANES;  // of one vector
 inline constexpr int kBlock = 32;
+inline constexpr int kParts = kBlock / kLanes;
 static_assert(kBlock == kSignsPerWord);
 
-// Sums run in fp32 over so many blocks, each element of a block in a sum of its own, and then in fp64.
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Masks __attribute__((vector_size(4 * kLanes)));  // of a comparison: all bits of a lane, or none
+typedef uint16_t Shorts __attribute__((vector_size(2 * kLanes)));
+
+// Sums run in fp32 over so many blocks, each lane on its own, and then in fp64.
 inline constexpr int64_t kBlocksPerFlush = 64;
 
-template <typename T>
-inline __attribute__((always_inline)) void load_block(const T* __restrict data, float* __restrict values) {
-  if constexpr (is_16_bit<T>) {
-#pragma omp simd
-    for (int i = 0; i < kBlock / 2; ++i) {
-      values[2 * i] = load_first(data, i);
-      values[2 * i + 1] = load_second(data, i);
-    }
-  } else {
-#pragma omp simd
-    for (int i = 0; i < kBlock; ++i) values[i] = to_float(data[i]);
+#define SAGE_EXT_INLINE inline __attribute__((always_inline))
+
+// For all parts of a block, k = 0 to kParts - 1: the loop has to be gone for sums to stay in registers.
+#define SAGE_EXT_FOR_PARTS _Pragma("GCC unroll 8") for (int k = 0; k < kParts; ++k)
+
+// Two vectors for the parts of a block in turn: additions need not wait for each other.
+struct Lanes {
+  static constexpr int kCount = 2 * kLanes;
+  Floats vector[2];
+
+  SAGE_EXT_INLINE explicit Lanes(float value) { vector[0] = vector[1] = Floats{} + value; }
+  SAGE_EXT_INLINE Floats& of(int part) { return vector[part % 2]; }
+  SAGE_EXT_INLINE float at(int i) const { return vector[i / kLanes][i % kLanes]; }
+
+  SAGE_EXT_INLINE double sum() const {
+    double total = 0.0;
+    for (int i = 0; i < kCount; ++i) total += static_cast<double>(at(i));
+    return total;
   }
+};
+
+// The bits that the lanes of one part of a block have in a word.
+SAGE_EXT_INLINE Words lane_bits(int part) {
+  Words bits;
+  for (int i = 0; i < kLanes; ++i) bits[i] = 1u << (part * kLanes + i);
+  return bits;
 }
 
-template <typename T>
-inline __attribute__((always_inline)) void store_block(T* __restrict data, const float* __restrict values) {
-  if constexpr (is_16_bit<T>) {
-#pragma omp simd
-    for (int i = 0; i < kBlock / 2; ++i) store_pair(data, i, values[2 * i], values[2 * i + 1]);
-  } else {
-#pragma omp simd
-    for (int i = 0; i < kBlock; ++i) data[i] = from_float<T>(values[i]);
-  }
+SAGE_EXT_INLINE Words load_shorts(const void* data) {
+  Shorts shorts;
+  std::memcpy(&shorts, data, sizeof(shorts));
+  return __builtin_convertvector(shorts, Words);
 }
 
-inline double sum_of_block(const float* values) {
-  double sum = 0.0;
-  for (int i = 0; i < kBlock; ++i) sum += static_cast<double>(values[i]);
-  return sum;
+SAGE_EXT_INLINE void store_shorts(void* data, const Words& words) {
+  const Shorts shorts = __builtin_convertvector(words, Shorts);
+  std::memcpy(data, &shorts, sizeof(shorts));
 }
+
+// f of every lane; a loop that the compiler does vectorise.
+template <typename To, typename From, typename Function>
+SAGE_EXT_INLINE To for_lanes(const From& from, const Function& f) {
+  decltype(from[0] + from[0]) in[kLanes];
+  decltype(f(in[0])) out[kLanes];
+  std::memcpy(in, &from, sizeof(in));
+#pragma omp simd
+  for (int i = 0; i < kLanes; ++i) out[i] = f(in[i]);
+  To to;
+  std::memcpy(&to, out, sizeof(to));
+  return to;
+}
+
+SAGE_EXT_INLINE void load_part(const float* data, Floats& values) { std::memcpy(&values, data, sizeof(values)); }
+
+SAGE_EXT_INLINE void load_part(const BFloat16* data, Floats& values) {
+  values = reinterpret_cast<Floats>(load_shorts(data) << 16);
+}
+
+SAGE_EXT_INLINE void load_part(const Half* data, Floats& values) {
+  values =
+      for_lanes<Floats>(load_shorts(data), [](uint32_t bits) SAGE_EXT_ALWAYS_INLINE { return half_to_float(bits); });
+}
+
+// Stores the values, and leaves in them what they were rounded to.
+SAGE_EXT_INLINE void store_part(float* data, Floats& values) { std::memcpy(data, &values, sizeof(values)); }
+
+SAGE_EXT_INLINE void store_part(BFloat16* data, Floats& values) {
+  const auto words =
+      for_lanes<Words>(values, [](float x) SAGE_EXT_ALWAYS_INLINE { return float_to_bfloat16_high(x) & 0xffff0000u; });
+  store_shorts(data, words >> 16);
+  values = reinterpret_cast<Floats>(words);
+}
+
+SAGE_EXT_INLINE void store_part(Half* data, Floats& values) {
+  const auto words = for_lanes<Words>(values, [](float x) SAGE_EXT_ALWAYS_INLINE { return float_to_half(x); });
+  store_shorts(data, words);
+  values = for_lanes<Floats>(words, [](uint32_t bits) SAGE_EXT_ALWAYS_INLINE { return half_to_float(bits); });
+}
+
+// 1 or 0, and from two of them a sign: 0 of 0 and of NaN.
+SAGE_EXT_INLINE Floats one_where(const Masks& mask) { return mask ? Floats{} + 1.0f : Floats{}; }
+SAGE_EXT_INLINE Floats sign_of_lanes(const Floats& x) { return one_where(x > 0.0f) - one_where(x < 0.0f); }
+
+// The signs that a word of both planes has for one part of a block.
+SAGE_EXT_INLINE Floats sign_of_bits(uint32_t positive, uint32_t negative, int part) {
+  const Words bits = lane_bits(part);
+  return one_where((bits & positive) != 0) - one_where((bits & negative) != 0);
+}
+
+SAGE_EXT_INLINE Floats absolute(const Floats& x) {
+  return reinterpret_cast<Floats>(reinterpret_cast<Words>(x) & 0x7fffffffu);
+}
+
+SAGE_EXT_INLINE Floats larger(const Floats& a, const Floats& b) { return a > b ? a : b; }
+SAGE_EXT_INLINE Floats smaller(const Floats& a, const Floats& b) { return a < b ? a : b; }
+
+// A bit for each lane that is more, or less, than 0.
+#if SAGE_EXT_X86_ISAS && SAGE_EXT_ISA_LANES == 16
+SAGE_EXT_INLINE uint32_t positive_bits(const Floats& x) {
+  return static_cast<uint16_t>(__builtin_ia32_cmpps512_mask(x, Floats{}, 0x1e, 0xffff, 4));  // GT, ordered, quiet
+}
+SAGE_EXT_INLINE uint32_t negative_bits(const Floats& x) {
+  return static_cast<uint16_t>(__builtin_ia32_cmpps512_mask(x, Floats{}, 0x11, 0xffff, 4));  // LT, ordered, quiet
+}
+#else
+SAGE_EXT_INLINE uint32_t bits_of(const Masks& mask) {
+#if SAGE_EXT_X86_ISAS && SAGE_EXT_ISA_LANES == 8
+  return static_cast<uint32_t>(__builtin_ia32_movmskps256(reinterpret_cast<Floats>(mask)));
+#elif SAGE_EXT_X86_ISAS
+  return static_cast<uint32_t>(__builtin_ia32_movmskps(reinterpret_cast<Floats>(mask)));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(mask[i] & 1) << i;
+  return bits;
+#endif
+}
+SAGE_EXT_INLINE uint32_t positive_bits(const Floats& x) { return bits_of(x > 0.0f); }
+SAGE_EXT_INLINE uint32_t negative_bits(const Floats& x) { return bits_of(x < 0.0f); }
+#endif
 
 }  // namespace

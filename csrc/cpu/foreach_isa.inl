@@ -16,6 +16,9 @@
 #define SAGE_EXT_ISA_FMA 0
 #endif
 
+// fp32 lanes of a vector.
+#define SAGE_EXT_ISA_LANES 4
+
 namespace sage_ext::cpu::baseline {
 #include "cpu/elements.inl"
 #include SAGE_EXT_ISA_SOURCE
@@ -25,6 +28,8 @@ namespace sage_ext::cpu::baseline {
 
 #undef SAGE_EXT_ISA_FMA
 #define SAGE_EXT_ISA_FMA 1
+#undef SAGE_EXT_ISA_LANES
+#define SAGE_EXT_ISA_LANES 8
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
@@ -44,6 +49,8 @@ namespace sage_ext::cpu::avx2 {
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
 #endif
+#undef SAGE_EXT_ISA_LANES
+#define SAGE_EXT_ISA_LANES 16
 namespace sage_ext::cpu::avx512 {
 #include "cpu/elements.inl"
 #include SAGE_EXT_ISA_SOURCE
@@ -72,4 +79,5 @@ namespace sage_ext::cpu::avx512 {
 #endif
 
 #undef SAGE_EXT_ISA_FMA
+#undef SAGE_EXT_ISA_LANES
 #undef SAGE_EXT_ISA_SOURCE

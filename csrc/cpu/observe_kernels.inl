@@ -4,71 +4,40 @@ namespace {
 
 // The last block of an array, which may be partial: a copy, filled up with `padding`.
 template <typename T>
-inline __attribute__((always_inline)) void copy_part(const T* data, int64_t count, T padding, T* block) {
+SAGE_EXT_INLINE void copy_part(const T* data, int64_t count, T padding, T* block) {
   for (int i = 0; i < kBlock; ++i) block[i] = i < count ? data[i] : padding;
 }
 
-// Extrema and, with planes, the inner product with the signs in them. Whole blocks at a time.
+// Extrema and, with planes, the inner product with the signs in them.
 struct ExtremaSums {
-  float max[kBlock], min[kBlock];
-  // Of products that are not finite where a gradient is not: only then a NaN has to be looked for.
-  float inner[kBlock];
-  double total = 0.0;
-
-  void clear_inner() {
-    for (int i = 0; i < kBlock; ++i) inner[i] = 0.0f;
-  }
-
-  void flush() {
-    total += sum_of_block(inner);
-    clear_inner();
-  }
+  Lanes max, min;
+  // Not finite where a gradient is not: only then a NaN has to be looked for.
+  Lanes inner;
 };
 
-inline __attribute__((always_inline)) void add_extrema(ExtremaSums& sums, const float* values) {
-#pragma omp simd
-  for (int i = 0; i < kBlock; ++i) {
-    sums.max[i] = values[i] > sums.max[i] ? values[i] : sums.max[i];
-    sums.min[i] = values[i] < sums.min[i] ? values[i] : sums.min[i];
-  }
-}
-
-inline __attribute__((always_inline)) uint32_t pack_positive(const float* values) {
-  uint32_t word = 0;
-#pragma omp simd reduction(| : word)
-  for (int i = 0; i < kBlock; ++i) word |= values[i] > 0.0f ? 1u << i : 0u;
-  return word;
-}
-
-inline __attribute__((always_inline)) uint32_t pack_negative(const float* values) {
-  uint32_t word = 0;
-#pragma omp simd reduction(| : word)
-  for (int i = 0; i < kBlock; ++i) word |= values[i] < 0.0f ? 1u << i : 0u;
-  return word;
-}
-
-// One block: `valid` has a bit for each of its elements that exists.
+// One block; `valid` has a bit for each of its elements that exists.
 template <bool kSigns, typename G>
-inline __attribute__((always_inline)) void observe_block(ExtremaSums& sums, const G* grad, float factor,
-                                                         uint32_t* positive, uint32_t* negative, uint32_t valid,
-                                                         bool record) {
-  float values[kBlock];
-  load_block(grad, values);
-#pragma omp simd
-  for (int i = 0; i < kBlock; ++i) values[i] *= factor;
-  add_extrema(sums, values);
-  if constexpr (kSigns) {
-    const uint32_t p = *positive;
-    const uint32_t n = *negative;
-#pragma omp simd
-    for (int i = 0; i < kBlock; ++i) sums.inner[i] += values[i] * sign_at(p, n, i);
-    if (record) {
-      *positive = pack_positive(values) & valid;
-      *negative = pack_negative(values) & valid;
+SAGE_EXT_INLINE void observe_block(ExtremaSums& sums, const G* grad, float factor, uint32_t* positive,
+                                   uint32_t* negative, uint32_t valid, bool record) {
+  uint32_t now_positive = 0;
+  uint32_t now_negative = 0;
+  SAGE_EXT_FOR_PARTS {
+    Floats values;
+    load_part(grad + k * kLanes, values);
+    values *= factor;
+    sums.max.of(k) = larger(values, sums.max.of(k));
+    sums.min.of(k) = smaller(values, sums.min.of(k));
+    if constexpr (kSigns) {
+      sums.inner.of(k) += values * sign_of_bits(*positive, *negative, k);
+      now_positive |= positive_bits(values) << (k * kLanes);
+      now_negative |= negative_bits(values) << (k * kLanes);
+    } else {
+      sums.inner.of(k) += values * 0.0f;
     }
-  } else {
-#pragma omp simd
-    for (int i = 0; i < kBlock; ++i) sums.inner[i] += values[i] * 0.0f;
+  }
+  if (kSigns && record) {
+    *positive = now_positive & valid;
+    *negative = now_negative & valid;
   }
 }
 
@@ -79,33 +48,36 @@ Observation observe_values(const void* data, Span span, float factor, uint32_t* 
   if (count == 0) return {};
   uint32_t* const positive = kSigns ? signs + span.begin / kBlock : nullptr;
   uint32_t* const negative = kSigns ? positive + sign_words(span.numel) : nullptr;
-  ExtremaSums sums;
-  const float first = to_float(grad[0]) * factor;
-  for (int i = 0; i < kBlock; ++i) sums.max[i] = sums.min[i] = first;
-  sums.clear_inner();
+  const Lanes first(to_float(grad[0]) * factor);
+  ExtremaSums sums{first, first, Lanes(0.0f)};
+  double inner = 0.0;
   const int64_t blocks = count / kBlock;
   for (int64_t block = 0; block < blocks;) {
     const int64_t flush = blocks - block < kBlocksPerFlush ? blocks : block + kBlocksPerFlush;
+    sums.inner = Lanes(0.0f);
     for (; block < flush; ++block) {
       observe_block<kSigns>(sums, grad + block * kBlock, factor, positive + block, negative + block, ~0u, record);
     }
-    sums.flush();
+    inner += sums.inner.sum();
   }
   if (const int64_t left = count - blocks * kBlock; left > 0) {
     G part[kBlock];
     copy_part(grad + blocks * kBlock, left, grad[0], part);
+    sums.inner = Lanes(0.0f);
     observe_block<kSigns>(sums, part, factor, positive + blocks, negative + blocks, (1u << left) - 1u, record);
-    sums.flush();
+    inner += sums.inner.sum();
   }
   Observation seen;
-  seen.inner = kSigns ? sums.total : 0.0;
-  seen.max = sums.max[0];
-  seen.min = sums.min[0];
-  for (int i = 1; i < kBlock; ++i) {
-    seen.max = sums.max[i] > seen.max ? sums.max[i] : seen.max;
-    seen.min = sums.min[i] < seen.min ? sums.min[i] : seen.min;
+  seen.inner = kSigns ? inner : 0.0;
+  seen.max = sums.max.at(0);
+  seen.min = sums.min.at(0);
+  for (int i = 1; i < Lanes::kCount; ++i) {
+    const float max = sums.max.at(i);
+    const float min = sums.min.at(i);
+    seen.max = max > seen.max ? max : seen.max;
+    seen.min = min < seen.min ? min : seen.min;
   }
-  if (sums.total - sums.total != 0.0) {
+  if (inner - inner != 0.0) {
     for (int64_t i = 0; i < count; ++i) {
       const float value = to_float(grad[i]) * factor;
       if (value != value) seen.max = seen.min = value;
@@ -114,36 +86,42 @@ Observation observe_values(const void* data, Span span, float factor, uint32_t* 
   return seen;
 }
 
+struct DifferenceSums {
+  Lanes inner, difference;
+};
+
+template <typename G>
+SAGE_EXT_INLINE void compare_block(DifferenceSums& sums, const G* grad, float factor, const G* prev_grad,
+                                   float prev_factor) {
+  SAGE_EXT_FOR_PARTS {
+    Floats g, p;
+    load_part(grad + k * kLanes, g);
+    load_part(prev_grad + k * kLanes, p);
+    g *= factor;
+    p *= prev_factor;
+    sums.inner.of(k) += g * sign_of_lanes(p);
+    sums.difference.of(k) += absolute(g - p);
+  }
+}
+
 template <typename G>
 Observation observe_pair(const void* data, Span span, float factor, void* prev_data, float prev_factor, bool record) {
   const G* grad = static_cast<const G*>(data) + span.begin;
   G* prev_grad = static_cast<G*>(prev_data) + span.begin;
   const int64_t count = span.end - span.begin;
-  float inner[kBlock] = {};
-  float difference[kBlock] = {};
+  DifferenceSums sums{Lanes(0.0f), Lanes(0.0f)};
   Observation seen;
-  const auto add = [&](const G* g_block, const G* p_block) SAGE_EXT_ALWAYS_INLINE {
-    float g[kBlock], p[kBlock];
-    load_block(g_block, g);
-    load_block(p_block, p);
-#pragma omp simd
-    for (int i = 0; i < kBlock; ++i) {
-      const float scaled = g[i] * factor;
-      const float before = p[i] * prev_factor;
-      inner[i] += scaled * sign_of(before);
-      difference[i] += __builtin_fabsf(scaled - before);
-    }
-  };
   const auto flush = [&] {
-    seen.inner += sum_of_block(inner);
-    seen.difference += sum_of_block(difference);
-    for (int i = 0; i < kBlock; ++i) inner[i] = difference[i] = 0.0f;
+    seen.inner += sums.inner.sum();
+    seen.difference += sums.difference.sum();
   };
   const int64_t blocks = count / kBlock;
   for (int64_t block = 0; block < blocks;) {
     const int64_t end = blocks - block < kBlocksPerFlush ? blocks : block + kBlocksPerFlush;
+    sums.inner = Lanes(0.0f);
+    sums.difference = Lanes(0.0f);
     for (; block < end; ++block) {
-      add(grad + block * kBlock, prev_grad + block * kBlock);
+      compare_block(sums, grad + block * kBlock, factor, prev_grad + block * kBlock, prev_factor);
       if (record) std::memcpy(prev_grad + block * kBlock, grad + block * kBlock, kBlock * sizeof(G));
     }
     flush();
@@ -152,7 +130,9 @@ Observation observe_pair(const void* data, Span span, float factor, void* prev_d
     G g_part[kBlock], p_part[kBlock];
     copy_part(grad + blocks * kBlock, left, from_float<G>(0.0f), g_part);
     copy_part(prev_grad + blocks * kBlock, left, from_float<G>(0.0f), p_part);
-    add(g_part, p_part);
+    sums.inner = Lanes(0.0f);
+    sums.difference = Lanes(0.0f);
+    compare_block(sums, g_part, factor, p_part, prev_factor);
     flush();
     if (record) std::memcpy(prev_grad + blocks * kBlock, grad + blocks * kBlock, static_cast<size_t>(left) * sizeof(G));
   }

@@ -32,9 +32,15 @@ SAGE_EXT_HD void lion_update(float& param, float& exp_avg, float grad, float ste
   exp_avg = k.exp_avg_decay * exp_avg + k.exp_avg_grad * grad;
 }
 
+// W <- W * decay - step * sign; of one element, or of a vector of them.
+template <typename Value>
+SAGE_EXT_HD void step_by_sign(Value& param, const Value& sign, float step, float decay) {
+  param = param * decay - step * sign;
+}
+
 // One element of Sign-SGD; `decay` is 1 - lr * weight_decay.
 SAGE_EXT_HD void sign_sgd_update(float& param, float grad, float step, float decay) {
-  param = param * decay - step * sign_of(grad);
+  step_by_sign(param, sign_of(grad), step, decay);
 }
 
 struct SignumCoefficients {
