@@ -28,21 +28,22 @@ SAGE_EXT_INLINE Displacement move_blocks(W* param, int64_t count, float step, fl
   MoveSums sums{Lanes(0.0f), Lanes(0.0f)};
   Displacement moved;
   const int64_t blocks = count / kBlock;
-  for (int64_t block = 0; block < blocks;) {
-    const int64_t end = blocks - block < kBlocksPerFlush ? blocks : block + kBlocksPerFlush;
-    sums.sum = Lanes(0.0f);
-    for (; block < end; ++block) {
-      move_block(sums, param + block * kBlock, step, decay,
-                 [&](int k) SAGE_EXT_ALWAYS_INLINE { return sign_of(block, k); });
-    }
+  const auto flush = [&]() SAGE_EXT_ALWAYS_INLINE {
     moved.sum += sums.sum.sum();
-  }
+    sums.sum = Lanes(0.0f);
+  };
+  for_blocks(
+      blocks,
+      [&](int64_t block) SAGE_EXT_ALWAYS_INLINE {
+        move_block(sums, param + block * kBlock, step, decay,
+                   [&](int k) SAGE_EXT_ALWAYS_INLINE { return sign_of(block, k); });
+      },
+      flush);
   if (const int64_t left = count - blocks * kBlock; left > 0) {
     W part[kBlock] = {};
     std::memcpy(part, param + blocks * kBlock, static_cast<size_t>(left) * sizeof(W));
-    sums.sum = Lanes(0.0f);
     move_block(sums, part, step, decay, [&](int k) SAGE_EXT_ALWAYS_INLINE { return sign_of(blocks, k); });
-    moved.sum += sums.sum.sum();
+    flush();
     std::memcpy(param + blocks * kBlock, part, static_cast<size_t>(left) * sizeof(W));
   }
   for (int i = 0; i < Lanes::kCount; ++i) {

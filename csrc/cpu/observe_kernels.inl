@@ -52,20 +52,21 @@ Observation observe_values(const void* data, Span span, float factor, uint32_t* 
   ExtremaSums sums{first, first, Lanes(0.0f)};
   double inner = 0.0;
   const int64_t blocks = count / kBlock;
-  for (int64_t block = 0; block < blocks;) {
-    const int64_t flush = blocks - block < kBlocksPerFlush ? blocks : block + kBlocksPerFlush;
-    sums.inner = Lanes(0.0f);
-    for (; block < flush; ++block) {
-      observe_block<kSigns>(sums, grad + block * kBlock, factor, positive + block, negative + block, ~0u, record);
-    }
+  const auto flush = [&]() SAGE_EXT_ALWAYS_INLINE {
     inner += sums.inner.sum();
-  }
+    sums.inner = Lanes(0.0f);
+  };
+  for_blocks(
+      blocks,
+      [&](int64_t block) SAGE_EXT_ALWAYS_INLINE {
+        observe_block<kSigns>(sums, grad + block * kBlock, factor, positive + block, negative + block, ~0u, record);
+      },
+      flush);
   if (const int64_t left = count - blocks * kBlock; left > 0) {
     G part[kBlock];
     copy_part(grad + blocks * kBlock, left, grad[0], part);
-    sums.inner = Lanes(0.0f);
     observe_block<kSigns>(sums, part, factor, positive + blocks, negative + blocks, (1u << left) - 1u, record);
-    inner += sums.inner.sum();
+    flush();
   }
   Observation seen;
   seen.inner = kSigns ? inner : 0.0;
@@ -111,27 +112,23 @@ Observation observe_pair(const void* data, Span span, float factor, void* prev_d
   const int64_t count = span.end - span.begin;
   DifferenceSums sums{Lanes(0.0f), Lanes(0.0f)};
   Observation seen;
-  const auto flush = [&] {
+  const auto flush = [&]() SAGE_EXT_ALWAYS_INLINE {
     seen.inner += sums.inner.sum();
     seen.difference += sums.difference.sum();
+    sums = {Lanes(0.0f), Lanes(0.0f)};
   };
   const int64_t blocks = count / kBlock;
-  for (int64_t block = 0; block < blocks;) {
-    const int64_t end = blocks - block < kBlocksPerFlush ? blocks : block + kBlocksPerFlush;
-    sums.inner = Lanes(0.0f);
-    sums.difference = Lanes(0.0f);
-    for (; block < end; ++block) {
-      compare_block(sums, grad + block * kBlock, factor, prev_grad + block * kBlock, prev_factor);
-      if (record) std::memcpy(prev_grad + block * kBlock, grad + block * kBlock, kBlock * sizeof(G));
-    }
-    flush();
-  }
+  for_blocks(
+      blocks,
+      [&](int64_t block) SAGE_EXT_ALWAYS_INLINE {
+        compare_block(sums, grad + block * kBlock, factor, prev_grad + block * kBlock, prev_factor);
+        if (record) std::memcpy(prev_grad + block * kBlock, grad + block * kBlock, kBlock * sizeof(G));
+      },
+      flush);
   if (const int64_t left = count - blocks * kBlock; left > 0) {
     G g_part[kBlock], p_part[kBlock];
     copy_part(grad + blocks * kBlock, left, from_float<G>(0.0f), g_part);
     copy_part(prev_grad + blocks * kBlock, left, from_float<G>(0.0f), p_part);
-    sums.inner = Lanes(0.0f);
-    sums.difference = Lanes(0.0f);
     compare_block(sums, g_part, factor, p_part, prev_factor);
     flush();
     if (record) std::memcpy(prev_grad + blocks * kBlock, grad + blocks * kBlock, static_cast<size_t>(left) * sizeof(G));
