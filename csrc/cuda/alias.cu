@@ -2,6 +2,7 @@
 
 #include <array>
 
+#include "cuda/alias_advance.cuh"
 #include "cuda/alias_move.cuh"
 #include "cuda/workspace.h"
 
