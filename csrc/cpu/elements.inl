@@ -2,16 +2,15 @@
 // to be compiled for the same instruction set as the lambda.
 namespace {
 
-// For i in [0, count): body(i, grad[i], written[i]...) with fp32 values; what the body leaves in `written` is
-// rounded once and stored. The arrays do not overlap.
+// As update_elements() below, of the elements [begin, end).
 template <typename Body, typename G, typename... Written>
-inline __attribute__((always_inline)) void update_elements(int64_t count, Body body, const G* __restrict grad,
-                                                           Written* __restrict... written) {
-  int64_t done = 0;
+inline __attribute__((always_inline)) void update_range(int64_t begin, int64_t end, Body body, const G* __restrict grad,
+                                                        Written* __restrict... written) {
+  int64_t done = begin;
   if constexpr (is_16_bit<G> || (is_16_bit<Written> || ...)) {
-    const int64_t pairs = count / 2;
+    const int64_t pairs = (end - begin) / 2;
 #pragma omp simd
-    for (int64_t i = 0; i < pairs; ++i) {
+    for (int64_t i = begin / 2; i < begin / 2 + pairs; ++i) {
       [&](auto... first) SAGE_EXT_ALWAYS_INLINE {
         body(2 * i, load_first(grad, i), first...);
         [&](auto... second) SAGE_EXT_ALWAYS_INLINE {
@@ -20,14 +19,89 @@ inline __attribute__((always_inline)) void update_elements(int64_t count, Body b
         }(load_second(written, i)...);
       }(load_first(written, i)...);
     }
-    done = 2 * pairs;
+    done = begin + 2 * pairs;
   }
 #pragma omp simd
-  for (int64_t i = done; i < count; ++i) {
+  for (int64_t i = done; i < end; ++i) {
     [&](auto... values) SAGE_EXT_ALWAYS_INLINE {
       body(i, to_float(grad[i]), values...);
       ((written[i] = from_float<Written>(values)), ...);
     }(to_float(written[i])...);
+  }
+}
+
+// Long arrays are taken from four places in turn, a strip of elements each time: a core reads several streams faster
+// than one (measured: 12.4 GB/s from four, 9.8 from one). The places are an odd number of strips apart, so that their
+// addresses differ in the lower 12 bits: a core takes a load for one of what it has just stored if these are the same.
+inline constexpr int64_t kStrip = 64;
+inline constexpr int64_t kStreams = 4;
+inline constexpr int64_t kMinStreamed = 32 * kStrip;  // elements; shorter arrays are one stream
+
+inline __attribute__((always_inline)) int64_t stream_distance(int64_t count) {
+  return ((count / (kStreams * kStrip) - 1) | 1) * kStrip;
+}
+
+// For i in [0, count): body(i, grad[i], written[i]...) with fp32 values; what the body leaves in `written` is
+// rounded once and stored. The arrays do not overlap.
+template <typename Body, typename G, typename... Written>
+inline __attribute__((always_inline)) void update_elements(int64_t count, Body body, const G* __restrict grad,
+                                                           Written* __restrict... written) {
+  int64_t done = 0;
+  if (count >= kMinStreamed) {
+    const int64_t distance = stream_distance(count);
+    for (int64_t i = 0; i < distance; i += kStrip) {
+      for (int64_t stream = 0; stream < kStreams; ++stream) {
+        const int64_t begin = stream * distance + i;
+        update_range(begin, begin + kStrip, body, grad, written...);
+      }
+    }
+    done = kStreams * distance;
+  }
+  update_range(done, count, body, grad, written...);
+}
+
+// update(row, begin, end) for all columns of the rows [row_begin, row_end): four rows are the streams.
+template <typename Update>
+inline __attribute__((always_inline)) void for_strips_of_rows(int64_t row_begin, int64_t row_end, int64_t cols,
+                                                              const Update& update) {
+  const int64_t whole = cols - cols % kStrip;
+  int64_t row = row_begin;
+  for (; row + kStreams <= row_end; row += kStreams) {
+    for (int64_t j = 0; j < whole; j += kStrip) {
+      for (int64_t stream = 0; stream < kStreams; ++stream) update(row + stream, j, j + kStrip);
+    }
+    for (int64_t stream = 0; stream < kStreams; ++stream) update(row + stream, whole, cols);
+  }
+  for (; row < row_end; ++row) update(row, 0, cols);
+}
+
+// The same for the elements [begin, end) of a matrix with rows of `width`: body(column, grad[i], written[i]...).
+template <typename Body, typename G, typename... Written>
+inline __attribute__((always_inline)) void update_columns_of(int64_t begin, int64_t end, int64_t width, Body body,
+                                                             const G* __restrict grad, Written* __restrict... written) {
+  const auto update = [&](int64_t first, int64_t count, int64_t column) SAGE_EXT_ALWAYS_INLINE {
+    update_range(
+        0, count,
+        [=](int64_t i, float value, auto&... values) SAGE_EXT_ALWAYS_INLINE { body(column + i, value, values...); },
+        grad + first, (written + first)...);
+  };
+  // A strip lies in one row then.
+  if (end - begin >= kMinStreamed && width % kStrip == 0 && begin % kStrip == 0) {
+    const int64_t distance = stream_distance(end - begin);
+    int64_t column[kStreams];
+    for (int64_t stream = 0; stream < kStreams; ++stream) column[stream] = (begin + stream * distance) % width;
+    for (int64_t i = 0; i < distance; i += kStrip) {
+      for (int64_t stream = 0; stream < kStreams; ++stream) {
+        update(begin + stream * distance + i, kStrip, column[stream]);
+        column[stream] = column[stream] + kStrip == width ? 0 : column[stream] + kStrip;
+      }
+    }
+    begin += kStreams * distance;
+  }
+  for (int64_t column = begin % width; begin < end; column = 0) {
+    const int64_t count = end - begin < width - column ? end - begin : width - column;
+    update(begin, count, column);
+    begin += count;
   }
 }
 

@@ -1,26 +1,38 @@
 namespace {
 
-// acc[j] += sum of |rows[k][j]| over four rows that are `stride` elements apart, for j in [0, count).
+// |x| of four rows, added up.
+inline __attribute__((always_inline)) float sum_abs_of(float x0, float x1, float x2, float x3) {
+  return (fabsf(x0) + fabsf(x1)) + (fabsf(x2) + fabsf(x3));
+}
+
+// acc[j] += sum of |rows[k][j]| over eight rows that are `stride` elements apart, for j in [0, count). They are the
+// streams that a core reads from.
 template <typename G>
 void add_abs(const G* __restrict rows, int64_t stride, int64_t count, float* __restrict acc) {
+  const G* __restrict g0 = rows;
   const G* __restrict g1 = rows + stride;
   const G* __restrict g2 = rows + 2 * stride;
   const G* __restrict g3 = rows + 3 * stride;
+  const G* __restrict g4 = rows + 4 * stride;
+  const G* __restrict g5 = rows + 5 * stride;
+  const G* __restrict g6 = rows + 6 * stride;
+  const G* __restrict g7 = rows + 7 * stride;
   int64_t done = 0;
   if constexpr (is_16_bit<G>) {
     const int64_t pairs = count / 2;
 #pragma omp simd
     for (int64_t i = 0; i < pairs; ++i) {
-      acc[2 * i] += (fabsf(load_first(rows, i)) + fabsf(load_first(g1, i))) +
-                    (fabsf(load_first(g2, i)) + fabsf(load_first(g3, i)));
-      acc[2 * i + 1] += (fabsf(load_second(rows, i)) + fabsf(load_second(g1, i))) +
-                        (fabsf(load_second(g2, i)) + fabsf(load_second(g3, i)));
+      acc[2 * i] += sum_abs_of(load_first(g0, i), load_first(g1, i), load_first(g2, i), load_first(g3, i)) +
+                    sum_abs_of(load_first(g4, i), load_first(g5, i), load_first(g6, i), load_first(g7, i));
+      acc[2 * i + 1] += sum_abs_of(load_second(g0, i), load_second(g1, i), load_second(g2, i), load_second(g3, i)) +
+                        sum_abs_of(load_second(g4, i), load_second(g5, i), load_second(g6, i), load_second(g7, i));
     }
     done = 2 * pairs;
   }
 #pragma omp simd
   for (int64_t j = done; j < count; ++j) {
-    acc[j] += (fabsf(to_float(rows[j])) + fabsf(to_float(g1[j]))) + (fabsf(to_float(g2[j])) + fabsf(to_float(g3[j])));
+    acc[j] += sum_abs_of(to_float(g0[j]), to_float(g1[j]), to_float(g2[j]), to_float(g3[j])) +
+              sum_abs_of(to_float(g4[j]), to_float(g5[j]), to_float(g6[j]), to_float(g7[j]));
   }
 }
 
@@ -38,7 +50,7 @@ void sum_abs(const void* grad_data, const ColumnTiling& tiling, int64_t row_begi
   for (int64_t row = row_begin; row < row_end;) {
     const int64_t group_end = row_end - row < kRowsPerFlush ? row_end : row + kRowsPerFlush;
     for (int64_t j = 0; j < count; ++j) sums[j] = 0.0f;
-    for (; row + 4 <= group_end && row + 4 <= full_rows; row += 4) {
+    for (; row + 8 <= group_end && row + 8 <= full_rows; row += 8) {
       add_abs(grad + row * tiling.width, tiling.width, count, sums);
     }
     for (; row < group_end; ++row) {
@@ -92,19 +104,11 @@ template <typename W, typename G, typename M>
 void sage_chunk(const SageTensor& tensor, int64_t width, int64_t begin, int64_t end, float grad_factor,
                 const float* step_of_column, const LionCoefficients& coefficients) {
   const LionCoefficients k = coefficients;
-  int64_t column = begin % width;
-  while (begin < end) {
-    const int64_t length = end - begin < width - column ? end - begin : width - column;
-    const float* step = step_of_column + column;
-    update_elements(
-        length,
-        [=](int64_t i, float g, float& w, float& m)
-            SAGE_EXT_ALWAYS_INLINE { lion_update(w, m, g * grad_factor, step[i], k); },
-        static_cast<const G*>(tensor.grad) + begin, static_cast<W*>(tensor.param) + begin,
-        static_cast<M*>(tensor.exp_avg) + begin);
-    begin += length;
-    column = 0;
-  }
+  update_columns_of(
+      begin, end, width,
+      [=](int64_t column, float g, float& w, float& m)
+          SAGE_EXT_ALWAYS_INLINE { lion_update(w, m, g * grad_factor, step_of_column[column], k); },
+      static_cast<const G*>(tensor.grad), static_cast<W*>(tensor.param), static_cast<M*>(tensor.exp_avg));
 }
 
 SageSumAbs select_sum_abs(DType grad) {

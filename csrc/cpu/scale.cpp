@@ -11,7 +11,9 @@ namespace sage_ext::cpu {
 
 namespace {
 
-constexpr int64_t kRowSegment = 1024;   // entries of a row whose squares are added up in fp32
+constexpr int64_t kRowGroup = 4;  // rows that are in the cache together: they are read side by side
+constexpr int64_t kRowGroupElements = int64_t{1} << 17;  // at most, for that; wider rows go one by one
+constexpr int64_t kRowSegment = 1024;                    // entries of a row whose squares are added up in fp32
 constexpr int64_t kRowsPerFlush = 128;  // fp32 additions in a row before a column's sum moves on to fp64
 
 using Scalars = ScaleStep::Scalars;
@@ -21,15 +23,16 @@ using ScaleMomentum = void (*)(const ScaleMatrix&, int64_t begin, int64_t end, c
 
 struct ScaleKernels {
   ScaleMomentum momentum;  // null without
-  // The sum of squares of x in [begin, end).
-  double (*sum_row)(const void* x, int64_t begin, int64_t end, float factor);
+  // The sums of squares of x in rows [row, row + count).
+  void (*sum_rows)(const void* x, int64_t row, int64_t count, int64_t cols, float factor, double* sums);
   // The same of `count` entries that are `stride` apart, in fp64.
   double (*exact_sum)(const void* x, int64_t begin, int64_t count, int64_t stride, float factor);
   // Sums of squares over panel rows [row_begin, row_end) of columns [col_begin, col_end), into out[col_begin ...].
   void (*sum_columns)(const ScaleMatrix&, const void* x, const ColumnTiling&, Chunk rows, Chunk cols, const Scalars&,
                       ScaleMomentum, float* out);
-  // W of elements [begin, end), of one row or with one factor for each panel column.
-  void (*update_row)(const ScaleMatrix&, const void* x, int64_t begin, int64_t end, const Scalars&, float inverse);
+  // W of rows [row, row + count), or of elements [begin, end) with one factor for each panel column.
+  void (*update_rows)(const ScaleMatrix&, const void* x, int64_t row, int64_t count, const Scalars&,
+                      const float* inverse_of_row);
   void (*update_columns)(const ScaleMatrix&, const void* x, int64_t width, int64_t begin, int64_t end, const Scalars&,
                          const float* inverse_of_column);
 };
@@ -58,7 +61,7 @@ ScaleStep::ScaleStep(std::vector<ScaleMatrix> matrices, const ScaleOptions& opti
   }
   for (size_t i = 0; i < matrices_.size(); ++i) {
     const ScaleMatrix& m = matrices_[i];
-    const int64_t rows = std::max<int64_t>(kMapChunk / m.cols, 1);
+    const int64_t rows = std::max(kMapChunk / m.cols, kRowGroup * m.cols <= kRowGroupElements ? kRowGroup : 1);
     for (int64_t begin = 0; begin < m.rows; begin += rows) {
       const int64_t end = std::min(begin + rows, m.rows);
       row_plan_.add({static_cast<int64_t>(i), begin, end}, (end - begin) * m.cols, kMapChunk);
@@ -107,13 +110,19 @@ void ScaleStep::run_rows(int threads) {
       const ScaleKernels kernels = SAGE_EXT_FOR_ACTIVE_ISA(select_scale_kernels(m));
       const double mean_factor = scale_mean_factor(options_.rms, m.cols);
       const void* const x = source(m);
-      for (int64_t row = chunk.begin; row < chunk.end; ++row) {
-        const int64_t begin = row * m.cols;
-        const int64_t end = begin + m.cols;
-        if (kernels.momentum != nullptr) kernels.momentum(m, begin, end, scalars_);
-        double sum = kernels.sum_row(x, begin, end, scalars_.factor);
-        if (!squares_are_safe(sum)) sum = kernels.exact_sum(x, begin, m.cols, 1, scalars_.factor);
-        kernels.update_row(m, x, begin, end, scalars_, scale_inverse(sum, mean_factor, options_.eps));
+      for (int64_t row = chunk.begin; row < chunk.end; row += kRowGroup) {
+        const int64_t count = std::min(kRowGroup, chunk.end - row);
+        if (kernels.momentum != nullptr) kernels.momentum(m, row * m.cols, (row + count) * m.cols, scalars_);
+        double sums[kRowGroup];
+        float inverses[kRowGroup];
+        kernels.sum_rows(x, row, count, m.cols, scalars_.factor, sums);
+        for (int64_t k = 0; k < count; ++k) {
+          if (!squares_are_safe(sums[k])) {
+            sums[k] = kernels.exact_sum(x, (row + k) * m.cols, m.cols, 1, scalars_.factor);
+          }
+          inverses[k] = scale_inverse(sums[k], mean_factor, options_.eps);
+        }
+        kernels.update_rows(m, x, row, count, scalars_, inverses);
       }
     }
   });

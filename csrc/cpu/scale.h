@@ -30,10 +30,10 @@ struct ScaleOptions {
 
 // One SCALE step over all matrices. x is the gradient, or the momentum as it is stored.
 //
-// Rows: one pass. A row's momentum, norm and update follow each other while it is in the cache, so the gradient comes
-// from memory once. Columns: partial sums of squares by blocks of rows (and the momentum on the way), the norms, the
-// update. Sums are fp32 over stretches that depend on the shape only, and fp64 beyond; where an fp32 sum is not safe,
-// it is taken again in fp64.
+// Rows: one pass. Momentum, norms and update of a few rows follow each other while they are in the cache, so the
+// gradient comes from memory once. Columns: partial sums of squares by blocks of rows (and the momentum on the way),
+// the norms, the update. Sums are fp32 over stretches that depend on the shape only, and fp64 beyond; where an fp32 sum
+// is not safe, it is taken again in fp64.
 class ScaleStep {
  public:
   ScaleStep(std::vector<ScaleMatrix> matrices, const ScaleOptions& options);

@@ -39,14 +39,17 @@ float sum_squares(const X* __restrict x, int64_t count, float factor) {
   return (s0 + s1) + (s2 + s3);
 }
 
+// The sums of squares of `count` rows, a segment of each in turn: the rows are the streams that a core reads from.
 template <typename X>
-double scale_sum_row(const void* data, int64_t begin, int64_t end, float factor) {
-  double sum = 0.0;
-  for (; begin < end; begin += kRowSegment) {
-    const int64_t count = end - begin < kRowSegment ? end - begin : kRowSegment;
-    sum += static_cast<double>(sum_squares(static_cast<const X*>(data) + begin, count, factor));
+void scale_sum_rows(const void* data, int64_t row, int64_t count, int64_t cols, float factor, double* sums) {
+  const X* x = static_cast<const X*>(data) + row * cols;
+  for (int64_t k = 0; k < count; ++k) sums[k] = 0.0;
+  for (int64_t begin = 0; begin < cols; begin += kRowSegment) {
+    const int64_t length = cols - begin < kRowSegment ? cols - begin : kRowSegment;
+    for (int64_t k = 0; k < count; ++k) {
+      sums[k] += static_cast<double>(sum_squares(x + k * cols + begin, length, factor));
+    }
   }
-  return sum;
 }
 
 template <typename X>
@@ -131,32 +134,30 @@ void scale_sum_columns(const ScaleMatrix& matrix, const void* data, const Column
 }
 
 template <typename W, typename X>
-void scale_update_row(const ScaleMatrix& matrix, const void* data, int64_t begin, int64_t end, const Scalars& scalars,
-                      float inverse) {
+void scale_update_rows(const ScaleMatrix& matrix, const void* data, int64_t row, int64_t count, const Scalars& scalars,
+                       const float* inverse_of_row) {
   const Scalars k = scalars;
-  update_elements(
-      end - begin,
-      [=](int64_t, float x, float& w)
-          SAGE_EXT_ALWAYS_INLINE { w = scale_update(w, x * k.factor, k.lr, inverse, k.decay); },
-      static_cast<const X*>(data) + begin, static_cast<W*>(matrix.param) + begin);
+  const int64_t cols = matrix.cols;
+  for_strips_of_rows(0, count, cols, [&](int64_t i, int64_t begin, int64_t end) SAGE_EXT_ALWAYS_INLINE {
+    const float inverse = inverse_of_row[i];
+    const int64_t first = (row + i) * cols;
+    update_range(
+        begin, end,
+        [=](int64_t, float x, float& w)
+            SAGE_EXT_ALWAYS_INLINE { w = scale_update(w, x * k.factor, k.lr, inverse, k.decay); },
+        static_cast<const X*>(data) + first, static_cast<W*>(matrix.param) + first);
+  });
 }
 
 template <typename W, typename X>
 void scale_update_columns(const ScaleMatrix& matrix, const void* data, int64_t width, int64_t begin, int64_t end,
                           const Scalars& scalars, const float* inverse_of_column) {
   const Scalars k = scalars;
-  int64_t column = begin % width;
-  while (begin < end) {
-    const int64_t length = end - begin < width - column ? end - begin : width - column;
-    const float* inverse = inverse_of_column + column;
-    update_elements(
-        length,
-        [=](int64_t i, float x, float& w)
-            SAGE_EXT_ALWAYS_INLINE { w = scale_update(w, x * k.factor, k.lr, inverse[i], k.decay); },
-        static_cast<const X*>(data) + begin, static_cast<W*>(matrix.param) + begin);
-    begin += length;
-    column = 0;
-  }
+  update_columns_of(
+      begin, end, width,
+      [=](int64_t column, float x, float& w)
+          SAGE_EXT_ALWAYS_INLINE { w = scale_update(w, x * k.factor, k.lr, inverse_of_column[column], k.decay); },
+      static_cast<const X*>(data), static_cast<W*>(matrix.param));
 }
 
 ScaleKernels select_scale_kernels(const ScaleMatrix& matrix) {
@@ -166,10 +167,10 @@ ScaleKernels select_scale_kernels(const ScaleMatrix& matrix) {
         using W = typename decltype(w)::type;
         using X = typename decltype(x)::type;
         return {nullptr,
-                &scale_sum_row<X>,
+                &scale_sum_rows<X>,
                 &scale_exact_sum<X>,
                 &scale_sum_columns<X>,
-                &scale_update_row<W, X>,
+                &scale_update_rows<W, X>,
                 &scale_update_columns<W, X>};
       },
       matrix.param_dtype, has_momentum ? matrix.exp_avg_dtype : matrix.grad_dtype);

@@ -160,14 +160,14 @@ void sinkgd_update_rows(const SinkGDStep::Work& work, int64_t row_begin, int64_t
                         float decay) {
   const int64_t cols = work.matrix.cols;
   const float* col_scale = work.col_scale;
-  for (int64_t row = row_begin; row < row_end; ++row) {
+  for_strips_of_rows(row_begin, row_end, cols, [&](int64_t row, int64_t begin, int64_t end) SAGE_EXT_ALWAYS_INLINE {
     const auto step = static_cast<float>(lr_alpha * work.row_scale[row]);
-    update_elements(
-        cols,
+    update_range(
+        begin, end,
         [=](int64_t j, float g, float& w)
             SAGE_EXT_ALWAYS_INLINE { w = sinkgd_update(w, g, step, col_scale[j], decay); },
         static_cast<const G*>(work.matrix.grad) + row * cols, static_cast<W*>(work.matrix.param) + row * cols);
-  }
+  });
 }
 
 SinkGDKernels select_sinkgd_kernels(const SinkGDMatrix& matrix) {
