@@ -15,6 +15,11 @@ namespace {
 using sage_ext::testing::Buffer;
 using sage_ext::testing::Random;
 
+float rounded(DType dtype, int64_t value) {
+  return visit_dtypes(
+      [=](auto tag) { return to_float(from_float<typename decltype(tag)::type>(static_cast<float>(value))); }, dtype);
+}
+
 // Both halves of a lane are read and written as single elements would be, for every pattern.
 template <typename T>
 void check_pairs(uint32_t infinity) {
@@ -82,6 +87,77 @@ TEST(Elements, UpdateElementsCoversEveryLength) {
       for (int64_t i = 0; i < count; ++i) {
         ASSERT_EQ(a[i], 100.0 + 2.0 * static_cast<double>(i)) << count;
         ASSERT_EQ(b[i], -2.0 * static_cast<double>(i)) << count;
+      }
+    }
+  }
+}
+
+// Long arrays are taken from several places in turn: around the length from which that begins, and beyond.
+constexpr int64_t kLengths[] = {2047, 2048, 2049, 2111, 2112, 2303, 2304, 2367, 4097, 32768, 32768 + 77};
+
+TEST(Elements, UpdateElementsCoversLongArrays) {
+  for (const DType dtype : testing::kDTypes) {
+    for (const int64_t count : kLengths) {
+      Buffer grad(dtype, count, 1), param(dtype, count, 3);
+      for (int64_t i = 0; i < count; ++i) {
+        grad.set(i, static_cast<double>(i % 251));
+        param.set(i, static_cast<double>(i % 127));
+      }
+      std::vector<int> visits(static_cast<size_t>(count), 0);
+      visit_dtypes(
+          [&](auto tag) {
+            using T = typename decltype(tag)::type;
+            test_isa::update_elements(
+                count,
+                [&](int64_t i, float gradient, float& x) {
+                  ++visits[static_cast<size_t>(i)];
+                  x += gradient;
+                },
+                static_cast<const T*>(grad.data()), static_cast<T*>(param.data()));
+          },
+          dtype);
+      for (int64_t i = 0; i < count; ++i) {
+        ASSERT_EQ(visits[static_cast<size_t>(i)], 1) << count << ", " << i;
+        ASSERT_EQ(param[i], static_cast<double>(rounded(dtype, i % 251 + i % 127))) << count << ", " << i;
+      }
+    }
+  }
+}
+
+// Whatever part of a matrix it is, with rows that strips fit in and others.
+TEST(Elements, UpdateColumnsNamesEveryElementsColumn) {
+  for (const int64_t width : {1, 63, 64, 65, 192, 768, 1000, 4096, 40000}) {
+    for (const int64_t begin : {0, 64, 100, 7680}) {
+      for (const int64_t count : kLengths) {
+        const int64_t end = begin + count;
+        std::vector<float> grad(static_cast<size_t>(end)), columns(grad), grads(grad);
+        for (int64_t i = 0; i < end; ++i) grad[static_cast<size_t>(i)] = static_cast<float>(i + 1);
+        test_isa::update_columns_of(
+            begin, end, width,
+            [](int64_t column, float gradient, float& x, float& y) {
+              x += static_cast<float>(column + 1);
+              y += gradient;
+            },
+            grad.data(), columns.data(), grads.data());
+        for (int64_t i = 0; i < end; ++i) {
+          const auto k = static_cast<size_t>(i);
+          ASSERT_EQ(columns[k], i < begin ? 0.0f : static_cast<float>(i % width + 1)) << width << ", " << begin;
+          ASSERT_EQ(grads[k], i < begin ? 0.0f : grad[k]) << width << ", " << begin << ", " << i;
+        }
+      }
+    }
+  }
+}
+
+TEST(Elements, StripsOfRowsCoverEveryElementOnce) {
+  for (const int64_t rows : {0, 1, 3, 4, 5, 8, 11}) {
+    for (const int64_t cols : {1, 63, 64, 65, 200}) {
+      std::vector<int> visits(static_cast<size_t>((rows + 2) * cols), 0);
+      test_isa::for_strips_of_rows(2, rows + 2, cols, [&](int64_t row, int64_t begin, int64_t end) {
+        for (int64_t j = begin; j < end; ++j) ++visits[static_cast<size_t>(row * cols + j)];
+      });
+      for (size_t i = 0; i < visits.size(); ++i) {
+        ASSERT_EQ(visits[i], i < static_cast<size_t>(2 * cols) ? 0 : 1) << rows << " x " << cols;
       }
     }
   }
