@@ -3,7 +3,8 @@
 All tensors of a call are on one device, the step counters too; ``lr`` (if a tensor), ``grad_scale`` and
 ``found_inf`` are one floating element each, on any device. On a CUDA device a call enqueues kernels on the
 current stream and the host reads no value from the device: it never waits, and a CUDA graph can capture the
-call. Where a rule has a ``momentum``, ``exp_avgs`` is empty if that is 0.
+call. Where a rule has a ``momentum``, ``exp_avgs`` is empty if that is 0. ALIAS takes one tensor of scalars
+for all of a call's, and empty lists for what its form does not keep (see sage_ext.reference.alias_).
 """
 
 from collections.abc import Callable, Sequence
@@ -106,6 +107,48 @@ class Step:
         found_inf: Tensor | None = None,
         describe: Callable[[int], str] | None = None,
     ) -> None: ...
+    def alias(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        signs: Sequence[Tensor],
+        prev_grads: Sequence[Tensor],
+        scalars: Sequence[Tensor],
+        *,
+        lr: float | Tensor,
+        memory_efficient: bool,
+        gap: str,
+        lower_bound: float,
+        max_step: float,
+        warmup_steps: int,
+        update_every: int,
+        weight_decay: float,
+        loss: float | Tensor | None = None,
+        mode: str = "step",
+        maximize: bool = False,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+        describe: Callable[[int], str] | None = None,
+    ) -> None: ...
+    def alias_adam(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        exp_avgs: Sequence[Tensor],
+        exp_avg_sqs: Sequence[Tensor],
+        signs: Sequence[Tensor],
+        scalars: Sequence[Tensor],
+        *,
+        lr: float | Tensor,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        maximize: bool = False,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+        describe: Callable[[int], str] | None = None,
+    ) -> None: ...
     def adamw(
         self,
         params: Sequence[Tensor],
@@ -197,6 +240,46 @@ def scale_(
     eps: float,
     weight_decay: float,
     normalization: str = "rms",
+    maximize: bool = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    describe: Callable[[int], str] | None = None,
+) -> None: ...
+def alias_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    signs: Sequence[Tensor],
+    prev_grads: Sequence[Tensor],
+    scalars: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    memory_efficient: bool,
+    gap: str,
+    lower_bound: float,
+    max_step: float,
+    warmup_steps: int,
+    update_every: int,
+    weight_decay: float,
+    loss: float | Tensor | None = None,
+    mode: str = "step",
+    maximize: bool = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    describe: Callable[[int], str] | None = None,
+) -> None: ...
+def alias_adam_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    signs: Sequence[Tensor],
+    scalars: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
     maximize: bool = False,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,

@@ -20,6 +20,7 @@ _STEPS = 3
 _VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "sign_sgd": ({"momentum": 0.9},),
     "scale": ({"momentum": 0.9}, {"dim": 0}, {"dim": 0, "momentum": 0.9}),
+    "alias": ({"memory_efficient": False}, {"gap": "lower_bound"}),
 }
 # Both sides compute in float32 and round in another order: a few units in the last place, of values of order
 # one.
@@ -61,11 +62,15 @@ def _steps(
     rule: Rule, function: Any, params: list[Tensor], grads: list[list[Tensor]], group: dict[str, Any]
 ) -> None:
     states = [rule.init_state(param, group) for param in params]
+    shared = [[value.to(params[0].device)] for value in rule.init_shared(group).values()]
     kept = rule.kept_keys(group)
+    loss = {"loss": 1.0} if rule.takes_loss(group) else {}
     for step_grads in grads:
         function(
             params,
             step_grads,
             *([state[key] for state in states] if key in kept else [] for key in rule.state_keys),
+            *shared,
             **rule.arguments(group),
+            **loss,
         )

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from sage_ext.optimizers import (
     FusedAdamW,
+    FusedALIAS,
+    FusedALIASAdam,
     FusedHybrid,
     FusedLion,
     FusedSAGE,
@@ -17,6 +19,7 @@ from sage_ext.optimizers import (
     FusedSignSGD,
     FusedSinkGD,
 )
+from sage_ext.optimizers.base import FusedOptimizer
 
 VOCABULARY, WIDTH = 29, 8
 
@@ -78,6 +81,22 @@ def scale_with_momentum(model: nn.Module, **changes: Any) -> FusedSCALE:
     return scale(model, **{"dim": 0, "momentum": 0.9, **changes})
 
 
+def alias(model: nn.Module, **changes: Any) -> FusedALIAS:
+    return FusedALIAS(model.parameters(), **{"max_step": 1e-2, **changes})
+
+
+def alias_lower_bound(model: nn.Module, **changes: Any) -> FusedALIAS:
+    return alias(model, **{"gap": "lower_bound", **changes})
+
+
+def alias_base(model: nn.Module, **changes: Any) -> FusedALIAS:
+    return alias(model, **{"memory_efficient": False, **changes})
+
+
+def alias_adam(model: nn.Module, **changes: Any) -> FusedALIASAdam:
+    return FusedALIASAdam(model.parameters(), **{"lr": 1e-2, **changes})
+
+
 def hybrid(preset: str) -> Callable[..., FusedHybrid]:
     def build(model: nn.Module, **changes: Any) -> FusedHybrid:
         return FusedHybrid(model, preset, **changes)
@@ -95,10 +114,15 @@ BUILDERS: tuple[Callable[..., Any], ...] = (
     sinkgd,
     scale,
     scale_with_momentum,
+    alias,
+    alias_lower_bound,
+    alias_base,
+    alias_adam,
     hybrid("sage"),
     hybrid("lion"),
     hybrid("sinkgd"),
     hybrid("scale"),
+    hybrid("alias"),
 )
 NAMES = [builder.__name__ for builder in BUILDERS]
 
@@ -126,15 +150,25 @@ def backward(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int = 0) 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, seeds: Sequence[int]) -> list[float]:
     losses = []
     for seed in seeds:
-        losses.append(float(backward(model, optimizer, seed)))
-        optimizer.step()
+        loss = backward(model, optimizer, seed)
+        step(optimizer, loss)
+        losses.append(float(loss))
     return losses
 
 
+def step(optimizer: torch.optim.Optimizer, loss: float | Tensor = 1.0) -> None:
+    """A step that hands over the loss, which a rule may need in its first, if it is one of ours."""
+    if isinstance(optimizer, FusedOptimizer):
+        optimizer.step(loss=loss)
+    else:
+        optimizer.step()
+
+
 def snapshot(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """Copies of every parameter and every state tensor, in order."""
+    """Copies of every parameter and every state tensor, in order, and of what a group's parameters share."""
     tensors = []
     for group in optimizer.param_groups:
+        tensors.extend(group[key].clone() for key in ("scalars",) if group.get(key) is not None)
         for param in group["params"]:
             tensors.append(param.detach().clone())
             if param in optimizer.state:

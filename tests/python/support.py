@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
+import alias_bounds
 import torch
 from torch import Tensor
 
@@ -47,6 +48,7 @@ MATRIX_SHAPES = (
 EMPTY_SHAPES = ((0, 5), (5, 0), (2, 0, 3))
 
 
+_ALIAS = {"eta0": 1.0, "d0": 1e-4, "max_step": 100.0}
 # Hyperparameters with which a rule runs other kernels and keeps other states, each under a name of its own.
 # The functions below take such a name where they take a rule's.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -54,8 +56,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "scale_columns": ("scale", {"dim": 0}),
     "scale_momentum": ("scale", {"momentum": 0.9}),
     "scale_momentum_columns": ("scale", {"momentum": 0.9, "dim": 0}),
+    # An eta0 and a max_step with which gamma is found and not the largest allowed.
+    "alias": ("alias", {**_ALIAS, "gap": "descent"}),
+    "alias_lower_bound": ("alias", {**_ALIAS, "gap": "lower_bound"}),
+    "alias_base": ("alias", {**_ALIAS, "memory_efficient": False}),
+    "alias_base_lower_bound": ("alias", {**_ALIAS, "memory_efficient": False, "gap": "lower_bound"}),
 }
-ALL = (*RULES, *VARIANTS)
+ALL = tuple(dict.fromkeys((*RULES, *VARIANTS)))
+LOSS = 2.5
+"""Of the first step, for the variants that need one."""
 
 
 def rule_of(name: str) -> str:
@@ -76,18 +85,27 @@ class Tensors:
     params: list[Tensor]
     grads: list[Tensor]
     states: dict[str, list[Tensor]]
+    shared: dict[str, list[Tensor]] = field(default_factory=dict)
+    """What all tensors of a call share: one tensor in each list."""
+
+    @property
+    def lists(self) -> list[list[Tensor]]:
+        """What the function takes behind the gradients."""
+        return [*self.states.values(), *self.shared.values()]
 
     def clone(self, dtype: torch.dtype | None = None) -> Tensors:
-        """A copy; with ``dtype``, in that dtype (but for the step counters)."""
+        """A copy; with ``dtype``, in that dtype (but for the step counters and sign planes)."""
 
         def copy(tensors: Sequence[Tensor], to: torch.dtype | None) -> list[Tensor]:
             return [tensor.detach().clone().to(to or tensor.dtype) for tensor in tensors]
 
-        states = {key: copy(value, None if key == "step" else dtype) for key, value in self.states.items()}
-        return Tensors(copy(self.params, dtype), copy(self.grads, dtype), states)
+        kept = ("step", "signs")
+        states = {key: copy(value, None if key in kept else dtype) for key, value in self.states.items()}
+        shared = {key: copy(value, None) for key, value in self.shared.items()}
+        return Tensors(copy(self.params, dtype), copy(self.grads, dtype), states, shared)
 
     def flat(self) -> list[Tensor]:
-        return [*self.params, *self.grads, *itertools.chain.from_iterable(self.states.values())]
+        return [*self.params, *self.grads, *itertools.chain.from_iterable(self.lists)]
 
 
 def shapes_of(rule: str) -> tuple[tuple[int, ...], ...]:
@@ -114,7 +132,11 @@ def make(
     held = [rule_itself.init_state(param, group) for param in params]
     kept = rule_itself.kept_keys(group)
     states = {key: [state[key] for state in held] if key in kept else [] for key in rule_itself.state_keys}
-    tensors = Tensors(params, [], states)
+    if "prev_grad" in states:
+        states["prev_grad"] = [value.to(mix[1]) for value in states["prev_grad"]]
+    device = torch.get_default_device()
+    shared = {key: [value.to(device)] for key, value in rule_itself.init_shared(group).items()}
+    tensors = Tensors(params, [], states, shared)
     tensors.grads = new_grads(tensors, mix[1], scale=scale, seed=seed + 1)
     return tensors
 
@@ -131,14 +153,22 @@ def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 def hyper(rule: str, **changes: Any) -> dict[str, Any]:
     """Keyword arguments of a rule's function: its defaults with ``changes`` (``betas`` included)."""
-    extra = {key: changes.pop(key) for key in ("grad_scale", "found_inf") if key in changes}
-    return {**RULES[rule_of(rule)].arguments({**defaults_of(rule), **changes}), **extra}
+    extra = {key: changes.pop(key) for key in ("grad_scale", "found_inf", "loss", "mode") if key in changes}
+    group = {**defaults_of(rule), **changes}
+    if RULES[rule_of(rule)].takes_loss(group):
+        extra.setdefault("loss", LOSS)
+    return {**RULES[rule_of(rule)].arguments(group), **extra}
+
+
+def at_rate(rule: str, lr: float | Tensor) -> dict[str, Any]:
+    """Hyperparameters with which a rule's steps follow ``lr``: those of ALIAS do so during warm-up alone."""
+    return {"lr": lr, **({"warmup_steps": 1_000_000} if rule_of(rule) == "alias" else {})}
 
 
 def call(module: ModuleType, rule: str, tensors: Tensors, **changes: Any) -> None:
     """One step of the rule in place."""
     function = getattr(module, f"{rule_of(rule)}_")
-    function(tensors.params, tensors.grads, *tensors.states.values(), **hyper(rule, **changes))
+    function(tensors.params, tensors.grads, *tensors.lists, **hyper(rule, **changes))
 
 
 def step_and_compare(module: ModuleType, rule: str, tensors: Tensors, **changes: Any) -> None:
@@ -148,11 +178,12 @@ def step_and_compare(module: ModuleType, rule: str, tensors: Tensors, **changes:
     call(module, rule, tensors, **changes)
     call(reference, rule, oracle, **changes)
     settings = hyper(rule, **changes)
+    errors = alias_bounds.alias_scalars(before, oracle, settings) if tensors.shared else {}
     for old, new in zip(grads, tensors.grads, strict=True):
         assert torch.equal(old.nan_to_num(), new.nan_to_num()), "a gradient was written"
     for index, param in enumerate(tensors.params):
         where = f"{rule}, tensor {index}, shape {tuple(param.shape)}, {param.dtype}"
-        bounds = _bounds(rule, before, oracle, index, settings)
+        bounds = _bounds(rule, before, oracle, index, settings, errors)
         if rule_of(rule) == "scale" and settings["momentum"]:
             dtype = tensors.states["exp_avg"][index].dtype
             bounds["param"] = bounds["param"] + _rounded_momentum(before, oracle, index, settings, dtype)
@@ -160,7 +191,12 @@ def step_and_compare(module: ModuleType, rule: str, tensors: Tensors, **changes:
         for key, values in tensors.states.items():
             if not values:
                 continue
+            if key == "signs":
+                assert_same_bits([values[index]], [oracle.states[key][index]])
+                continue
             check(values[index], oracle.states[key][index], bounds[key], f"{where}: {key}")
+    if tensors.shared:
+        alias_bounds.check_alias_scalars(tensors, before, oracle, settings, errors, rule)
 
 
 def check(value: Tensor, expected: Tensor, bound: Tensor | float, where: str) -> None:
@@ -188,9 +224,21 @@ def half_ulp(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _bounds(
-    rule: str, before: Tensors, after: Tensors, index: int, settings: dict[str, Any]
+    rule: str,
+    before: Tensors,
+    after: Tensors,
+    index: int,
+    settings: dict[str, Any],
+    errors: dict[str, float],
 ) -> dict[str, Tensor | float]:
-    """How far float32 arithmetic may be from the float64 result, before the store rounds."""
+    """How far float32 arithmetic may be from the float64 result, before the store rounds.
+
+    ``errors`` are those of what the tensors share.
+    """
+    if rule_of(rule) == "alias":
+        return {"param": alias_bounds.alias_param(before, after, index, settings, errors), "prev_grad": 0.0}
+    if rule == "alias_adam":
+        return alias_bounds.alias_adam(before, after, index, settings)
     old, new = before.params[index], after.params[index]
     lr = float(settings["lr"])
     g = before.grads[index] * (-1 if settings["maximize"] else 1)

@@ -19,6 +19,8 @@ from torch import nn
 from sage_ext import _loader
 from sage_ext.optimizers import (
     FusedAdamW,
+    FusedALIAS,
+    FusedALIASAdam,
     FusedHybrid,
     FusedLion,
     FusedSAGE,
@@ -59,7 +61,7 @@ def fill_grads(optimizer: torch.optim.Optimizer, seed: int) -> None:
 def take_steps(optimizer: torch.optim.Optimizer, seeds: range) -> None:
     for seed in seeds:
         fill_grads(optimizer, seed)
-        optimizer.step()
+        models.step(optimizer)
 
 
 def through_a_file(value: Any, map_location: str | None) -> Any:
@@ -71,7 +73,9 @@ def through_a_file(value: Any, map_location: str | None) -> Any:
 
 def on_gpu(tensors: support.Tensors) -> support.Tensors:
     states = {key: [value.to(GPU) for value in values] for key, values in tensors.states.items()}
-    return support.Tensors([p.to(GPU) for p in tensors.params], [g.to(GPU) for g in tensors.grads], states)
+    shared = {key: [value.to(GPU) for value in values] for key, values in tensors.shared.items()}
+    params, grads = ([tensor.to(GPU) for tensor in held] for held in (tensors.params, tensors.grads))
+    return support.Tensors(params, grads, states, shared)
 
 
 @every_optimizer
@@ -92,6 +96,8 @@ def test_states_are_on_the_gpu(build: Builder) -> None:
     take_steps(optimizer, range(1))
     for state in optimizer.state.values():
         assert {value.device for value in state.values()} == {GPU}
+    for group in optimizer.param_groups:
+        assert group.get("scalars", torch.ones((), device=GPU)).device == GPU
 
 
 @every_rule
@@ -100,7 +106,7 @@ def test_dispatcher(rule: str) -> None:
     second = first.clone()
     support.call(_loader.load(), rule, first)
     function = getattr(torch.ops.sage_ext, f"{support.rule_of(rule)}_")
-    function(second.params, second.grads, *second.states.values(), **support.hyper(rule))
+    function(second.params, second.grads, *second.lists, **support.hyper(rule))
     support.assert_same_bits(first.flat(), second.flat())
 
 
@@ -119,11 +125,12 @@ class TestScalars:
             return torch.tensor(value, dtype=dtype, device=device)
 
         first.grads = [grad / 8 for grad in first.grads]
-        support.call(native, rule, first, lr=0.125)
-        support.call(native, rule, second, lr=scalar(0.125), grad_scale=scalar(8.0), found_inf=scalar(0.0))
+        support.call(native, rule, first, **support.at_rate(rule, 0.125))
+        settings = support.at_rate(rule, scalar(0.125))
+        support.call(native, rule, second, grad_scale=scalar(8.0), found_inf=scalar(0.0), **settings)
         support.assert_same_bits(first.params, second.params)
         before = second.clone()
-        support.call(native, rule, second, lr=scalar(0.125), found_inf=scalar(1.0))
+        support.call(native, rule, second, found_inf=scalar(1.0), **settings)
         support.assert_same_bits(before.flat(), second.flat())
 
     def test_a_new_learning_rate_is_not_seen_by_steps_before_it(self) -> None:
@@ -173,10 +180,11 @@ class TestHostDoesNotWait:
         optimizer.grad_scale = torch.tensor(2.0, device=scalars)
         optimizer.found_inf = torch.tensor(0.0, device=scalars)
         fill_grads(optimizer, 0)
+        loss = torch.tensor(1.0, device=scalars)
         torch.cuda.set_sync_debug_mode("error")
         try:
             for _ in range(2):  # the first one makes the states
-                optimizer.step()
+                models.step(optimizer, loss)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -315,6 +323,8 @@ def test_memory_of_a_step(rule: str) -> None:
         "lion": FusedLion,
         "sign_sgd": FusedSignSGD,
         "scale": FusedSCALE,
+        "alias": FusedALIAS,
+        "alias_adam": FusedALIASAdam,
         "adamw": FusedAdamW,
     }
     params = [nn.Parameter(torch.ones(2048, 2048, device=GPU, dtype=torch.bfloat16)) for _ in range(4)]
@@ -344,7 +354,7 @@ def test_checkpoint_goes_to_the_cpu_and_back(build: Builder) -> None:
         with torch.no_grad():
             for param, weight in zip(params, weights, strict=True):
                 param.copy_(weight)
-        for state in optimizer.state.values():
+        for state in filter(None, optimizer.state.values()):
             assert {value.device for value in state.values()} == {torch.device(device)}
         ours, theirs = models.snapshot(optimizer), models.snapshot(straight)
         support.assert_same_bits([t.cpu() for t in ours], [t.cpu() for t in theirs])

@@ -15,6 +15,8 @@ from torch import nn
 
 from sage_ext.optimizers import (
     FusedAdamW,
+    FusedALIAS,
+    FusedALIASAdam,
     FusedHybrid,
     FusedLion,
     FusedSAGE,
@@ -69,8 +71,8 @@ def test_closure_runs_once_with_gradients(build: Builder, backend: str) -> None:
     with torch.no_grad():
         loss = optimizer.step(closure)
     assert len(calls) == 1
-    assert float(loss.detach()) == float(models.backward(twin, other))
-    assert other.step() is None
+    assert float(loss.detach()) == float(other_loss := models.backward(twin, other))
+    assert other.step(loss=other_loss) is None
     support.assert_same_bits(models.snapshot(optimizer), models.snapshot(other))
 
 
@@ -91,13 +93,13 @@ def test_parameters_without_gradient_are_left_alone(build: Builder, backend: str
     models.backward(model, optimizer)
     model.up.weight.grad = None
     before = model.up.weight.detach().clone()
-    optimizer.step()
+    models.step(optimizer)
     assert torch.equal(before, model.up.weight)
     assert model.up.weight not in optimizer.state
     for _ in range(2):  # it joins later, with a step counter of its own
         models.train(model, optimizer, [1])
     for state in optimizer.state.values():
-        assert set(state) <= {"step", "exp_avg", "exp_avg_sq", "s_range"}
+        assert set(state) <= {"step", "exp_avg", "exp_avg_sq", "s_range", "signs", "prev_grad", "scalars"}
     if "step" in optimizer.state.get(model.up.weight, {}):
         assert float(optimizer.state[model.up.weight]["step"]) == 2
         assert float(optimizer.state[model.down.weight]["step"]) == 3
@@ -166,8 +168,9 @@ def test_bfloat16_model(build: Builder, backend: str) -> None:
     losses = models.train(model, optimizer, range(60))
     assert losses[-1] < losses[0]
     for param, state in optimizer.state.items():
-        assert state["exp_avg"].dtype == torch.bfloat16
-        assert state["exp_avg"].shape == param.shape
+        for key in {"exp_avg", "prev_grad"} & set(state):
+            assert state[key].dtype == torch.bfloat16
+            assert state[key].shape == param.shape
         if "s_range" in state:
             assert state["s_range"].dtype == torch.float32
             assert state["s_range"].shape == (param.shape[1:] if param.ndim > 1 else param.shape)
@@ -235,6 +238,11 @@ def test_signature_of_the_public_classes() -> None:
     assert FusedLion([param], 1e-4, (0.9, 0.99), 0.1).defaults["weight_decay"] == 0.1
     assert FusedAdamW([param], 1e-3, (0.9, 0.999), 1e-6, 0.1).defaults["eps"] == 1e-6
     sign_sgd = FusedSignSGD([param], 1e-4, 0.9, 0.1)
+    alias_adam = FusedALIASAdam([param], 1e-3, (0.9, 0.999), 1e-6, 0.5, 0.1)
+    assert [alias_adam.defaults[name] for name in ("eps", "d0", "weight_decay")] == [1e-6, 0.5, 0.1]
+    assert FusedALIAS([param], max_step=0.5).defaults["max_step"] == 0.5
+    with pytest.raises(TypeError, match="positional"):
+        FusedALIAS([param], 1e-3)  # there is no learning rate to give
     scale = FusedSCALE([param], 1e-3, 0.9, 0, normalization="l2", eps=1e-6)
     assert (scale.defaults["momentum"], scale.defaults["dim"]) == (0.9, 0)
     assert (sign_sgd.defaults["momentum"], sign_sgd.defaults["weight_decay"]) == (0.9, 0.1)

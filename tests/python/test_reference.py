@@ -204,7 +204,7 @@ class TestEveryRule:
         for start in (0.0, 3.0):
             tensors = support.make(rule, [(4, 6)], (FP64, FP64, FP64))
             tensors.params[0].fill_(start)
-            support.call(reference, rule, tensors, lr=0.1, weight_decay=0.5)
+            support.call(reference, rule, tensors, weight_decay=0.5, **support.at_rate(rule, 0.1))
             updates.append(tensors.params[0] - start * 0.95)
         torch.testing.assert_close(updates[0], updates[1], rtol=1e-12, atol=1e-14)
 
@@ -224,6 +224,11 @@ class TestEveryRule:
         support.call(reference, rule, first, **eps)
         support.call(reference, rule, second, grad_scale=torch.tensor(64.0), **eps)
         second.grads = first.grads
+        for scalars in second.shared.values():  # ALIAS records the gradient as it came, and its factor
+            assert scalars[0][-1] == 1 / 64
+            scalars[0][-1] = 1.0
+            for prev_grad in second.states["prev_grad"]:
+                prev_grad.div_(64)
         support.assert_same_bits(first.flat(), second.flat())
 
     def test_found_inf_changes_nothing(self, rule: str) -> None:
