@@ -15,13 +15,15 @@ PROGRAM = ROOT / "build" / "cpp" / "tests" / "cpp" / "cuda" / "sage_ext_count_tr
 BANDWIDTH = {"H100": 3.35e12, "H200": 4.8e12}  # bytes a second, from the SXM parts' data sheets
 # Accesses that move less than this share of their sectors' bytes are worth a look.
 LEAST_EFFICIENCY = 0.7
+# Launches of less than this share of a step's bytes only add up what others left: their accesses do not matter.
+LEAST_SHARE = 0.01
 
 
 def summarize(case: dict[str, Any]) -> dict[str, Any]:
     """One line of the table."""
     params, large = case["parameters"], case["llama_7b"]
     kernels = [launch for launch in case["launches"] if launch["kernel"] != "cudaMemsetAsync"]
-    streamed = sum(launch["bytes_read"] + launch["bytes_written"] for launch in case["launches"])
+    streamed = sum(map(bytes_of, case["launches"]))
     bytes_7b = (case["floor_bytes_per_parameter"] + large["scratch_traffic_per_parameter"]) * large[
         "parameters"
     ]
@@ -34,15 +36,21 @@ def summarize(case: dict[str, Any]) -> dict[str, Any]:
         "cached_bytes_per_param": sum(launch["uniform_bytes"] for launch in kernels) / params,
         "floor": case["floor_bytes_per_parameter"],
         "scratch_7b": large["scratch_traffic_per_parameter"],
-        "sector_efficiency": min(map(efficiency, kernels)),
+        "sector_efficiency": min(
+            efficiency(kernel) for kernel in kernels if bytes_of(kernel) > LEAST_SHARE * streamed
+        ),
         "predicted_7b_ms": {name: bytes_7b / rate * 1e3 for name, rate in BANDWIDTH.items()},
     }
 
 
+def bytes_of(launch: dict[str, Any]) -> int:
+    """Bytes that a launch asked for."""
+    return int(launch["bytes_read"] + launch["bytes_written"])
+
+
 def efficiency(launch: dict[str, Any]) -> float:
     """Bytes that a launch asked for, per byte of the 32-byte sectors that it touched."""
-    bytes_moved = launch["bytes_read"] + launch["bytes_written"]
-    return bytes_moved / (32 * (launch["sectors_read"] + launch["sectors_written"]))
+    return bytes_of(launch) / (32 * (launch["sectors_read"] + launch["sectors_written"]))
 
 
 def count(program: Path = PROGRAM) -> list[dict[str, Any]]:

@@ -144,7 +144,7 @@ TRAFFIC_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "state_dtype": ("state", str),
     "launches": ("launches", str),
     "bytes_per_param": ("B/param", number(2)),
-    "floor": ("floor", number(0)),
+    "floor": ("floor", "{:g}".format),
     "cached_bytes_per_param": ("cached B/param", number(2)),
     "scratch_7b": ("7B: scratch B/param", number(2)),
     "predicted_7b_ms": ("7B: predicted ms", by_gpu),

@@ -5,7 +5,11 @@
 #include <vector>
 
 #include "core/launch_plan.h"
+#include "core/sign_planes.h"
 #include "cuda/adamw.h"
+#include "cuda/alias.h"
+#include "cuda/alias_adam.h"
+#include "cuda/block_slots.cuh"
 #include "cuda/elements.cuh"
 #include "cuda/launch.h"
 #include "cuda/sage.h"
@@ -34,7 +38,8 @@ class Model {
       const int64_t numel = has_memory ? shape.rows * shape.cols : 0;
       Tensor& t = tensors_.emplace_back(Tensor{
           shape, Buffer(dtype, numel), Buffer(dtype, numel), Buffer(state_dtype, numel), Buffer(state_dtype, numel),
-          Buffer(DType::float32, has_memory ? shape.cols : 0), Buffer(DType::float32, has_memory ? 1 : 0)});
+          Buffer(DType::float32, has_memory ? shape.cols : 0), Buffer(DType::float32, has_memory ? 1 : 0),
+          Buffer(DType::float32, 2 * sign_words(numel)), Buffer(DType::float32, 2 * kAliasAdamScalars)});
       fill_normal(t.grad, random, 1.0);
     }
   }
@@ -48,7 +53,7 @@ class Model {
 
   struct Tensor {
     Shape shape;
-    Buffer param, grad, exp_avg, exp_avg_sq, s_range, step;
+    Buffer param, grad, exp_avg, exp_avg_sq, s_range, step, signs, scalars;
 
     int64_t numel() const { return shape.rows * shape.cols; }
   };
@@ -62,10 +67,16 @@ struct Rule {
   bool norms;       // takes parameters of one dimension as well
   bool wide_state;  // fp32 in any case
   int states;       // arrays
+  bool signs = false;
 };
 
-constexpr Rule kRules[] = {{"sinkgd", false, false, 0},  {"sage", true, false, 1},   {"lion", true, false, 1},
-                           {"sign_sgd", true, false, 0}, {"signum", true, false, 1}, {"adamw", true, true, 2}};
+constexpr Rule kRules[] = {{"sinkgd", false, false, 0},     {"sage", true, false, 1},
+                           {"lion", true, false, 1},        {"sign_sgd", true, false, 0},
+                           {"signum", true, false, 1},      {"adamw", true, true, 2},
+                           {"alias", true, false, 0, true}, {"alias_lower_bound", true, false, 0},
+                           {"alias_base", true, false, 1},  {"alias_adam", true, true, 2, true}};
+
+bool is_alias(const std::string& name) { return name.starts_with("alias") && name != "alias_adam"; }
 
 // The step of a rule: how much scratch it needs, and the launches.
 template <typename Use>
@@ -102,6 +113,43 @@ void with_tensors(const Rule& rule, Model& model, const Use& use) {
     use(cuda::sage_workspace_bytes(tensors), [&](void* scratch) {
       cuda::sage_step(tensors, {0.9, 0.99, 1e-8, 0.1, false, true}, scalars, scratch, nullptr);
     });
+  } else if (name == "alias_adam") {
+    const auto tensors = model.map([](Model::Tensor& t) {
+      return cuda::AliasAdamTensor{t.param.data(),
+                                   t.grad.data(),
+                                   t.exp_avg.data(),
+                                   t.exp_avg_sq.data(),
+                                   reinterpret_cast<uint32_t*>(t.signs.floats()),
+                                   reinterpret_cast<AliasAdamScalars*>(t.scalars.floats()),
+                                   t.numel(),
+                                   t.param.dtype(),
+                                   t.grad.dtype(),
+                                   t.exp_avg.dtype()};
+    });
+    use(cuda::alias_adam_workspace_bytes(tensors),
+        [&](void* scratch) { cuda::alias_adam_step(tensors, {0.9, 0.999, 1e-8, 0.1}, scalars, scratch, nullptr); });
+  } else if (is_alias(name)) {
+    const auto tensors = model.map([&](Model::Tensor& t) {
+      return cuda::AliasTensor{t.param.data(),
+                               t.grad.data(),
+                               rule.signs ? reinterpret_cast<uint32_t*>(t.signs.floats()) : nullptr,
+                               rule.states > 0 ? t.exp_avg.data() : nullptr,
+                               t.numel(),
+                               t.param.dtype(),
+                               t.grad.dtype()};
+    });
+    const AliasOptions options{.memory_efficient = rule.states == 0,
+                               .descent = rule.signs,
+                               .lower_bound = 0.0,
+                               .max_step = 1e-3,
+                               .weight_decay = 0.1,
+                               .warmup_steps = 0,
+                               .update_every = 1,
+                               .mode = AliasMode::step};
+    AliasScalars shared{};
+    shared.step = 1.0;  // the first step does not look at what is kept of a gradient
+    use(cuda::alias_workspace_bytes(tensors, options),
+        [&](void* scratch) { cuda::alias_step(tensors, options, {}, scalars, &shared, scratch, nullptr); });
   } else {
     const auto tensors = model.map([](Model::Tensor& t) {
       return cuda::AdamWTensor{t.param.data(), t.grad.data(),   t.exp_avg.data(), t.exp_avg_sq.data(), t.step.floats(),
@@ -117,7 +165,10 @@ int64_t scratch_traffic(const Rule& rule, const std::vector<Shape>& shapes, DTyp
   const int64_t vec = 16 / itemsize(dtype);
   const int64_t total = testing::count_elements(shapes);
   int64_t bytes = 0;
+  // A block's slots there and back, and its tick of the counter.
+  const int64_t slot_bytes = is_alias(rule.name) ? 2 * (32 + 8 + 4) : std::string(rule.name) == "alias_adam" ? 16 : 0;
   for (const Shape& s : shapes) {
+    bytes += slot_bytes * ceil_div(s.rows * s.cols, cuda::slot_chunk(total));
     if (std::string(rule.name) == "sage") {
       // The slots of the sums there and back; S read, S and s written, both read, lr * H written.
       bytes += 8 * plan_column_blocks(s.rows, s.cols, vec).slots * s.cols + 24 * s.cols;
@@ -172,16 +223,19 @@ void print_case(const Rule& rule, DType dtype, bool is_last) {
     print_launch(launches[i], i + 1 == launches.size());
   }
   // Gradients and parameters once in and parameters out, states in and out; SinkGD's gradient once an iteration, too,
-  // and SAGE's once for the sums.
-  const int64_t passes = std::string(rule.name) == "sinkgd" ? 5 : std::string(rule.name) == "sage" ? 1 : 0;
-  const int64_t floor = itemsize(dtype) * (3 + passes) + itemsize(state) * 2 * rule.states;
+  // and once more to be looked at: SAGE's, ALIAS-Adam's, and ALIAS's, unless its signs are at hand. They are a quarter
+  // of a byte each; ALIAS reads them twice.
+  const std::string rule_name = rule.name;
+  const bool looks_twice = rule_name == "sage" || (rule_name.starts_with("alias") && rule_name != "alias");
+  const int64_t passes = rule_name == "sinkgd" ? 5 : looks_twice ? 1 : 0;
+  const double signs = !rule.signs ? 0.0 : rule_name == "alias" ? 0.75 : 0.5;
+  const double floor = static_cast<double>(itemsize(dtype) * (3 + passes) + itemsize(state) * 2 * rule.states) + signs;
   std::printf(
-      "     ],\n     \"launches_per_step\": %zu, \"floor_bytes_per_parameter\": %lld, "
+      "     ],\n     \"launches_per_step\": %zu, \"floor_bytes_per_parameter\": %.4g, "
       "\"bytes_per_parameter\": %.4f,\n"
       "     \"llama_7b\": {\"tensors\": %zu, \"parameters\": %lld, \"launches_per_step\": %zu, "
       "\"scratch_bytes\": %lld, \"scratch_traffic_per_parameter\": %.4f}}%s\n",
-      launches.size(), static_cast<long long>(floor),
-      static_cast<double>(read + written) / static_cast<double>(parameters), large.size(),
+      launches.size(), floor, static_cast<double>(read + written) / static_cast<double>(parameters), large.size(),
       static_cast<long long>(large_parameters), launches.size(), static_cast<long long>(large_scratch),
       static_cast<double>(scratch_traffic(rule, large, dtype)) / static_cast<double>(large_parameters),
       is_last ? "" : ",");
