@@ -6,6 +6,7 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -22,17 +23,22 @@ from .errors import UsageError
 from .model import build_model, next_token_loss
 from .settings import Settings
 
+LOG_EVERY = 10  # steps, on a GPU
 SMOOTHING = 0.95  # of the loss that the progress bar shows
 
 
 @dataclass
 class History:
-    """What a run measured: index ``i`` is step ``i + 1``; ``validation`` holds ``[step, loss]`` pairs."""
+    """What a run measured: index ``i`` is step ``i + 1``; others hold ``[step, value]`` pairs.
+
+    ``step_size`` has a list for each rule of the optimizer.
+    """
 
     loss: list[float] = field(default_factory=list)
     optimizer_ms: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
     validation: list[list[float]] = field(default_factory=list)
+    step_size: dict[str, list[list[float]]] = field(default_factory=dict)
 
 
 class Interrupt:
@@ -69,6 +75,16 @@ def lr_factor(step: int, *, steps: int, warmup: int, final: float) -> float:
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+Callback = Callable[["Trainer"], None]
+
+
+def record_step_size(trainer: Trainer) -> None:
+    """The callback that keeps how far each logged step went: ALIAS finds its own schedule, and this shows
+    it."""
+    for rule, size in optim.step_sizes(trainer.optimizer).items():
+        trainer.history.step_size.setdefault(rule, []).append([trainer.step, size])
+
+
 class Trainer:
     """A model, its optimizer and its place in the data; ``save`` and ``restore`` are exact."""
 
@@ -95,8 +111,11 @@ class Trainer:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: lr_factor(step, steps=s.steps, warmup=s.warmup, final=s.final_lr)
         )
+        # Called after every logged step, before the scheduler moves on.
+        self.callbacks: list[Callback] = [record_step_size]
         self.history = History()
         self.step = 0
+        self._takes_loss = optim.is_ours(self.optimizer)
         self._unread: list[torch.Tensor] = []  # losses still on the device
 
     @property
@@ -106,6 +125,17 @@ class Trainer:
     @property
     def diverged(self) -> bool:
         return bool(self.history.loss) and not math.isfinite(self.history.loss[-1])
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether validation follows the step just taken."""
+        s = self.settings
+        return self.step == s.steps or bool(s.eval_every and self.step % s.eval_every == 0)
+
+    @property
+    def is_logged(self) -> bool:
+        """Whether the numbers of the step just taken are read: on a GPU that waits, so not of every one."""
+        return self.evaluates or self.device.type == "cpu" or self.step % LOG_EVERY == 0
 
     def train_step(self) -> None:
         """Forward and backward over ``accumulate`` batches, clip, optimizer, scheduler."""
@@ -122,12 +152,16 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.model.parameters(), s.clip)
         self._synchronize()
         before = time.perf_counter()
-        self.optimizer.step()
+        # The loss as it is, also where gradients are clipped: ALIAS with a lower bound takes the first one.
+        self.optimizer.step(**({"loss": total} if self._takes_loss else {}))
         self._synchronize()
         after = time.perf_counter()
         self.optimizer.zero_grad(set_to_none=True)
-        self.scheduler.step()
         self.step += 1
+        if self.is_logged:
+            for callback in self.callbacks:
+                callback(self)
+        self.scheduler.step()
         self._unread.append(total)
         self.history.optimizer_ms.append((after - before) * 1e3)
         self.history.step_seconds.append(after - started)
@@ -175,14 +209,13 @@ class Trainer:
         ) as bar:
             while self.step < last and not (interrupt and interrupt.signal) and not self.diverged:
                 self.train_step()
-                evaluate = self.step == s.steps or (s.eval_every and self.step % s.eval_every == 0)
-                if evaluate or self.device.type == "cpu" or self.step % 10 == 0:
+                if self.is_logged:
                     self.read_losses()
                     loss = self.history.loss[-1]
                     smooth = loss if smooth is None else SMOOTHING * smooth + (1 - SMOOTHING) * loss
                     rate = s.tokens_per_step * (self.step - first) / sum(self.history.step_seconds[first:])
                     bar.set_postfix_str(f"loss {smooth:.3f}, {rate:,.0f} tokens/s", refresh=False)
-                if evaluate and not self.diverged:
+                if self.evaluates and not self.diverged:
                     value = self.evaluate()
                     self.history.validation.append([self.step, value])
                     say(

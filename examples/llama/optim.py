@@ -77,10 +77,36 @@ def build(choice: Choice, model: nn.Module, *, backend: str = "auto") -> Optimiz
         raise UsageError(f"--optimizer {choice.spec}: {error}") from error
 
 
+def is_ours(optimizer: Optimizer) -> bool:
+    """Whether it is of this library: ``step`` takes the loss then, and ``step_size`` says how far it went."""
+    return hasattr(optimizer, "step_size")
+
+
+def step_sizes(optimizer: Optimizer) -> dict[str, float]:
+    """How far the last step went, by rule: what an optimizer of this library says, else the learning rate.
+
+    To be asked before the scheduler moves on. Groups of a rule differ in weight decay alone, so the first of
+    them speaks for all.
+    """
+    sizes: dict[str, float] = {}
+    for index, group in enumerate(optimizer.param_groups):
+        rule = group.get("rule", type(optimizer).__name__)
+        if rule not in sizes:
+            sizes[rule] = optimizer.step_size(index) if is_ours(optimizer) else float(group["lr"])
+    return sizes
+
+
 def state_bytes(optimizer: Optimizer) -> int:
-    """Bytes of all tensors that the optimizer really holds as state; storage that is shared counts once."""
+    """Bytes of all tensors that the optimizer really holds as state; storage that is shared counts once.
+
+    What the parameters of a group share, as ALIAS's scalars, is in the group itself.
+    """
+    shared = [
+        {key: value for key, value in group.items() if key not in ("params", "lr")}
+        for group in optimizer.param_groups
+    ]
     storages = {}
-    for state in optimizer.state.values():
+    for state in (*optimizer.state.values(), *shared):
         for value in state.values():
             if isinstance(value, torch.Tensor):
                 storage = value.untyped_storage()
@@ -196,6 +222,29 @@ def _scale(model: nn.Module, *, backend: str, lr: float, momentum: float, weight
     return optimizer
 
 
+def _alias(**form: Any) -> Build:
+    """``FusedALIAS``, whose step size belongs to a group: one for all tensors, the 1-D ones included.
+
+    A scheduler's learning rate matters during its warm-up alone, where it rises to ``max_step``.
+    """
+
+    def make(model: nn.Module, *, backend: str, **settings: Any) -> Optimizer:
+        from sage_ext.optimizers import FusedALIAS
+
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        return FusedALIAS(parameters, lr=settings["max_step"], backend=backend, **form, **settings)
+
+    return make
+
+
+def _alias_preset(model: nn.Module, *, backend: str, lr: float, **settings: Any) -> Optimizer:
+    """The preset "alias"; ``lr`` is of AdamW on the head. A tied head counts as embedding and has ALIAS."""
+    from sage_ext.optimizers import FusedHybrid
+
+    rates = {"adamw": lr, "alias": settings["max_step"]}
+    return FusedHybrid(model, preset="alias", lr=rates, backend=backend, alias=settings)
+
+
 def _sinkgd_alone(
     model: nn.Module, *, backend: str, lr: float, alpha: float, weight_decay: float, vector_lr: float
 ) -> Optimizer:
@@ -248,6 +297,39 @@ ROWS: dict[str, Row] = {
         _library("FusedSignSGD"),
         "Sign-SGD on everything; Signum with a momentum",
         {"lr": 1e-3, "momentum": 0.9, "weight_decay": 0.01},
+    ),
+    "alias": Row(
+        _alias_preset,
+        "ALIAS finds the step size for all but the head, which has AdamW",
+        {"lr": 1e-3, "max_step": 1e-3, "d0": 1e-6, "warmup_steps": 0, "weight_decay": 0.0},
+    ),
+    "alias-descent": Row(
+        _alias(),
+        "ALIAS on everything, memory-efficient: two bits of state a number",
+        {"max_step": 1e-3, "d0": 1e-6, "warmup_steps": 0, "update_every": 1, "weight_decay": 0.0},
+    ),
+    "alias-lower-bound": Row(
+        _alias(gap="lower_bound"),
+        "ALIAS on everything, from the loss's lower bound: 72 bytes of state",
+        {"max_step": 1e-3, "lower_bound": 0.0, "warmup_steps": 0, "update_every": 1, "weight_decay": 0.0},
+    ),
+    "alias-base": Row(
+        _alias(memory_efficient=False),
+        "ALIAS on everything, in its exact form: keeps the last gradient",
+        {
+            "max_step": 1e-3,
+            "gap": "descent",
+            "d0": 1.0,
+            "lower_bound": 0.0,
+            "warmup_steps": 0,
+            "update_every": 1,
+            "weight_decay": 0.0,
+        },
+    ),
+    "alias-adam": Row(
+        _library("FusedALIASAdam"),
+        "ALIAS-Adam: Adam on gradients scaled tensor by tensor",
+        {"lr": 1e-3, "betas": (0.9, 0.999), "d0": 1.0, "weight_decay": 0.0},
     ),
     "sinkgd": Row(
         _sinkgd_alone,

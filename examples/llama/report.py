@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ BASELINE = "adamw"
 NEAR = 0.02  # perplexities closer than this share are not called different: one seed tells no more
 COLUMNS = ("optimizer", "validation perplexity", "optimizer state", "optimizer step", "speed")
 UNITS = ("", "", "MiB", "ms, median", "tokens/s, median")
+
+LINES = ("-", "--", ":", "-.")  # for the rules of one optimizer
 
 Result = dict[str, Any]
 
@@ -112,6 +115,7 @@ def write(out: Path, results: list[Result], settings: Settings, corpus: Corpus) 
         out / "results.json",
         loss_figure(out, results, settings),
         memory_figure(out, results),
+        step_size_figure(out, results, settings),
     ]
 
 
@@ -165,6 +169,7 @@ def _markdown(results: list[Result], s: Settings, corpus: Corpus) -> str:
 
 ![Loss](loss.png)
 ![Optimizer state](state_memory.png)
+![Step size](step_size.png)
 
 Text: {corpus.source}.
 {len(corpus.train):,} training tokens ({corpus.documents["train"]} documents),
@@ -251,6 +256,46 @@ def memory_figure(out: Path, results: list[Result]) -> Path:
     axes.set_title(f"Optimizer state of {millions(results[0]['parameters'])} parameters")
     axes.spines[["top", "right"]].set_visible(False)
     path = out / "state_memory.png"
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
+
+
+def step_size_curves(result: Result) -> dict[str, list[list[float]]]:
+    """The ``[step, size]`` pairs of each rule; rules that go the same way are one curve."""
+    curves: dict[str, list[list[float]]] = {}
+    for rule, points in result["history"]["step_size"].items():
+        twin = next((name for name, others in curves.items() if others == points), None)
+        curves[f"{twin}, {rule}" if twin else rule] = curves.pop(twin) if twin else points
+    return curves
+
+
+def step_size_figure(out: Path, results: list[Result], s: Settings) -> Path:
+    """How far each optimizer went, step by step: the schedule that it was given, or ALIAS found."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for index, result in enumerate(results):
+        curves = step_size_curves(result)
+        for style, (rule, points) in zip(cycle(LINES), curves.items(), strict=False):
+            # A logarithmic axis has no place for 0, nor for what is not finite.
+            shown = [point for point in points if math.isfinite(point[1]) and point[1] > 0]
+            axes.plot(
+                *zip(*shown, strict=True) if shown else ([], []),
+                color=f"C{index}",
+                linestyle=style,
+                linewidth=1.4,
+                label=result["label"] if len(curves) == 1 else f"{result['label']}: {rule}",
+            )
+    axes.set_yscale("log")
+    axes.set_xlim(0, s.steps * 1.01)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel(f"step (of {s.tokens_per_step:,} tokens)")
+    axes.set_ylabel("step size (learning rate; ALIAS: its own)")
+    axes.set_title(f"Step size, Llama of {millions(results[0]['parameters'])} parameters")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend(frameon=False)
+    path = out / "step_size.png"
     figure.savefig(path, dpi=150)
     plt.close(figure)
     return path

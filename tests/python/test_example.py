@@ -1,16 +1,15 @@
-"""The example end to end, on a tiny model and text: what a user of ``examples/train_llama.py`` relies on."""
+"""The example end to end, on a tiny model and text: what a user of ``examples/train_llama.py`` relies on.
+
+Its optimizers and comparisons are in ``test_example_optimizers.py``.
+"""
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -18,66 +17,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from example_support import EXAMPLES, TINY, exact, same, write_documents
+from llama import checkpoint, corpus, data
+from llama.loop import lr_factor
 from tokenizers import Tokenizer
 
 import sage_ext
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-from llama import checkpoint, corpus, data, optim, report  # noqa: E402
-from llama.app import main  # noqa: E402
-from llama.loop import Trainer, lr_factor  # noqa: E402
-from llama.settings import Settings  # noqa: E402
-
-MODEL = ["--hidden", "32", "--layers", "1", "--heads", "2", "--vocab-size", "320"]
-TINY = [*MODEL, "--seq-len", "16", "--batch-size", "4", "--warmup", "2", "--val-windows", "16"]
-
-
-@pytest.fixture(autouse=True)
-def _here_and_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: None) -> None:
-    def refuse(*_args: object) -> None:
-        raise AssertionError("the example used the network")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 documents of 40 sentences from a small grammar: learnable, and no two alike."""
-    folder = tmp_path_factory.mktemp("text")
-    write_documents(folder, 60)
-    return folder
-
-
-def write_documents(folder: Path, count: int, sentences: int = 40) -> None:
-    draw = random.Random(1)
-    words = ["the red fox", "a quiet river", "one old tailor", "their grey cat", "every winter"]
-    verbs = ["sees", "carries", "forgets", "remembers", "follows"]
-    for number in range(count):
-        lines = [
-            f"{draw.choice(words)} {draw.choice(verbs)} {draw.choice(words)}, number {draw.randrange(100)}.\n"
-            for _ in range(sentences)
-        ]
-        (folder / f"{number}.txt").write_text("".join(lines))
-
-
-@pytest.fixture
-def run(text: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Calls the script's ``main``; returns exit status, stdout and stderr."""
-
-    def call(*words: str, tiny: bool = True) -> tuple[int, str, str]:
-        arguments = [*words, *TINY, "--text", str(text)] if tiny else list(words)
-        capsys.readouterr()
-        try:
-            status = main(arguments)
-        except SystemExit as end:  # argparse
-            status = int(end.code or 0)
-        return status, *capsys.readouterr()
-
-    return call
+pytest_plugins = ["example_support"]
+pytestmark = pytest.mark.usefixtures("here_and_offline")
 
 
 # --- corpus and batches ---
@@ -186,24 +134,10 @@ def test_trains_and_loss_falls(run: Callable, tmp_path: Path) -> None:
     assert late < early
 
 
-def same(left: object, right: object) -> bool:
-    """Equal to the last bit, through any nesting."""
-    if isinstance(left, torch.Tensor):
-        return isinstance(right, torch.Tensor) and left.dtype == right.dtype and torch.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, (list, tuple)):
-        return len(left) == len(right) and all(map(same, left, right))
-    return left == right
-
-
-def exact(state: dict) -> dict:
-    """A checkpoint without the times in it."""
-    history = {key: state["history"][key] for key in ("loss", "validation")}
-    return {**state, "history": history}
-
-
-@pytest.mark.parametrize("optimizer", ["sage-hybrid", "sinkgd-hybrid", "adamw"])
+@pytest.mark.parametrize(
+    "optimizer",
+    ["sage-hybrid", "sinkgd-hybrid", "adamw", "alias", "alias-base", "alias-lower-bound:warmup_steps=3"],
+)
 @pytest.mark.parametrize("extra", [(), ("--amp", "bf16", "--accumulate", "2", "--tied")])
 def test_resumed_run_equals_straight_one_to_the_bit(
     run: Callable, optimizer: str, extra: tuple[str, ...]
@@ -217,6 +151,8 @@ def test_resumed_run_equals_straight_one_to_the_bit(
     straight, parts = (checkpoint.load(Path(name, "checkpoint.pt")) for name in ("straight", "parts"))
     assert straight["step"] == 20
     assert same(exact(straight), exact(parts))
+    for points in parts["history"]["step_size"].values():
+        assert [step for step, _ in points] == list(range(1, 21))
     unfinished_differs = {**exact(parts), "step": 19}
     assert not same(exact(straight), unfinished_differs)
 
@@ -264,33 +200,6 @@ def test_ctrl_c_saves_and_tells_how_to_go_on(text: Path, run: Callable, tmp_path
     assert same(exact(straight), exact(stopped))
 
 
-def test_interrupt_in_a_comparison_can_be_resumed(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["--compare", "adamw,sgd", "--steps", "8", "--out", "both"]
-    train_step = Trainer.train_step
-
-    def stop_in_the_second(trainer: Trainer) -> None:
-        train_step(trainer)
-        if trainer.choice.name == "sgd" and trainer.step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-
-    monkeypatch.setattr(Trainer, "train_step", stop_in_the_second)
-    status, out, _ = run(*words)
-    assert status == 130
-    assert "--compare adamw,sgd" in out
-    assert out.rstrip().endswith("--resume")
-    steps: list[str] = []
-
-    def count(trainer: Trainer) -> None:
-        steps.append(trainer.choice.name)
-        train_step(trainer)
-
-    monkeypatch.setattr(Trainer, "train_step", count)
-    assert run(*words, "--resume")[0] == 0
-    assert steps == ["sgd"] * 5
-    assert Path("both/results.json").is_file()
-
-
 def test_crash_while_saving_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint.save(tmp_path, {"step": 1})
 
@@ -310,89 +219,6 @@ def test_divergence_is_told_and_not_saved(run: Callable) -> None:
     assert status == 1
     assert "smaller lr" in err
     assert not Path("diverged/checkpoint.pt").exists()
-
-
-# --- comparison ---
-
-
-def test_demo_writes_table_json_and_pictures(run: Callable) -> None:
-    status, out, _ = run("demo", "--steps", "12", "--eval-every", "6")
-    assert status == 0
-    files = {path.name for path in Path("demo_out").iterdir() if path.is_file()}
-    assert files == {"results.md", "results.json", "loss.png", "state_memory.png"}
-    facts = json.loads(Path("demo_out/results.json").read_text())
-    names = [result["optimizer"] for result in facts["results"]]
-    assert names[0] == "adamw"
-    assert "sage-hybrid" in [name.partition(":")[0] for name in names]
-    adamw = facts["results"][0]
-    assert adamw["state_bytes"] >= 8 * adamw["parameters"]
-    for result in facts["results"]:
-        assert len(result["history"]["loss"]) == 12
-        assert result["history"]["validation"][-1][0] == 12
-        assert result["validation_perplexity"] == pytest.approx(math.exp(result["validation_loss"]))
-        assert result["history"]["loss"][0] == pytest.approx(adamw["history"]["loss"][0], abs=0)  # same start
-    for name in names:
-        assert name in out
-        assert name in Path("demo_out/results.md").read_text()
-    for name in ("loss.png", "state_memory.png"):
-        assert Path("demo_out", name).read_bytes().startswith(b"\x89PNG")
-        assert str(Path("demo_out", name)) in out
-    assert run("demo", "--steps", "2", "--eval-every", "0")[0] == 0  # a second demo replaces the first
-
-
-def result_like(name: str, perplexity: float, state: int = 100) -> dict:
-    return {
-        "optimizer": name,
-        "label": name,
-        "validation_perplexity": perplexity,
-        "state_bytes": state,
-        "optimizer_ms": 2.0,
-    }
-
-
-@pytest.mark.parametrize(
-    ("perplexity", "words"),
-    [(90.0, "is ahead of"), (110.0, "NOT ahead of"), (101.0, "about level"), (math.inf, "diverged")],
-)
-def test_verdict_is_plain_whichever_way_it_went(perplexity: float, words: str) -> None:
-    (line,) = report.verdict([result_like("sage-hybrid", perplexity, 25), result_like("adamw", 100.0)])
-    assert words in line
-    assert line.startswith("sage-hybrid ")
-    assert "25.0% of its optimizer state" in line
-
-
-def test_state_bytes_are_those_of_the_real_state(text: Path) -> None:
-    made = corpus.prepare([str(text)], vocab_size=320)
-    settings = Settings(hidden=32, layers=1, heads=2, seq_len=16, vocab_size=320, optimizer="sage-hybrid")
-    trainer = Trainer(settings, made)
-    trainer.train_step()
-    tables = 2 * made.vocab_size * 32  # embedding and head: a momentum each
-    vectors = sum(p.numel() for p in trainer.model.parameters() if p.ndim == 1)
-    counters = sum("step" in state for state in trainer.optimizer.state.values())
-    ranges = 2 * 32 + vectors
-    assert optim.state_bytes(trainer.optimizer) == 4 * (tables + vectors + ranges + counters)
-
-
-@pytest.mark.parametrize("name", optim.ROWS)
-def test_every_optimizer_takes_steps(name: str, text: Path) -> None:
-    made = corpus.prepare([str(text)], vocab_size=320)
-    settings = Settings(
-        hidden=32,
-        layers=1,
-        heads=2,
-        seq_len=16,
-        vocab_size=320,
-        warmup=0,
-        optimizer=name,
-        eval_every=0,
-        steps=2,
-    )
-    trainer = Trainer(settings, made)
-    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-    trainer.run(say=lambda line: None)
-    for name, param in trainer.model.named_parameters():
-        assert not torch.equal(param, before[name]), name
-        assert param.isfinite().all(), name
 
 
 # --- wrong arguments ---
