@@ -16,7 +16,9 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ import sage_ext
 from sage_ext import optimizers
 
 HIDDEN, LAYERS, FFN, VOCABULARY = 768, 4, 2048, 32000
+LOSS = 10.0  # above the lower bound of ALIAS
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -62,12 +65,23 @@ def parameter(shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -
     return param
 
 
-def traffic(rule: str, param: Tensor, momentum: float = 0.0, iterations: int = 5) -> tuple[int, int]:
+def traffic(rule: str, param: Tensor, group: dict, iterations: int = 5) -> tuple[int, int]:
     """Bytes that a step has to read and to write for one parameter; state in the parameter's dtype.
 
     Every pass over a tensor counts, also where a cache may serve it.
     """
     size = param.numel() * param.element_size()
+    planes = 2 * 4 * -(-param.numel() // 32)  # two bits an element, in 32-bit words
+    if rule == "alias":
+        if not group["memory_efficient"]:
+            return 4 * size, 2 * size  # g and the last gradient, whose place it takes; then g and W
+        if group["gap"] == "lower_bound":
+            return 3 * size, size  # g; then g and W
+        # g once: what moves W are the signs that were packed while looking at it.
+        return 2 * size + 2 * planes, size + planes
+    if rule == "alias_adam":
+        return 5 * size + planes, 3 * size + planes  # g; then g, W, exp_avg, exp_avg_sq
+    momentum = group.get("momentum", 0.0)
     reads, writes = {
         "adamw": (4, 3),  # W, g, exp_avg, exp_avg_sq
         "lion": (3, 2),  # W, g, exp_avg
@@ -94,9 +108,11 @@ def contender(
     reads = writes = 0
     for group in optimizer.param_groups:
         for param in group["params"]:
-            read, written = traffic(rule_of(param, group), param, group.get("momentum", 0.0))
+            read, written = traffic(rule_of(param, group), param, group)
             reads, writes = reads + read, writes + written
-    return Contender(name, optimizer.step, reads, writes)
+    # torch's optimizers take no loss; of ours, ALIAS with a lower bound needs it in the first step.
+    ours = hasattr(optimizer, "step_size")
+    return Contender(name, partial(optimizer.step, loss=LOSS) if ours else optimizer.step, reads, writes)
 
 
 def by_group(param: Tensor, group: dict) -> str:
@@ -105,6 +121,20 @@ def by_group(param: Tensor, group: dict) -> str:
 
 def adamw(param: Tensor, group: dict) -> str:
     return "adamw"
+
+
+def alias_contenders(params: list[nn.Parameter]) -> list[Contender]:
+    """ALIAS in all its forms, and ALIAS-Adam."""
+
+    def make(name: str, **form: Any) -> Contender:
+        return contender(name, optimizers.FusedALIAS(params, backend="native", **form), by_group)
+
+    return [
+        make("FusedALIAS"),
+        make("FusedALIAS (lower bound)", gap="lower_bound"),
+        make("FusedALIAS (base)", memory_efficient=False),
+        contender("FusedALIASAdam", optimizers.FusedALIASAdam(params, backend="native"), by_group),
+    ]
 
 
 def llama_contenders(dtype: torch.dtype, with_reference: bool, device: str = "cpu") -> list[Contender]:
@@ -116,18 +146,20 @@ def llama_contenders(dtype: torch.dtype, with_reference: bool, device: str = "cp
         names = {"embeddings": ["embed_tokens.weight"], **changes}
         return optimizers.FusedHybrid(named, preset, backend=backend, **names)
 
+    tied_head = {"lm_head": "embed_tokens.weight", "tied": "lm_head"}
     found = [
         contender("torch AdamW fused", torch.optim.AdamW(params, lr=1e-3, fused=True), adamw),
         contender("SAGE hybrid", hybrid("sage", "native"), by_group),
         contender("Lion hybrid", hybrid("lion", "native"), by_group),
         contender("SinkGD hybrid", hybrid("sinkgd", "native"), by_group),
-        # The tied head has momentum, as the head would have: the dearer of the two choices.
-        contender(
-            "SCALE hybrid", hybrid("scale", "native", lm_head="embed_tokens.weight", tied="lm_head"), by_group
-        ),
+        # The tied weight counts as the head, which has momentum in the one and AdamW in the other: the dearer
+        # of the two choices.
+        contender("SCALE hybrid", hybrid("scale", "native", **tied_head), by_group),
+        contender("ALIAS hybrid", hybrid("alias", "native", **tied_head), by_group),
         contender("FusedSAGE", optimizers.FusedSAGE(params, backend="native"), by_group),
         contender("FusedLion", optimizers.FusedLion(params, backend="native"), by_group),
         contender("FusedSignSGD", optimizers.FusedSignSGD(params, backend="native"), by_group),
+        *alias_contenders(params),
         contender("FusedAdamW", optimizers.FusedAdamW(params, backend="native"), by_group),
         contender("FusedSCALE (matrices)", optimizers.FusedSCALE(matrices, backend="native"), by_group),
         contender("FusedSinkGD (matrices)", optimizers.FusedSinkGD(matrices, backend="native"), by_group),
@@ -144,6 +176,7 @@ def small_contenders() -> list[Contender]:
         contender("FusedSAGE", optimizers.FusedSAGE(params, backend="native"), by_group),
         contender("FusedLion", optimizers.FusedLion(params, backend="native"), by_group),
         contender("FusedSignSGD", optimizers.FusedSignSGD(params, backend="native"), by_group),
+        *alias_contenders(params),
         contender("FusedAdamW", optimizers.FusedAdamW(params, backend="native"), by_group),
     ]
 
@@ -158,6 +191,7 @@ def large_contenders() -> list[Contender]:
         contender("FusedSignSGD", optimizers.FusedSignSGD(params, backend="native"), by_group),
         contender("FusedSAGE", optimizers.FusedSAGE(params, backend="native"), by_group),
         contender("FusedLion", optimizers.FusedLion(params, backend="native"), by_group),
+        *alias_contenders(params),
     ]
 
 
