@@ -105,7 +105,9 @@ class AliasRule(Rule):
     def step_size(self, group: Group) -> float:
         if group["scalars"] is None:
             return math.nan
-        return float(group["scalars"][ALIAS_SCALARS.index("step_size")])
+        values = group["scalars"].tolist()
+        # Where only a GPU knew that the first step was to be skipped, there are scalars: new ones.
+        return values[ALIAS_SCALARS.index("step_size")] if values[ALIAS_SCALARS.index("step")] else math.nan
 
     def arguments(self, group: Group, *, again: bool = False) -> dict[str, Any]:
         names = ("lr", "memory_efficient", "gap", "lower_bound", "max_step", "warmup_steps", "update_every")

@@ -245,7 +245,7 @@ class FusedOptimizer(Optimizer):
         pending: dict[Tensor, dict[str, Tensor]] = {}
         calls = [self._gather(index, pending, loss, again) for index in groups]
         calls = [call for call in calls if call.params]
-        _check_not_captured([param for param, state in pending.items() if state])
+        _check_not_captured(self._without_state(calls, pending))
         if self.backend == "native":
             self._run_native(calls, scaling, pending)
         else:
@@ -283,11 +283,22 @@ class FusedOptimizer(Optimizer):
         shared = {key: group[key] for key in rule.shared_keys}
         if params and any(value is None for value in shared.values()):
             device = params[0].device
-            shared = {key: value.to(device) for key, value in rule.init_shared(group).items()}
+            # From pageable memory the host need not wait for the device.
+            shared = {
+                key: value.to(device, non_blocking=True) for key, value in rule.init_shared(group).items()
+            }
         arguments = rule.arguments(group, again=True) if again else rule.arguments(group)
         if params and rule.takes_loss(group) and not again:
             arguments["loss"] = self._loss_for(index, loss)
         return Call(rule, index, params, grads, states, shared, arguments)
+
+    def _without_state(self, calls: list[Call], pending: dict[Any, Any]) -> list[Tensor]:
+        """Return the parameters whose state, or that of their group, is made in this step."""
+        fresh = {id(param): param for param, state in pending.items() if state}
+        for call in calls:
+            if any(self.param_groups[call.group][key] is None for key in call.shared):
+                fresh.update((id(param), param) for param in call.params)
+        return list(fresh.values())
 
     def _loss_for(self, index: int, loss: float | Tensor | None) -> float | Tensor | None:
         """Return the loss for a group that takes one: without one the last, as first steps may be skipped."""

@@ -145,6 +145,10 @@ def _restore(
                     f"{', '.join(map(str, allowed))}"
                 )
             spec = spec._replace(dtype=value.dtype)
+        elif not spec.dtype.is_floating_point and value.dtype != spec.dtype:
+            raise ValueError(
+                f"state_dict: {where}: the saved {key!r} has dtype {value.dtype}, expected {spec.dtype}"
+            )
         restored[key] = allocate(spec, param).copy_(value)
     return restored
 

@@ -127,7 +127,7 @@ def alias_(
         records = (step - 1) % update_every == 0
     else:
         refreshes, records = mode == "refresh", mode == "move"
-    if step == 1 and not descent and loss is None:
+    if step == 1 and mode != "refresh" and not descent and loss is None:
         raise ValueError(
             'loss: got None, but the first step with gap="lower_bound" needs it: call step(closure) or '
             "step(loss=...)"
