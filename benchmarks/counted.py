@@ -15,7 +15,7 @@ PROGRAM = ROOT / "build" / "cpp" / "tests" / "cpp" / "cuda" / "sage_ext_count_tr
 BANDWIDTH = {"H100": 3.35e12, "H200": 4.8e12}  # bytes a second, from the SXM parts' data sheets
 # Accesses that move less than this share of their sectors' bytes are worth a look.
 LEAST_EFFICIENCY = 0.7
-# Launches of less than this share of a step's bytes only add up what others left: their accesses do not matter.
+# Launches of less than this share of a step's bytes only add up what others left: they do not matter.
 LEAST_SHARE = 0.01
 
 
