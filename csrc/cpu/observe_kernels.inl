@@ -28,7 +28,9 @@ SAGE_EXT_INLINE void observe_block(ExtremaSums& sums, const G* grad, float facto
     sums.max.of(k) = larger(values, sums.max.of(k));
     sums.min.of(k) = smaller(values, sums.min.of(k));
     if constexpr (kSigns) {
-      sums.inner.of(k) += values * sign_of_bits(*positive, *negative, k);
+      // What fills a block up may be infinite, and 0 times that is not 0.
+      const Floats terms = valid == ~0u ? values : (lane_bits(k) & valid) != 0 ? values : Floats{};
+      sums.inner.of(k) += terms * sign_of_bits(*positive, *negative, k);
       now_positive |= positive_bits(values) << (k * kLanes);
       now_negative |= negative_bits(values) << (k * kLanes);
     } else {
