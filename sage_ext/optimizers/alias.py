@@ -100,7 +100,7 @@ class AliasRule(Rule):
             )
 
     def reevaluates(self, group: Group) -> bool:
-        return group["same_batch"]
+        return group["same_batch"] is True  # anything else true is for validate() to refuse
 
     def step_size(self, group: Group) -> float:
         if group["scalars"] is None:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from sage_ext.optimizers import (
     FusedAdamW,
+    FusedALIAS,
+    FusedALIASAdam,
     FusedHybrid,
     FusedLion,
     FusedSAGE,
@@ -21,8 +23,8 @@ from sage_ext.optimizers import (
     FusedSinkGD,
 )
 
-CLASSES = [FusedSAGE, FusedSinkGD, FusedLion, FusedSignSGD, FusedSCALE, FusedAdamW]
-WITH_STATE = [FusedSAGE, FusedLion, FusedSignSGD, FusedSCALE, FusedAdamW]
+WITH_STATE = [FusedSAGE, FusedLion, FusedSignSGD, FusedSCALE, FusedALIASAdam, FusedAdamW]
+CLASSES = [*WITH_STATE, FusedSinkGD, FusedALIAS]
 WITH_MOMENTUM = [FusedSignSGD, FusedSCALE]
 
 
@@ -37,10 +39,10 @@ HYPERPARAMETERS: list[tuple[Any, str, Any]] = [
     *((c, "lr", torch.tensor(1)) for c in CLASSES),
     *((c, "weight_decay", value) for c in CLASSES for value in (-0.1, float("nan"), None)),
     *((c, "maximize", value) for c in CLASSES for value in (1, None)),
-    *((c, "eps", -1e-8) for c in (FusedSAGE, FusedSinkGD, FusedSCALE, FusedAdamW)),
+    *((c, "eps", -1e-8) for c in (FusedSAGE, FusedSinkGD, FusedSCALE, FusedALIASAdam, FusedAdamW)),
     *(
         (c, "betas", value)
-        for c in (FusedSAGE, FusedLion, FusedAdamW)
+        for c in (FusedSAGE, FusedLion, FusedALIASAdam, FusedAdamW)
         for value in (
             (0.9, 1.0),
             (-0.1, 0.9),
@@ -64,6 +66,14 @@ HYPERPARAMETERS: list[tuple[Any, str, Any]] = [
     *((FusedSinkGD, "normalization", value) for value in ("l2", None)),
     *((FusedSCALE, "normalization", value) for value in ("sqrt", None)),
     *((FusedSCALE, "dim", value) for value in (2, -1, True, 1.0, None)),
+    *((FusedALIAS, name, value) for name in ("d0", "eta0") for value in (-1.0, float("inf"), None, True)),
+    *((FusedALIAS, "lower_bound", value) for value in (float("inf"), float("nan"), None)),
+    *((FusedALIAS, "max_step", value) for value in (0.0, -1.0, float("inf"), float("nan"), None)),
+    *((FusedALIAS, "warmup_steps", value) for value in (-1, 1.0, True, None)),
+    *((FusedALIAS, "update_every", value) for value in (0, -1, 1.0, True, None)),
+    *((FusedALIAS, "gap", value) for value in ("upper", None)),
+    *((FusedALIAS, name, 1) for name in ("memory_efficient", "same_batch", "capturable")),
+    *((FusedALIASAdam, "d0", value) for value in (0.0, -1.0, float("nan"), None)),
 ]
 
 
@@ -139,7 +149,7 @@ def test_vectors_for_scale(backend: str) -> None:
             FusedSCALE([("bias", parameter(*shape))], backend=backend)
 
 
-@pytest.mark.parametrize("optimizer_class", [FusedSAGE, FusedSinkGD, FusedSCALE])
+@pytest.mark.parametrize("optimizer_class", [FusedSAGE, FusedSinkGD, FusedSCALE, FusedALIAS, FusedALIASAdam])
 def test_not_contiguous(optimizer_class: Any) -> None:
     odd = nn.Parameter(torch.ones(4, 6).t())
     with pytest.raises(

@@ -21,6 +21,7 @@ RULES_OF = {
     "lion": {"embedding": "lion", "lm_head": "lion", "matrix": "sinkgd", "vector": "lion"},
     "sinkgd": {"embedding": "adamw", "lm_head": "adamw", "matrix": "sinkgd", "vector": "adamw"},
     "scale": {"embedding": "scale", "lm_head": "scale", "matrix": "scale", "vector": "adamw"},
+    "alias": {"embedding+matrix+vector": "alias", "lm_head": "adamw"},
 }
 
 
