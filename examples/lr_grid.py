@@ -24,7 +24,7 @@ from llama.settings import Settings
 
 # By factors of about two; six runs for each optimizer of the demo, three for its relatives. A hybrid has two
 # rates to find: SinkGD moves an element by about lr * alpha in the sqrt form, by a 16th of that in the unit
-# form at this size.
+# form at this size. examples/README.md says with how many steps ALIAS was run.
 GRIDS: dict[str, list[str]] = {
     "adamw": [
         "adamw:lr=1e-3",
@@ -51,6 +51,18 @@ GRIDS: dict[str, list[str]] = {
         "sinkgd-hybrid:lr=2e-2:alpha=0.015",
         "sinkgd-hybrid:lr=2e-2:alpha=0.03",
         "sinkgd-hybrid:lr=1e-2:alpha=0.03",
+    ],
+    # No learning rate but that of the preset's head; what there is to choose is the largest step.
+    "alias": [
+        "alias:max_step=1e-3",
+        "alias-lower-bound:max_step=3e-4",
+        "alias-lower-bound:max_step=1e-3",
+        "alias-lower-bound:max_step=3e-3",
+        "alias-base:gap=descent:d0=1e-6",
+        "alias-base:gap=descent:d0=1",
+        "alias-base:gap=lower_bound",
+        "alias-adam:lr=1e-3",
+        "alias-adam:lr=2e-3",
     ],
 }
 

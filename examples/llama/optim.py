@@ -318,8 +318,8 @@ ROWS: dict[str, Row] = {
         "ALIAS on everything, in its exact form: keeps the last gradient",
         {
             "max_step": 1e-3,
-            "gap": "descent",
-            "d0": 1.0,
+            "gap": "lower_bound",  # by descent the step shrinks to nothing: examples/README.md
+            "d0": 1e-6,
             "lower_bound": 0.0,
             "warmup_steps": 0,
             "update_every": 1,

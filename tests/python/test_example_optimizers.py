@@ -180,7 +180,7 @@ def test_step_size_is_the_learning_rate_of_the_step(
 
 
 def test_step_size_of_alias_is_the_one_that_it_found(trained: Callable[..., Trainer]) -> None:
-    trainer = trained("alias-base:max_step=0.01:warmup_steps=2", steps=8, warmup=4)
+    trainer = trained("alias-base:gap=descent:d0=1:max_step=0.01:warmup_steps=2", steps=8, warmup=4)
     points = trainer.history.step_size["alias"]
     assert [step for step, _ in points] == list(range(1, 9))
     sizes = [size for _, size in points]
