@@ -4,6 +4,7 @@ torch.optim."""
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -264,3 +265,24 @@ class TestEveryRule:
             part.split(":")[0].strip() for part in text[text.index("(") + 1 : text.index(")")].split(",")
         ]
         assert [name for name in found if name not in ("*", "describe")] == names
+
+    def test_stub_has_the_signature_of_the_native_functions(self, rule: str) -> None:
+        """By name, in order, and with a default where there is one, as _C.pyi says it of both forms."""
+        import ast
+        import re
+
+        from sage_ext import _loader
+
+        native, name = _loader.load(), support.rule_of(rule)
+        stub = ast.parse(Path(_loader.__file__).with_name("_C.pyi").read_text())
+        step = next(node for node in stub.body if isinstance(node, ast.ClassDef) and node.name == "Step")
+        nodes = {node.name: node for node in (*stub.body, *step.body) if isinstance(node, ast.FunctionDef)}
+        for owner, function in ((native, f"{name}_"), (native.Step, name)):
+            text = getattr(owner, function).__doc__.split(" -> ")[0]
+            parameters = re.findall(r"(?:^\w+\(|, )(\w+): [^=]*?(= ?[^,)]+)?(?=, (?:\w+:|\*)|\)$)", text)
+            arguments = nodes[function].args
+            stubbed = [(a.arg, False) for a in arguments.args] + [
+                (a.arg, default is not None)
+                for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+            ]
+            assert [(n, bool(d)) for n, d in parameters] == stubbed
