@@ -155,8 +155,8 @@ class FusedALIAS(FusedOptimizer):
         lower_bound: of the loss, for ``"lower_bound"``.
         eta0: what eta begins with. While eta is 0, gamma is ``max_step``.
         max_step: gamma is never more, not even in warm-up. 1e-3 in the authors' code. In the memory-efficient
-            form it decides more, the larger the model is: eta falls with the number of elements, for it divides
-            a change of one element by the distance that all have gone.
+            form it decides more, the larger the model is: eta falls with the number of elements, as it is the
+            change of one element over the distance that all have gone.
         warmup_steps: gamma is ``lr`` in so many first steps; eta and d are measured all the same.
         update_every: eta, d and gamma are brought up to date in step 2 and every so many steps from there.
             The steps between cost no more than Sign-SGD's.
