@@ -54,6 +54,21 @@ NARROW = {
         "stores": "one norm a column, of many sums that were read",
     },
     "sinkgd_columns_kernel": {"stores": "one scale a column, of many sums that were read"},
+    "alias_observe_signs_kernel": {
+        "stores": "a byte of each sign plane for eight elements, and one slot a block"
+    },
+    "alias_observe_extrema_kernel": {"stores": "one slot a block, of all that was read"},
+    "alias_advance_kernel": {
+        "loads": "one slot a block of another launch, in a single block",
+        "stores": "the nine numbers that the tensors of a group share",
+    },
+    "alias_adam_observe_kernel": {
+        "stores": "a byte of each sign plane for eight elements, and one slot a block"
+    },
+    "alias_adam_advance_kernel": {
+        "loads": "one sum a block of another launch, in one block a tensor",
+        "stores": "a tensor's two numbers",
+    },
 }
 
 
