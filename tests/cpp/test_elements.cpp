@@ -151,7 +151,7 @@ TEST(Elements, UpdateColumnsNamesEveryElementsColumn) {
 
 TEST(Elements, StripsOfRowsCoverEveryElementOnce) {
   for (const int64_t rows : {0, 1, 3, 4, 5, 8, 11}) {
-    for (const int64_t cols : {1, 63, 64, 65, 200}) {
+    for (const int64_t cols : {1, 255, 256, 257, 600}) {
       std::vector<int> visits(static_cast<size_t>((rows + 2) * cols), 0);
       test_isa::for_strips_of_rows(2, rows + 2, cols, [&](int64_t row, int64_t begin, int64_t end) {
         for (int64_t j = begin; j < end; ++j) ++visits[static_cast<size_t>(row * cols + j)];
