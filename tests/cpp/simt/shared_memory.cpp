@@ -20,8 +20,8 @@ constexpr unsigned char kRedZoneByte[2] = {0xfe, 0xff};
 
 std::string describe(const SharedVariable* variable) {
   if (variable == nullptr) return "the dynamic shared memory";
-  return std::string("shared variable '") + variable->name + "' of " + variable->where.file_name() + ':' +
-         std::to_string(variable->where.line());
+  return std::string("shared variable '") + variable->name + "' of " + variable->file + ':' +
+         std::to_string(variable->line);
 }
 
 }  // namespace

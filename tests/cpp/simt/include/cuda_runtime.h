@@ -83,7 +83,10 @@ extern Indices indices;  // of the running thread
 // One declaration of static shared memory. Where it lies in the running block is cached here.
 struct SharedVariable {
   const char* name;
-  Site where;
+  // No Site: GCC 12 puts what a static one points to in a section that the linker drops with an inline function's
+  // second copy, while AddressSanitizer keeps the variable.
+  const char* file;
+  int line;
   uint64_t block = 0;
   void* storage = nullptr;
 };
@@ -133,7 +136,7 @@ inline constexpr int warpSize = 32;
 // A variable of the block: SAGE_EXT_SHARED(float, total); arrays through an alias of their type.
 #define SAGE_EXT_SHARED(type, name)                                                                     \
   static_assert(std::is_trivially_default_constructible_v<type>, "shared memory is never constructed"); \
-  static constinit ::simt::detail::SharedVariable simt_shared_##name{#name, ::simt::Site::current()};   \
+  static constinit ::simt::detail::SharedVariable simt_shared_##name{#name, __FILE__, __LINE__};        \
   std::remove_reference_t<type>& name = *static_cast<std::remove_reference_t<type>*>(                   \
       ::simt::detail::shared_storage(simt_shared_##name, sizeof(type), alignof(type)))
 
