@@ -125,9 +125,7 @@ void launch_move(const Plan& plan, const MoveCommon& common, cudaStream_t stream
 
 }  // namespace
 
-int64_t alias_workspace_bytes(std::span<const AliasTensor> tensors, const AliasOptions& /*options*/) {
-  return make_plan(tensors, nullptr).bytes;
-}
+int64_t alias_workspace_bytes(std::span<const AliasTensor> tensors) { return make_plan(tensors, nullptr).bytes; }
 
 void alias_step(std::span<const AliasTensor> tensors, const AliasOptions& options, const AliasLoss& loss,
                 const StepScalars& scalars, AliasScalars* shared, void* workspace, cudaStream_t stream) {

@@ -33,7 +33,7 @@ struct AliasLoss {
 };
 
 // Bytes of device memory that alias_step() needs as scratch.
-int64_t alias_workspace_bytes(std::span<const AliasTensor> tensors, const AliasOptions& options);
+int64_t alias_workspace_bytes(std::span<const AliasTensor> tensors);
 
 // One ALIAS step over all tensors on `stream`; `shared` is on the device. Three launches for tensors of one mix of
 // dtypes: look at the gradients, advance `shared`, move the parameters; one more with update_every > 1.

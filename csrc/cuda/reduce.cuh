@@ -2,6 +2,7 @@
 
 #include <limits>
 
+#include "core/math/common.h"
 #include "cuda/shared.cuh"
 
 // Sums in a fixed order: trees over lanes and warps, never atomics.
@@ -40,7 +41,7 @@ __device__ __forceinline__ float nan_max(float a, float b) {
   return a > b || a != a ? a : b;
 #endif
 }
-__device__ __forceinline__ double nan_max(double a, double b) { return a > b || a != a ? a : b; }
+__device__ __forceinline__ double nan_max(double a, double b) { return keep_nan_max(a, b); }
 
 // N values of all threads of the block, combined by combine(a, b), in every thread. All kThreads threads call it.
 template <int kThreads, typename T, int N, typename Combine>

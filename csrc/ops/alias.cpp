@@ -116,8 +116,8 @@ class AliasPlan final : public RulePlan {
       }
     }
     const std::vector<cuda::AliasTensor> list = tensors<cuda::AliasTensor>();
-    cuda::alias_step(list, options_, loss, step.scalars(), shared(),
-                     step.workspace(cuda::alias_workspace_bytes(list, options_)), step.stream());
+    cuda::alias_step(list, options_, loss, step.scalars(), shared(), step.workspace(cuda::alias_workspace_bytes(list)),
+                     step.stream());
   }
 #endif
 

@@ -48,10 +48,6 @@ struct AliasObservation {
   double difference;          // base: |g - p|, summed
 };
 
-// Larger and smaller, where a NaN wins.
-SAGE_EXT_HD double keep_nan_max(double a, double b) { return a > b || a != a ? a : b; }
-SAGE_EXT_HD double keep_nan_min(double a, double b) { return a < b || a != a ? a : b; }
-
 // The number of the step that this call is about, from 1.
 SAGE_EXT_HD double alias_step(const AliasScalars& s, const AliasOptions& o) {
   return o.mode == AliasMode::refresh ? s.step : s.step + 1.0;

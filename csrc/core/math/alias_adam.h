@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "core/macros.h"
-#include "core/math/alias.h"
+#include "core/math/adamw.h"
 #include "core/math/common.h"
 
 // ALIAS-Adam, from the code of the authors of ALIAS (arXiv 2506.03725): Adam on d * g, where d comes from the inner
@@ -26,34 +26,28 @@ SAGE_EXT_HD void alias_adam_advance(AliasAdamScalars& s, double inner, double be
   s.d = keep_nan_max(s.r, s.d);
 }
 
-struct AliasAdamCoefficients {
-  float decay;  // 1 - lr * weight_decay
-  float beta1, one_minus_beta1, beta2, one_minus_beta2, eps;
-  float grad_factor;  // d, times the factor of every gradient on load
-  float step_size;    // lr * d
-};
-
 struct AliasAdamConstants {
   double beta1, beta2, eps, weight_decay;
 };
 
+// AdamW's update with lr * d for its step size and no bias corrected, of gradients times d.
+struct AliasAdamCoefficients {
+  AdamWCoefficients adamw;
+  float grad_factor;  // d, times the factor of every gradient on load
+};
+
 SAGE_EXT_HD AliasAdamCoefficients alias_adam_coefficients(double lr, double d, double grad_factor,
                                                           const AliasAdamConstants& c) {
-  return {decay_factor(lr, c.weight_decay),    static_cast<float>(c.beta1),       static_cast<float>(1.0 - c.beta1),
-          static_cast<float>(c.beta2),         static_cast<float>(1.0 - c.beta2), static_cast<float>(c.eps),
-          static_cast<float>(d * grad_factor), static_cast<float>(lr * d)};
+  return {{decay_factor(lr, c.weight_decay), static_cast<float>(c.beta1), static_cast<float>(1.0 - c.beta1),
+           static_cast<float>(c.beta2), static_cast<float>(1.0 - c.beta2), static_cast<float>(c.eps),
+           static_cast<float>(lr * d), /*inv_sqrt_correction2=*/1.0f},
+          static_cast<float>(d * grad_factor)};
 }
 
 // `grad` as it was loaded, without any factor.
 SAGE_EXT_HD void alias_adam_update(float& param, float& exp_avg, float& exp_avg_sq, float grad,
                                    const AliasAdamCoefficients& k) {
-  const float scaled = grad * k.grad_factor;
-  exp_avg = k.beta1 * exp_avg + k.one_minus_beta1 * scaled;
-  exp_avg_sq = k.beta2 * exp_avg_sq + k.one_minus_beta2 * (scaled * scaled);
-  const float denominator = sqrtf(exp_avg_sq) + k.eps;
-  // With eps = 0 an element that never had a gradient is 0 / 0: it stays put.
-  const float ratio = denominator == 0.0f ? 0.0f : exp_avg / denominator;
-  param = param * k.decay - k.step_size * ratio;
+  adamw_update(param, exp_avg, exp_avg_sq, grad * k.grad_factor, k.adamw);
 }
 
 }  // namespace sage_ext

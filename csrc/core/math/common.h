@@ -30,6 +30,10 @@ SAGE_EXT_HD bool squares_are_safe(double sum_sq) { return sum_sq > 1e-30 && sum_
 // What an fp32 factor of a row or column may be: room is left above for a rounding.
 inline constexpr float kMaxScale = 3.0e38f;
 
+// Larger and smaller, where a NaN wins.
+SAGE_EXT_HD double keep_nan_max(double a, double b) { return a > b || a != a ? a : b; }
+SAGE_EXT_HD double keep_nan_min(double a, double b) { return a < b || a != a ? a : b; }
+
 // The factor of every gradient on load.
 template <typename Real>
 SAGE_EXT_HD Real gradient_factor(bool maximize, Real grad_scale) {

@@ -12,7 +12,7 @@ namespace sage_ext::testing {
 
 inline void cuda_alias_step(AliasProblem& problem, const cuda::AliasLoss& loss, const cuda::StepScalars& scalars) {
   const auto tensors = problem.views<cuda::AliasTensor>();
-  const int64_t bytes = cuda::alias_workspace_bytes(tensors, problem.options);
+  const int64_t bytes = cuda::alias_workspace_bytes(tensors);
   Buffer workspace(DType::float32, ceil_div(bytes, 4));
   simt::poison(workspace.data(), static_cast<size_t>(bytes));
   cuda::alias_step(tensors, problem.options, loss, scalars, &problem.shared(), workspace.data(), nullptr);

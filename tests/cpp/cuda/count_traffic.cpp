@@ -148,7 +148,7 @@ void with_tensors(const Rule& rule, Model& model, const Use& use) {
                                .mode = AliasMode::step};
     AliasScalars shared{};
     shared.step = 1.0;  // the first step does not look at what is kept of a gradient
-    use(cuda::alias_workspace_bytes(tensors, options),
+    use(cuda::alias_workspace_bytes(tensors),
         [&](void* scratch) { cuda::alias_step(tensors, options, {}, scalars, &shared, scratch, nullptr); });
   } else {
     const auto tensors = model.map([](Model::Tensor& t) {

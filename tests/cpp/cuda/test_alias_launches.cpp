@@ -213,7 +213,7 @@ TEST(CudaAliasPlan, In7B) {
     tensors.push_back({nullptr, nullptr, nullptr, nullptr, s.rows * s.cols, DType::bfloat16, DType::bfloat16});
   }
   EXPECT_EQ(blocks, 8251);
-  EXPECT_EQ(cuda::alias_workspace_bytes(tensors, kAliasOptions), 128 + 264'064 + 66'048);  // 40 a block
+  EXPECT_EQ(cuda::alias_workspace_bytes(tensors), 128 + 264'064 + 66'048);  // 40 a block
 }
 
 TEST(CudaAliasPlan, ChunksOfEverySize) {
