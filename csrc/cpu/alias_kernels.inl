@@ -26,15 +26,13 @@ SAGE_EXT_INLINE void move_block(MoveSums& sums, W* param, float step, float deca
 template <typename W, typename SignOf>
 SAGE_EXT_INLINE Displacement move_blocks(W* param, int64_t count, float step, float decay, const SignOf& sign_of) {
   MoveSums sums{Lanes(0.0f), Lanes(0.0f)};
-  Displacement moved;
+  WideLanes sum;
   const int64_t blocks = count / kBlock;
-  const auto flush = [&]() SAGE_EXT_ALWAYS_INLINE {
-    moved.sum += sums.sum.sum();
-    sums.sum = Lanes(0.0f);
-  };
+  const auto flush = [&]() SAGE_EXT_ALWAYS_INLINE { sum.take(sums.sum); };
   for_blocks(
       blocks,
       [&](int64_t block) SAGE_EXT_ALWAYS_INLINE {
+        prefetch_strip(param + block * kBlock);
         move_block(sums, param + block * kBlock, step, decay,
                    [&](int k) SAGE_EXT_ALWAYS_INLINE { return sign_of(block, k); });
       },
@@ -46,6 +44,8 @@ SAGE_EXT_INLINE Displacement move_blocks(W* param, int64_t count, float step, fl
     flush();
     std::memcpy(param + blocks * kBlock, part, static_cast<size_t>(left) * sizeof(W));
   }
+  Displacement moved;
+  moved.sum = sum.sum();
   for (int i = 0; i < Lanes::kCount; ++i) {
     const auto distance = static_cast<double>(sums.max.at(i));
     if (distance > moved.max) moved.max = distance;
@@ -73,6 +73,7 @@ Displacement move_by_grads(const AliasTensor& tensor, int64_t begin, int64_t end
   std::memcpy(last, grad + blocks * kBlock, static_cast<size_t>(count - blocks * kBlock) * sizeof(G));
   return move_blocks(static_cast<W*>(tensor.param) + begin, count, step, decay,
                      [&](int64_t block, int k) SAGE_EXT_ALWAYS_INLINE {
+                       if (k == 0) prefetch_strip(grad + block * kBlock);
                        Floats g;
                        load_part((block < blocks ? grad + block * kBlock : last) + k * kLanes, g);
                        return sign_of_lanes(g * grad_factor);

@@ -9,6 +9,7 @@ inline constexpr int kParts = kBlock / kLanes;
 static_assert(kBlock == kSignsPerWord);
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef double Doubles __attribute__((vector_size(8 * kLanes)));
 typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Masks __attribute__((vector_size(4 * kLanes)));  // of a comparison: all bits of a lane, or none
 typedef uint16_t Shorts __attribute__((vector_size(2 * kLanes)));
@@ -29,10 +30,20 @@ struct Lanes {
   SAGE_EXT_INLINE explicit Lanes(float value) { vector[0] = vector[1] = Floats{} + value; }
   SAGE_EXT_INLINE Floats& of(int part) { return vector[part % 2]; }
   SAGE_EXT_INLINE float at(int i) const { return vector[i / kLanes][i % kLanes]; }
+};
+
+// Where sums go from fp32, still lane by lane.
+struct WideLanes {
+  Doubles lanes = {};
+
+  SAGE_EXT_INLINE void take(Lanes& sums) {
+    lanes += __builtin_convertvector(sums.vector[0], Doubles) + __builtin_convertvector(sums.vector[1], Doubles);
+    sums = Lanes(0.0f);
+  }
 
   SAGE_EXT_INLINE double sum() const {
     double total = 0.0;
-    for (int i = 0; i < kCount; ++i) total += static_cast<double>(at(i));
+    for (int i = 0; i < kLanes; ++i) total += lanes[i];
     return total;
   }
 };

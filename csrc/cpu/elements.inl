@@ -6,7 +6,12 @@ namespace {
 template <typename Body, typename G, typename... Written>
 inline __attribute__((always_inline)) void update_range(int64_t begin, int64_t end, Body body, const G* __restrict grad,
                                                         Written* __restrict... written) {
-  int64_t done = begin;
+  const auto update_one = [&](int64_t i) SAGE_EXT_ALWAYS_INLINE {
+    [&](auto... values) SAGE_EXT_ALWAYS_INLINE {
+      body(i, to_float(grad[i]), values...);
+      ((written[i] = from_float<Written>(values)), ...);
+    }(to_float(written[i])...);
+  };
   if constexpr (is_16_bit<G> || (is_16_bit<Written> || ...)) {
     const int64_t pairs = (end - begin) / 2;
 #pragma omp simd
@@ -19,24 +24,33 @@ inline __attribute__((always_inline)) void update_range(int64_t begin, int64_t e
         }(load_second(written, i)...);
       }(load_first(written, i)...);
     }
-    done = begin + 2 * pairs;
-  }
+    if ((end - begin) % 2 != 0) update_one(end - 1);
+  } else {
 #pragma omp simd
-  for (int64_t i = done; i < end; ++i) {
-    [&](auto... values) SAGE_EXT_ALWAYS_INLINE {
-      body(i, to_float(grad[i]), values...);
-      ((written[i] = from_float<Written>(values)), ...);
-    }(to_float(written[i])...);
+    for (int64_t i = begin; i < end; ++i) update_one(i);
   }
 }
 
 // Long arrays are taken from four places in turn, a strip of elements each time: a core reads several streams faster
 // than one (measured: 12.4 GB/s from four, 9.8 from one). The places are an odd number of strips apart, so that their
 // addresses differ in the lower 12 bits: a core takes a load for one of what it has just stored if these are the same.
-inline constexpr int64_t kStrip = 64;
-inline constexpr int64_t kRowStrip = 256;  // of each of four rows: few arrays, and a loop less often
+// Short strips keep all four streams in flight (measured: AdamW takes 0.9 times the time with 32 that it takes with
+// 64).
+inline constexpr int64_t kStrip = 32;
 inline constexpr int64_t kStreams = 4;
-inline constexpr int64_t kMinStreamed = 32 * kStrip;  // elements; shorter arrays are one stream
+inline constexpr int64_t kMinStreamed = 2048;  // elements; shorter arrays are one stream
+
+// Asks for the cache lines of the strip that this stream reaches some visits later: what a core looks ahead by itself
+// ends after a few strips where much is computed (measured: 0.7 to 0.97 times the time in bf16, 0.94 to 0.98 in fp32).
+template <typename T>
+inline __attribute__((always_inline)) void prefetch_strip(const T* strip) {
+  constexpr int64_t kAhead = 8 * kStrip;
+  constexpr uintptr_t kLine = 64;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(strip) + kAhead * sizeof(T);  // may be behind the array's end
+  for (uintptr_t line = 0; line < kStrip * sizeof(T); line += kLine) {
+    __builtin_prefetch(reinterpret_cast<const void*>(begin + line));
+  }
+}
 
 inline __attribute__((always_inline)) int64_t stream_distance(int64_t count) {
   return ((count / (kStreams * kStrip) - 1) | 1) * kStrip;
@@ -53,6 +67,8 @@ inline __attribute__((always_inline)) void update_elements(int64_t count, Body b
     for (int64_t i = 0; i < distance; i += kStrip) {
       for (int64_t stream = 0; stream < kStreams; ++stream) {
         const int64_t begin = stream * distance + i;
+        prefetch_strip(grad + begin);
+        (prefetch_strip(written + begin), ...);
         update_range(begin, begin + kStrip, body, grad, written...);
       }
     }
@@ -61,19 +77,19 @@ inline __attribute__((always_inline)) void update_elements(int64_t count, Body b
   update_range(done, count, body, grad, written...);
 }
 
-// update(row, begin, end) for all columns of the rows [row_begin, row_end): four rows are the streams.
+// update(row, begin, end) for all columns of the rows [row_begin, row_end): four rows, far apart, are the streams.
 template <typename Update>
 inline __attribute__((always_inline)) void for_strips_of_rows(int64_t row_begin, int64_t row_end, int64_t cols,
                                                               const Update& update) {
-  const int64_t whole = cols - cols % kRowStrip;
-  int64_t row = row_begin;
-  for (; row + kStreams <= row_end; row += kStreams) {
-    for (int64_t j = 0; j < whole; j += kRowStrip) {
-      for (int64_t stream = 0; stream < kStreams; ++stream) update(row + stream, j, j + kRowStrip);
+  const int64_t whole = cols - cols % kStrip;
+  const int64_t distance = (row_end - row_begin) / kStreams;
+  for (int64_t row = row_begin; row < row_begin + distance; ++row) {
+    for (int64_t j = 0; j < whole; j += kStrip) {
+      for (int64_t stream = 0; stream < kStreams; ++stream) update(row + stream * distance, j, j + kStrip);
     }
-    for (int64_t stream = 0; stream < kStreams; ++stream) update(row + stream, whole, cols);
+    for (int64_t stream = 0; stream < kStreams; ++stream) update(row + stream * distance, whole, cols);
   }
-  for (; row < row_end; ++row) update(row, 0, cols);
+  for (int64_t row = row_begin + kStreams * distance; row < row_end; ++row) update(row, 0, cols);
 }
 
 // The same for the elements [begin, end) of a matrix with rows of `width`: body(column, grad[i], written[i]...).
@@ -93,7 +109,10 @@ inline __attribute__((always_inline)) void update_columns_of(int64_t begin, int6
     for (int64_t stream = 0; stream < kStreams; ++stream) column[stream] = (begin + stream * distance) % width;
     for (int64_t i = 0; i < distance; i += kStrip) {
       for (int64_t stream = 0; stream < kStreams; ++stream) {
-        update(begin + stream * distance + i, kStrip, column[stream]);
+        const int64_t strip = begin + stream * distance + i;
+        prefetch_strip(grad + strip);
+        (prefetch_strip(written + strip), ...);
+        update(strip, kStrip, column[stream]);
         column[stream] = column[stream] + kStrip == width ? 0 : column[stream] + kStrip;
       }
     }
@@ -113,6 +132,11 @@ inline __attribute__((always_inline)) float add_square(float sum, float x) {
 #else
   return sum + x * x;
 #endif
+}
+
+// sum + x0^2 + x1^2 + x2^2 + x3^2
+inline __attribute__((always_inline)) float add_squares(float sum, float x0, float x1, float x2, float x3) {
+  return add_square(add_square(add_square(add_square(sum, x0), x1), x2), x3);
 }
 
 // For i in [0, count): body(i, grad[i]) with the fp32 value.

@@ -9,7 +9,7 @@
 
 namespace sage_ext::cpu {
 
-inline constexpr int64_t kMapChunk = int64_t{1} << 15;
+inline constexpr int64_t kMapChunk = int64_t{1} << 16;  // elements of a task
 
 template <typename Tensor>
 ChunkPlan plan_map(std::span<const Tensor> tensors) {

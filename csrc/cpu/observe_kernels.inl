@@ -52,15 +52,13 @@ Observation observe_values(const void* data, Span span, float factor, uint32_t* 
   uint32_t* const negative = kSigns ? positive + sign_words(span.numel) : nullptr;
   const Lanes first(to_float(grad[0]) * factor);
   ExtremaSums sums{first, first, Lanes(0.0f)};
-  double inner = 0.0;
+  WideLanes inner_lanes;
   const int64_t blocks = count / kBlock;
-  const auto flush = [&]() SAGE_EXT_ALWAYS_INLINE {
-    inner += sums.inner.sum();
-    sums.inner = Lanes(0.0f);
-  };
+  const auto flush = [&]() SAGE_EXT_ALWAYS_INLINE { inner_lanes.take(sums.inner); };
   for_blocks(
       blocks,
       [&](int64_t block) SAGE_EXT_ALWAYS_INLINE {
+        prefetch_strip(grad + block * kBlock);
         observe_block<kSigns>(sums, grad + block * kBlock, factor, positive + block, negative + block, ~0u, record);
       },
       flush);
@@ -70,6 +68,7 @@ Observation observe_values(const void* data, Span span, float factor, uint32_t* 
     observe_block<kSigns>(sums, part, factor, positive + blocks, negative + blocks, (1u << left) - 1u, record);
     flush();
   }
+  const double inner = inner_lanes.sum();
   Observation seen;
   seen.inner = kSigns ? inner : 0.0;
   seen.max = sums.max.at(0);
@@ -113,16 +112,17 @@ Observation observe_pair(const void* data, Span span, float factor, void* prev_d
   G* prev_grad = static_cast<G*>(prev_data) + span.begin;
   const int64_t count = span.end - span.begin;
   DifferenceSums sums{Lanes(0.0f), Lanes(0.0f)};
-  Observation seen;
+  WideLanes inner, difference;
   const auto flush = [&]() SAGE_EXT_ALWAYS_INLINE {
-    seen.inner += sums.inner.sum();
-    seen.difference += sums.difference.sum();
-    sums = {Lanes(0.0f), Lanes(0.0f)};
+    inner.take(sums.inner);
+    difference.take(sums.difference);
   };
   const int64_t blocks = count / kBlock;
   for_blocks(
       blocks,
       [&](int64_t block) SAGE_EXT_ALWAYS_INLINE {
+        prefetch_strip(grad + block * kBlock);
+        prefetch_strip(prev_grad + block * kBlock);
         compare_block(sums, grad + block * kBlock, factor, prev_grad + block * kBlock, prev_factor);
         if (record) std::memcpy(prev_grad + block * kBlock, grad + block * kBlock, kBlock * sizeof(G));
       },
@@ -135,6 +135,9 @@ Observation observe_pair(const void* data, Span span, float factor, void* prev_d
     flush();
     if (record) std::memcpy(prev_grad + blocks * kBlock, grad + blocks * kBlock, static_cast<size_t>(left) * sizeof(G));
   }
+  Observation seen;
+  seen.inner = inner.sum();
+  seen.difference = difference.sum();
   return seen;
 }
 

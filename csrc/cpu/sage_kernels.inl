@@ -5,8 +5,8 @@ inline __attribute__((always_inline)) float sum_abs_of(float x0, float x1, float
   return (fabsf(x0) + fabsf(x1)) + (fabsf(x2) + fabsf(x3));
 }
 
-// acc[j] += sum of |rows[k][j]| over eight rows that are `stride` elements apart, for j in [0, count). They are the
-// streams that a core reads from.
+// acc[j] += sum of |rows[k][j]| over eight rows that are `stride` elements apart, for j in [0, count). They are far
+// apart, as streams that a core reads from.
 template <typename G>
 void add_abs(const G* __restrict rows, int64_t stride, int64_t count, float* __restrict acc) {
   const G* __restrict g0 = rows;
@@ -50,9 +50,11 @@ void sum_abs(const void* grad_data, const ColumnTiling& tiling, int64_t row_begi
   for (int64_t row = row_begin; row < row_end;) {
     const int64_t group_end = row_end - row < kRowsPerFlush ? row_end : row + kRowsPerFlush;
     for (int64_t j = 0; j < count; ++j) sums[j] = 0.0f;
-    for (; row + 8 <= group_end && row + 8 <= full_rows; row += 8) {
-      add_abs(grad + row * tiling.width, tiling.width, count, sums);
+    const int64_t distance = ((full_rows < group_end ? full_rows : group_end) - row) / 8;
+    for (int64_t i = 0; i < distance; ++i) {
+      add_abs(grad + (row + i) * tiling.width, distance * tiling.width, count, sums);
     }
+    if (distance > 0) row += 8 * distance;
     for (; row < group_end; ++row) {
       const int64_t begin = row * tiling.width;
       const int64_t left = tiling.numel - begin - col_begin;

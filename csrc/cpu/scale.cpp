@@ -11,27 +11,34 @@ namespace sage_ext::cpu {
 
 namespace {
 
-constexpr int64_t kRowGroup = 4;  // rows that are in the cache together: they are read side by side
+constexpr int64_t kRowGroup = 4;                         // rows that are in the cache together
 constexpr int64_t kRowGroupElements = int64_t{1} << 17;  // at most, for that; wider rows go one by one
 constexpr int64_t kRowSegment = 1024;                    // entries of a row whose squares are added up in fp32
 constexpr int64_t kRowsPerFlush = 128;  // fp32 additions in a row before a column's sum moves on to fp64
 
 using Scalars = ScaleStep::Scalars;
 
+// Rows that go together, far apart: they are the streams that a core reads from.
+struct RowGroup {
+  int64_t first, distance, count;
+
+  int64_t at(int64_t k) const { return first + k * distance; }
+};
+
 // exp_avg of elements [begin, end).
 using ScaleMomentum = void (*)(const ScaleMatrix&, int64_t begin, int64_t end, const Scalars&);
 
 struct ScaleKernels {
   ScaleMomentum momentum;  // null without
-  // The sums of squares of x in rows [row, row + count).
-  void (*sum_rows)(const void* x, int64_t row, int64_t count, int64_t cols, float factor, double* sums);
+  // The sums of squares of x in some rows.
+  void (*sum_rows)(const void* x, const RowGroup& rows, int64_t cols, float factor, double* sums);
   // The same of `count` entries that are `stride` apart, in fp64.
   double (*exact_sum)(const void* x, int64_t begin, int64_t count, int64_t stride, float factor);
   // Sums of squares over panel rows [row_begin, row_end) of columns [col_begin, col_end), into out[col_begin ...].
   void (*sum_columns)(const ScaleMatrix&, const void* x, const ColumnTiling&, Chunk rows, Chunk cols, const Scalars&,
                       ScaleMomentum, float* out);
-  // W of rows [row, row + count), or of elements [begin, end) with one factor for each panel column.
-  void (*update_rows)(const ScaleMatrix&, const void* x, int64_t row, int64_t count, const Scalars&,
+  // W of some rows, or of elements [begin, end) with one factor for each panel column.
+  void (*update_rows)(const ScaleMatrix&, const void* x, const RowGroup& rows, const Scalars&,
                       const float* inverse_of_row);
   void (*update_columns)(const ScaleMatrix&, const void* x, int64_t width, int64_t begin, int64_t end, const Scalars&,
                          const float* inverse_of_column);
@@ -110,19 +117,22 @@ void ScaleStep::run_rows(int threads) {
       const ScaleKernels kernels = SAGE_EXT_FOR_ACTIVE_ISA(select_scale_kernels(m));
       const double mean_factor = scale_mean_factor(options_.rms, m.cols);
       const void* const x = source(m);
-      for (int64_t row = chunk.begin; row < chunk.end; row += kRowGroup) {
-        const int64_t count = std::min(kRowGroup, chunk.end - row);
-        if (kernels.momentum != nullptr) kernels.momentum(m, row * m.cols, (row + count) * m.cols, scalars_);
+      const int64_t groups = ceil_div(chunk.end - chunk.begin, kRowGroup);
+      for (int64_t row = chunk.begin; row < chunk.begin + groups; ++row) {
+        const RowGroup rows{row, groups, ceil_div(chunk.end - row, groups)};
         double sums[kRowGroup];
         float inverses[kRowGroup];
-        kernels.sum_rows(x, row, count, m.cols, scalars_.factor, sums);
-        for (int64_t k = 0; k < count; ++k) {
+        for (int64_t k = 0; kernels.momentum != nullptr && k < rows.count; ++k) {
+          kernels.momentum(m, rows.at(k) * m.cols, (rows.at(k) + 1) * m.cols, scalars_);
+        }
+        kernels.sum_rows(x, rows, m.cols, scalars_.factor, sums);
+        for (int64_t k = 0; k < rows.count; ++k) {
           if (!squares_are_safe(sums[k])) {
-            sums[k] = kernels.exact_sum(x, (row + k) * m.cols, m.cols, 1, scalars_.factor);
+            sums[k] = kernels.exact_sum(x, rows.at(k) * m.cols, m.cols, 1, scalars_.factor);
           }
           inverses[k] = scale_inverse(sums[k], mean_factor, options_.eps);
         }
-        kernels.update_rows(m, x, row, count, scalars_, inverses);
+        kernels.update_rows(m, x, rows, scalars_, inverses);
       }
     }
   });

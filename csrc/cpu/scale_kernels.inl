@@ -39,15 +39,15 @@ float sum_squares(const X* __restrict x, int64_t count, float factor) {
   return (s0 + s1) + (s2 + s3);
 }
 
-// The sums of squares of `count` rows, a segment of each in turn: the rows are the streams that a core reads from.
+// The sums of squares of a group's rows, a segment of each in turn.
 template <typename X>
-void scale_sum_rows(const void* data, int64_t row, int64_t count, int64_t cols, float factor, double* sums) {
-  const X* x = static_cast<const X*>(data) + row * cols;
-  for (int64_t k = 0; k < count; ++k) sums[k] = 0.0;
+void scale_sum_rows(const void* data, const RowGroup& rows, int64_t cols, float factor, double* sums) {
+  const X* x = static_cast<const X*>(data);
+  for (int64_t k = 0; k < rows.count; ++k) sums[k] = 0.0;
   for (int64_t begin = 0; begin < cols; begin += kRowSegment) {
     const int64_t length = cols - begin < kRowSegment ? cols - begin : kRowSegment;
-    for (int64_t k = 0; k < count; ++k) {
-      sums[k] += static_cast<double>(sum_squares(x + k * cols + begin, length, factor));
+    for (int64_t k = 0; k < rows.count; ++k) {
+      sums[k] += static_cast<double>(sum_squares(x + rows.at(k) * cols + begin, length, factor));
     }
   }
 }
@@ -63,33 +63,39 @@ double scale_exact_sum(const void* data, int64_t begin, int64_t count, int64_t s
   return sum;
 }
 
-// acc[j] += the sum of (rows[k][j] * factor)^2 over four rows that are `stride` elements apart, for j in [0, count).
+// acc[j] += the sum of (rows[k][j] * factor)^2 over eight rows that are `stride` elements apart, for j in [0, count).
+// They are far apart, as streams that a core reads from.
 template <typename X>
 void add_squares_of_rows(const X* __restrict rows, int64_t stride, int64_t count, float factor, float* __restrict acc) {
   const X* __restrict x1 = rows + stride;
   const X* __restrict x2 = rows + 2 * stride;
   const X* __restrict x3 = rows + 3 * stride;
+  const X* __restrict x4 = rows + 4 * stride;
+  const X* __restrict x5 = rows + 5 * stride;
+  const X* __restrict x6 = rows + 6 * stride;
+  const X* __restrict x7 = rows + 7 * stride;
   int64_t done = 0;
   if constexpr (is_16_bit<X>) {
     const int64_t pairs = count / 2;
 #pragma omp simd
     for (int64_t i = 0; i < pairs; ++i) {
-      acc[2 * i] = add_square(
-          add_square(add_square(add_square(acc[2 * i], load_first(rows, i) * factor), load_first(x1, i) * factor),
-                     load_first(x2, i) * factor),
-          load_first(x3, i) * factor);
-      acc[2 * i + 1] = add_square(
-          add_square(add_square(add_square(acc[2 * i + 1], load_second(rows, i) * factor), load_second(x1, i) * factor),
-                     load_second(x2, i) * factor),
-          load_second(x3, i) * factor);
+      acc[2 * i] = add_squares(acc[2 * i], load_first(rows, i) * factor, load_first(x1, i) * factor,
+                               load_first(x2, i) * factor, load_first(x3, i) * factor);
+      acc[2 * i] = add_squares(acc[2 * i], load_first(x4, i) * factor, load_first(x5, i) * factor,
+                               load_first(x6, i) * factor, load_first(x7, i) * factor);
+      acc[2 * i + 1] = add_squares(acc[2 * i + 1], load_second(rows, i) * factor, load_second(x1, i) * factor,
+                                   load_second(x2, i) * factor, load_second(x3, i) * factor);
+      acc[2 * i + 1] = add_squares(acc[2 * i + 1], load_second(x4, i) * factor, load_second(x5, i) * factor,
+                                   load_second(x6, i) * factor, load_second(x7, i) * factor);
     }
     done = 2 * pairs;
   }
 #pragma omp simd
   for (int64_t j = done; j < count; ++j) {
-    acc[j] = add_square(add_square(add_square(add_square(acc[j], to_float(rows[j]) * factor), to_float(x1[j]) * factor),
-                                   to_float(x2[j]) * factor),
-                        to_float(x3[j]) * factor);
+    const float sum = add_squares(acc[j], to_float(rows[j]) * factor, to_float(x1[j]) * factor,
+                                  to_float(x2[j]) * factor, to_float(x3[j]) * factor);
+    acc[j] = add_squares(sum, to_float(x4[j]) * factor, to_float(x5[j]) * factor, to_float(x6[j]) * factor,
+                         to_float(x7[j]) * factor);
   }
 }
 
@@ -115,10 +121,12 @@ void scale_sum_columns(const ScaleMatrix& matrix, const void* data, const Column
   for (int64_t row = rows.begin; row < rows.end;) {
     const int64_t group_end = rows.end - row < kRowsPerFlush ? rows.end : row + kRowsPerFlush;
     for (int64_t j = 0; j < count; ++j) sums[j] = 0.0f;
-    for (; row + 4 <= group_end && row + 4 <= full_rows; row += 4) {
-      for (int64_t k = 0; k < 4; ++k) update_momentum(row + k);
-      add_squares_of_rows(x + row * tiling.width, tiling.width, count, factor, sums);
+    const int64_t distance = ((full_rows < group_end ? full_rows : group_end) - row) / 8;
+    for (int64_t i = 0; i < distance; ++i) {
+      for (int64_t k = 0; k < 8; ++k) update_momentum(row + i + k * distance);
+      add_squares_of_rows(x + (row + i) * tiling.width, distance * tiling.width, count, factor, sums);
     }
+    if (distance > 0) row += 8 * distance;
     for (; row < group_end; ++row) {
       update_momentum(row);
       for_elements(
@@ -134,18 +142,19 @@ void scale_sum_columns(const ScaleMatrix& matrix, const void* data, const Column
 }
 
 template <typename W, typename X>
-void scale_update_rows(const ScaleMatrix& matrix, const void* data, int64_t row, int64_t count, const Scalars& scalars,
+void scale_update_rows(const ScaleMatrix& matrix, const void* data, const RowGroup& rows, const Scalars& scalars,
                        const float* inverse_of_row) {
   const Scalars k = scalars;
   const int64_t cols = matrix.cols;
-  for_strips_of_rows(0, count, cols, [&](int64_t i, int64_t begin, int64_t end) SAGE_EXT_ALWAYS_INLINE {
+  for_strips_of_rows(0, rows.count, cols, [&](int64_t i, int64_t begin, int64_t end) SAGE_EXT_ALWAYS_INLINE {
     const float inverse = inverse_of_row[i];
-    const int64_t first = (row + i) * cols;
+    W* param = static_cast<W*>(matrix.param) + rows.at(i) * cols;
+    prefetch_strip(param + begin);
     update_range(
         begin, end,
         [=](int64_t, float x, float& w)
             SAGE_EXT_ALWAYS_INLINE { w = scale_update(w, x * k.factor, k.lr, inverse, k.decay); },
-        static_cast<const X*>(data) + first, static_cast<W*>(matrix.param) + first);
+        static_cast<const X*>(data) + rows.at(i) * cols, param);
   });
 }
 

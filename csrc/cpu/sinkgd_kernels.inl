@@ -12,109 +12,113 @@ double exact_row_sum(const G* __restrict g, const float* __restrict col_scale, i
   return sum;
 }
 
-// Both halves of the pass take rows in groups of four: a vector of column scales or of column sums is loaded
-// once for four rows, and the rows' sums are independent chains of additions.
+// Both halves of the pass take rows in groups of four: a vector of column scales or of column sums is loaded once for
+// four rows, and the rows' sums are independent chains of additions.
 template <typename G>
 struct FourRows {
   const G* row[4];
+
+  FourRows from(int64_t column) const { return {row[0] + column, row[1] + column, row[2] + column, row[3] + column}; }
 };
 
-// out[k] = sum over j in [0, count) of (row[k][j] * col_scale[j])^2.
-template <typename G>
-void sum_rows(const FourRows<G>& rows, const float* __restrict col_scale, int64_t count, float* out) {
+// For j in [0, count), in one loop, so that reading the rows of one half does not wait for the arithmetic of the other:
+// kSums:     sums[k] = sum of (rows[k][j] * col_scale[j])^2
+// kColumns:  acc[j] += sum over k of (last[k][j] * last_scale[k])^2
+template <bool kSums, bool kColumns, typename G>
+void pass_rows(const FourRows<G>& rows, const float* __restrict col_scale, float* sums, const FourRows<G>& last,
+               const float* last_scale, float* __restrict acc, int64_t count) {
   const G* __restrict g0 = rows.row[0];
   const G* __restrict g1 = rows.row[1];
   const G* __restrict g2 = rows.row[2];
   const G* __restrict g3 = rows.row[3];
+  const G* __restrict h0 = last.row[0];
+  const G* __restrict h1 = last.row[1];
+  const G* __restrict h2 = last.row[2];
+  const G* __restrict h3 = last.row[3];
+  const float r0 = last_scale[0], r1 = last_scale[1], r2 = last_scale[2], r3 = last_scale[3];
   float s0 = 0.0f, s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;
   int64_t done = 0;
   if constexpr (is_16_bit<G>) {
     const int64_t pairs = count / 2;
 #pragma omp simd reduction(+ : s0, s1, s2, s3)
     for (int64_t i = 0; i < pairs; ++i) {
-      const float c = load_first(col_scale, i);
-      const float d = load_second(col_scale, i);
-      s0 = add_square(add_square(s0, load_first(g0, i) * c), load_second(g0, i) * d);
-      s1 = add_square(add_square(s1, load_first(g1, i) * c), load_second(g1, i) * d);
-      s2 = add_square(add_square(s2, load_first(g2, i) * c), load_second(g2, i) * d);
-      s3 = add_square(add_square(s3, load_first(g3, i) * c), load_second(g3, i) * d);
+      if constexpr (kSums) {
+        const float c = load_first(col_scale, i);
+        const float d = load_second(col_scale, i);
+        s0 = add_square(add_square(s0, load_first(g0, i) * c), load_second(g0, i) * d);
+        s1 = add_square(add_square(s1, load_first(g1, i) * c), load_second(g1, i) * d);
+        s2 = add_square(add_square(s2, load_first(g2, i) * c), load_second(g2, i) * d);
+        s3 = add_square(add_square(s3, load_first(g3, i) * c), load_second(g3, i) * d);
+      }
+      if constexpr (kColumns) {
+        acc[2 * i] = add_squares(acc[2 * i], load_first(h0, i) * r0, load_first(h1, i) * r1, load_first(h2, i) * r2,
+                                 load_first(h3, i) * r3);
+        acc[2 * i + 1] = add_squares(acc[2 * i + 1], load_second(h0, i) * r0, load_second(h1, i) * r1,
+                                     load_second(h2, i) * r2, load_second(h3, i) * r3);
+      }
     }
     done = 2 * pairs;
   }
 #pragma omp simd reduction(+ : s0, s1, s2, s3)
   for (int64_t j = done; j < count; ++j) {
-    s0 = add_square(s0, to_float(g0[j]) * col_scale[j]);
-    s1 = add_square(s1, to_float(g1[j]) * col_scale[j]);
-    s2 = add_square(s2, to_float(g2[j]) * col_scale[j]);
-    s3 = add_square(s3, to_float(g3[j]) * col_scale[j]);
-  }
-  out[0] = s0;
-  out[1] = s1;
-  out[2] = s2;
-  out[3] = s3;
-}
-
-// sum + x0^2 + x1^2 + x2^2 + x3^2
-inline __attribute__((always_inline)) float add_squares(float sum, float x0, float x1, float x2, float x3) {
-  return add_square(add_square(add_square(add_square(sum, x0), x1), x2), x3);
-}
-
-// acc[j] += sum over k of (row[k][j] * scale[k])^2 for j in [0, count).
-template <typename G>
-void add_columns(const FourRows<G>& rows, const float* scale, int64_t count, float* __restrict acc) {
-  const G* __restrict g0 = rows.row[0];
-  const G* __restrict g1 = rows.row[1];
-  const G* __restrict g2 = rows.row[2];
-  const G* __restrict g3 = rows.row[3];
-  const float r0 = scale[0], r1 = scale[1], r2 = scale[2], r3 = scale[3];
-  int64_t done = 0;
-  if constexpr (is_16_bit<G>) {
-    const int64_t pairs = count / 2;
-#pragma omp simd
-    for (int64_t i = 0; i < pairs; ++i) {
-      acc[2 * i] = add_squares(acc[2 * i], load_first(g0, i) * r0, load_first(g1, i) * r1, load_first(g2, i) * r2,
-                               load_first(g3, i) * r3);
-      acc[2 * i + 1] = add_squares(acc[2 * i + 1], load_second(g0, i) * r0, load_second(g1, i) * r1,
-                                   load_second(g2, i) * r2, load_second(g3, i) * r3);
+    if constexpr (kSums) {
+      s0 = add_square(s0, to_float(g0[j]) * col_scale[j]);
+      s1 = add_square(s1, to_float(g1[j]) * col_scale[j]);
+      s2 = add_square(s2, to_float(g2[j]) * col_scale[j]);
+      s3 = add_square(s3, to_float(g3[j]) * col_scale[j]);
     }
-    done = 2 * pairs;
+    if constexpr (kColumns) {
+      acc[j] =
+          add_squares(acc[j], to_float(h0[j]) * r0, to_float(h1[j]) * r1, to_float(h2[j]) * r2, to_float(h3[j]) * r3);
+    }
   }
-#pragma omp simd
-  for (int64_t j = done; j < count; ++j) {
-    acc[j] =
-        add_squares(acc[j], to_float(g0[j]) * r0, to_float(g1[j]) * r1, to_float(g2[j]) * r2, to_float(g3[j]) * r3);
-  }
+  sums[0] = s0;
+  sums[1] = s1;
+  sums[2] = s2;
+  sums[3] = s3;
 }
 
-// The row half of an iteration for rows [row_begin, row_end): new row scales, and in `partial` [cols] these
-// rows' share of the column sums of squares, taken while the rows are still in the cache.
+// The row half of an iteration for rows [row_begin, row_end): new row scales, and in `partial` [cols] these rows' share
+// of the column sums of squares. The share of four rows is added while the next four are read: they are still in the
+// cache, and the memory does not rest. The four rows are far apart: a core reads several streams faster than one.
 template <typename G>
 void sinkgd_rows(const SinkGDStep::Work& work, int64_t row_begin, int64_t row_end, double target, double eps,
                  float* partial) {
   const int64_t cols = work.matrix.cols;
   for (int64_t j = 0; j < cols; ++j) partial[j] = 0.0f;
-  for (int64_t row = row_begin; row < row_end; row += 4) {
+  const int64_t groups = (row_end - row_begin + 3) / 4;
+  FourRows<G> last{};
+  float last_scale[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  float part[4];
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t row = row_begin + group;
     const G* first = static_cast<const G*>(work.matrix.grad) + row * cols;
-    const int64_t count = row_end - row < 4 ? row_end - row : 4;
+    const int64_t count = (row_end - row + groups - 1) / groups;
     FourRows<G> rows;
     // A group that is not full repeats its last row, with scale 0.
-    for (int64_t k = 0; k < 4; ++k) rows.row[k] = first + (k < count ? k : count - 1) * cols;
+    for (int64_t k = 0; k < 4; ++k) rows.row[k] = first + (k < count ? k : count - 1) * groups * cols;
     double sums[4] = {0.0, 0.0, 0.0, 0.0};
     for (int64_t begin = 0; begin < cols; begin += kRowSegment) {
-      FourRows<G> segment;
-      for (int k = 0; k < 4; ++k) segment.row[k] = rows.row[k] + begin;
-      float part[4];
-      sum_rows(segment, work.col_scale + begin, cols - begin < kRowSegment ? cols - begin : kRowSegment, part);
+      const int64_t length = cols - begin < kRowSegment ? cols - begin : kRowSegment;
+      if (group == 0) {
+        pass_rows<true, false>(rows.from(begin), work.col_scale + begin, part, rows, last_scale, partial, length);
+      } else {
+        pass_rows<true, true>(rows.from(begin), work.col_scale + begin, part, last.from(begin), last_scale,
+                              partial + begin, length);
+      }
       for (int k = 0; k < 4; ++k) sums[k] += static_cast<double>(part[k]);
     }
-    float scale[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    for (int64_t k = 0; k < count; ++k) {
+    for (int64_t k = 0; k < 4; ++k) {
+      last_scale[k] = 0.0f;
+      if (k >= count) continue;
       if (!squares_are_safe(sums[k])) sums[k] = exact_row_sum(rows.row[k], work.col_scale, cols);
-      work.row_scale[row + k] = sinkgd_rescale(work.row_scale[row + k], sums[k], target, eps);
-      scale[k] = static_cast<float>(work.row_scale[row + k]);
+      double& scale = work.row_scale[row + k * groups];
+      scale = sinkgd_rescale(scale, sums[k], target, eps);
+      last_scale[k] = static_cast<float>(scale);
     }
-    add_columns(rows, scale, cols, partial);
+    last = rows;
   }
+  if (groups > 0) pass_rows<false, true>(last, work.col_scale, part, last, last_scale, partial, cols);
 }
 
 // The column half of an iteration for columns [col_begin, col_end): adds up the blocks' shares in their order.
@@ -161,12 +165,16 @@ void sinkgd_update_rows(const SinkGDStep::Work& work, int64_t row_begin, int64_t
   const int64_t cols = work.matrix.cols;
   const float* col_scale = work.col_scale;
   for_strips_of_rows(row_begin, row_end, cols, [&](int64_t row, int64_t begin, int64_t end) SAGE_EXT_ALWAYS_INLINE {
+    const G* grad = static_cast<const G*>(work.matrix.grad) + row * cols;
+    W* param = static_cast<W*>(work.matrix.param) + row * cols;
     const auto step = static_cast<float>(lr_alpha * work.row_scale[row]);
+    prefetch_strip(grad + begin);
+    prefetch_strip(param + begin);
     update_range(
         begin, end,
         [=](int64_t j, float g, float& w)
             SAGE_EXT_ALWAYS_INLINE { w = sinkgd_update(w, g, step, col_scale[j], decay); },
-        static_cast<const G*>(work.matrix.grad) + row * cols, static_cast<W*>(work.matrix.param) + row * cols);
+        grad, param);
   });
 }
 
