@@ -27,6 +27,10 @@ import sage_ext
 from sage_ext import optimizers
 
 HIDDEN, LAYERS, FFN, VOCABULARY = 768, 4, 2048, 32000
+# Of these is the SAGE hybrid's step made: update_readme.py puts them side by side.
+EMBEDDING = "FusedSAGE (embedding)"
+SINKGD = "FusedSinkGD (matrices)"
+ONE_ITERATION = "FusedSinkGD (matrices), 1 iteration"
 LOSS = 10.0  # above the lower bound of ALIAS
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -65,7 +69,7 @@ def parameter(shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -
     return param
 
 
-def traffic(rule: str, param: Tensor, group: dict, iterations: int = 5) -> tuple[int, int]:
+def traffic(rule: str, param: Tensor, group: dict) -> tuple[int, int]:
     """Bytes that a step has to read and to write for one parameter; state in the parameter's dtype.
 
     Every pass over a tensor counts, also where a cache may serve it.
@@ -89,7 +93,7 @@ def traffic(rule: str, param: Tensor, group: dict, iterations: int = 5) -> tuple
         "sage": (4, 2),  # g twice
         # g twice and W; with momentum g and exp_avg, then exp_avg and W
         "scale": (4, 2) if momentum else (3, 1),
-        "sinkgd": (iterations + 2, 1),  # g in every iteration and in the update
+        "sinkgd": (group.get("iterations", 5) + 2, 1),  # g in every iteration and in the update
     }[rule]
     return reads * size, writes * size
 
@@ -141,6 +145,7 @@ def llama_contenders(dtype: torch.dtype, with_reference: bool, device: str = "cp
     named = llama_parameters(dtype, device)
     params = [param for _, param in named]
     matrices = [param for name, param in named if param.ndim == 2 and "embed" not in name]
+    embedding = [param for name, param in named if "embed" in name]
 
     def hybrid(preset: str, backend: str, **changes: str) -> optimizers.FusedHybrid:
         names = {"embeddings": ["embed_tokens.weight"], **changes}
@@ -162,7 +167,9 @@ def llama_contenders(dtype: torch.dtype, with_reference: bool, device: str = "cp
         *alias_contenders(params),
         contender("FusedAdamW", optimizers.FusedAdamW(params, backend="native"), by_group),
         contender("FusedSCALE (matrices)", optimizers.FusedSCALE(matrices, backend="native"), by_group),
-        contender("FusedSinkGD (matrices)", optimizers.FusedSinkGD(matrices, backend="native"), by_group),
+        contender(SINKGD, optimizers.FusedSinkGD(matrices, backend="native"), by_group),
+        contender(ONE_ITERATION, optimizers.FusedSinkGD(matrices, iterations=1, backend="native"), by_group),
+        contender(EMBEDDING, optimizers.FusedSAGE(embedding, backend="native"), by_group),
     ]
     if with_reference:
         found.append(contender("SAGE hybrid, reference", hybrid("sage", "reference"), by_group))

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from step_time import EMBEDDING, ONE_ITERATION, SINKGD
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 GIB = 1 << 30
@@ -35,6 +37,33 @@ def step_time() -> str:
         f"| {r['share_of_bandwidth']:.2f} |"
         for r in found["rows"]
     ]
+    return "\n".join(lines)
+
+
+def hybrid_profile() -> str:
+    """What the SAGE hybrid's step is made of: the parts that step_time.py takes the time of."""
+    rows = load("step_time.json")["rows"]
+    lines = [
+        "**Where the SAGE hybrid's time goes**, in ms, of the same run: the embedding's rule, SinkGD's first "
+        "iteration with the update of W, and each of its other iterations, which reads the gradient of all "
+        "matrices once more.",
+        "",
+        "| tensors | torch AdamW | SAGE hybrid | embedding | first iteration and update "
+        "| each other iteration | GB/s in it |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    cases = [case for case in dict.fromkeys(r["case"] for r in rows) if "llama" in case]
+    for case in cases:
+        found = {r["optimizer"]: r for r in rows if r["case"] == case}
+        one, five = found[ONE_ITERATION], found[SINKGD]
+        # The rates are of bytes over time: megabytes and milliseconds give GB/s again.
+        more_bytes, more_ms = (
+            five["gbytes_per_s"] * five["median_ms"] - one["gbytes_per_s"] * one["median_ms"],
+            five["median_ms"] - one["median_ms"],
+        )
+        times = [found["torch AdamW fused"], found["SAGE hybrid"], found[EMBEDDING], one]
+        cells = " | ".join(f"{row['median_ms']:.1f}" for row in times)
+        lines.append(f"| {case} | {cells} | {more_ms / 4:.1f} | {more_bytes / more_ms:.1f} |")
     return "\n".join(lines)
 
 
@@ -157,7 +186,7 @@ def write(text: str, marker: str, sections: list[str]) -> str:
 def main() -> None:
     readme = ROOT / "README.md"
     kernels = load("kernels.json")
-    text = write(readme.read_text(), "measured", [demo(), memory(), step_time()])
+    text = write(readme.read_text(), "measured", [demo(), memory(), step_time(), hybrid_profile()])
     text = write(text, "counted", [traffic(kernels), machine_code(kernels), l2()])
     readme.write_text(text)
     print(f"{readme}: measured and counted sections written")
