@@ -60,19 +60,12 @@ __device__ __forceinline__ float move_element(float& param, float direction, con
 
 // Puts the block's share into its slot; the last block has them all. All threads of the block call it.
 __device__ __forceinline__ void reduce_displacement(const MoveCommon& common, double* slot, const Displacement& moved) {
-  SAGE_EXT_SHARED(bool, is_last);
   const bool wants_sum = common.alias.options.memory_efficient;
   const auto combine = [wants_sum](double a, double b) { return wants_sum ? a + b : nan_max(a, b); };
   double total[1] = {wants_sum ? moved.sum : static_cast<double>(moved.largest)};
   block_reduce<kMapThreads>(total, combine);
-  if (threadIdx.x == 0) {
-    store_one(slot, total[0]);
-    __threadfence();
-    is_last = atomicAdd(common.finished, 1u) + 1 == common.blocks;
-    __threadfence();
-  }
-  __syncthreads();
-  if (!is_last) return;
+  if (threadIdx.x == 0) store_one(slot, total[0]);
+  if (!is_last_block(common.finished, common.blocks)) return;
   total[0] = 0.0;
 #pragma unroll 4
   for (unsigned i = threadIdx.x; i < common.blocks; i += kMapThreads) {

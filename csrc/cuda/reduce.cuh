@@ -74,6 +74,19 @@ __device__ __forceinline__ void block_sum(T (&values)[N]) {
   block_reduce<kThreads>(values, [](T a, T b) { return a + b; });
 }
 
+// Whether this block is the last of `blocks` to come here; the last one sees what thread 0 of the others stored before,
+// and all of their threads did before a barrier. All threads of the block call it; `finished` begins with 0.
+__device__ __forceinline__ bool is_last_block(unsigned* finished, unsigned blocks) {
+  SAGE_EXT_SHARED(bool, is_last);
+  if (threadIdx.x == 0) {
+    __threadfence();
+    is_last = atomicAdd(finished, 1u) + 1 == blocks;
+    __threadfence();
+  }
+  __syncthreads();
+  return is_last;
+}
+
 // A NaN wins.
 template <int kThreads, typename T, int N>
 __device__ __forceinline__ void block_max(T (&values)[N]) {

@@ -94,7 +94,6 @@ __global__ void __launch_bounds__(kAverageThreads, 2) sage_average_kernel(const 
   const auto [index, block] = find_tensor(table, blockIdx.x);
   const AverageEntry& t = table.tensors[index];
   SAGE_EXT_SHARED(AverageScalars, shared_scalars);
-  SAGE_EXT_SHARED(bool, is_last);
   if (threadIdx.x == 0) {  // fp64 functions: once a block is enough
     const float step = load_uniform(t.step) + 1.0f;
     shared_scalars = {step, fabs(static_cast<double>(grad_factor(common.scalars))) / static_cast<double>(t.rows),
@@ -110,13 +109,9 @@ __global__ void __launch_bounds__(kAverageThreads, 2) sage_average_kernel(const 
   if (threadIdx.x == 0) {
     store_one(&t.squares[block].s, squares.s);
     store_one(&t.squares[block].s_hat, squares.s_hat);
-    // The barriers of the sum are behind all threads' stores, so this fence is for all of them.
-    __threadfence();
-    is_last = atomicAdd(t.finished, 1u) + 1 == t.blocks;
-    __threadfence();
   }
-  __syncthreads();
-  if (!is_last) return;
+  // The barriers of the sum are behind all threads' stores of their columns.
+  if (!is_last_block(t.finished, t.blocks)) return;
   write_steps(t, common, k.inv_correction);
   // Every block has read the counter before it reported.
   if (threadIdx.x == 0) store_one(t.step, k.step);
