@@ -158,7 +158,8 @@ class FusedALIAS(FusedOptimizer):
             form it decides more, the larger the model is: eta falls with the number of elements, as it is the
             change of one element over the distance that all have gone.
         warmup_steps: gamma is ``lr`` in so many first steps; eta and d are measured all the same.
-        update_every: eta, d and gamma are brought up to date in step 2 and every so many steps from there.
+        update_every: eta, d and gamma are brought up to date in step 2 and every so many steps from there,
+            from that step and the one before it; the authors' code compares with the step of the last update.
             The steps between cost no more than Sign-SGD's.
         same_batch: evaluate the closure a second time in every step, at the new parameters and on the old
             batch, for the difference of the gradients. By default that is between consecutive batches, as in
