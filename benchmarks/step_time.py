@@ -31,6 +31,7 @@ HIDDEN, LAYERS, FFN, VOCABULARY = 768, 4, 2048, 32000
 EMBEDDING = "FusedSAGE (embedding)"
 SINKGD = "FusedSinkGD (matrices)"
 ONE_ITERATION = "FusedSinkGD (matrices), 1 iteration"
+ITERATIONS = 5  # of SINKGD
 LOSS = 10.0  # above the lower bound of ALIAS
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -93,7 +94,7 @@ def traffic(rule: str, param: Tensor, group: dict) -> tuple[int, int]:
         "sage": (4, 2),  # g twice
         # g twice and W; with momentum g and exp_avg, then exp_avg and W
         "scale": (4, 2) if momentum else (3, 1),
-        "sinkgd": (group.get("iterations", 5) + 2, 1),  # g in every iteration and in the update
+        "sinkgd": (group.get("iterations", 0) + 2, 1),  # g in every iteration and in the update
     }[rule]
     return reads * size, writes * size
 
@@ -167,8 +168,10 @@ def llama_contenders(dtype: torch.dtype, with_reference: bool, device: str = "cp
         *alias_contenders(params),
         contender("FusedAdamW", optimizers.FusedAdamW(params, backend="native"), by_group),
         contender("FusedSCALE (matrices)", optimizers.FusedSCALE(matrices, backend="native"), by_group),
-        contender(SINKGD, optimizers.FusedSinkGD(matrices, backend="native"), by_group),
-        contender(ONE_ITERATION, optimizers.FusedSinkGD(matrices, iterations=1, backend="native"), by_group),
+        *(
+            contender(name, optimizers.FusedSinkGD(matrices, iterations=n, backend="native"), by_group)
+            for name, n in ((SINKGD, ITERATIONS), (ONE_ITERATION, 1))
+        ),
         contender(EMBEDDING, optimizers.FusedSAGE(embedding, backend="native"), by_group),
     ]
     if with_reference:
