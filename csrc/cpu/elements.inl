@@ -127,6 +127,41 @@ inline __attribute__((always_inline)) void update_columns_of(int64_t begin, int6
   }
 }
 
+// How many rows add_rows takes.
+inline constexpr int64_t kAddedRows = 8;
+
+// acc[j] = add(acc[j], x0, x1, x2, x3) of fp32 values, for the rows 0 to 3, then 4 to 7, and j in [0, count). The rows
+// are `stride` elements apart: far, as streams that a core reads from.
+template <typename Add, typename X>
+inline __attribute__((always_inline)) void add_rows(const X* rows, int64_t stride, int64_t count, Add add,
+                                                    float* __restrict acc) {
+  const auto four = [=](const X* __restrict x0, int64_t begin, int64_t end) SAGE_EXT_ALWAYS_INLINE {
+    const X* __restrict x1 = x0 + stride;
+    const X* __restrict x2 = x1 + stride;
+    const X* __restrict x3 = x2 + stride;
+    int64_t done = begin;
+    if constexpr (is_16_bit<X>) {
+      done = begin + (end - begin) / 2 * 2;
+#pragma omp simd
+      for (int64_t i = begin / 2; i < done / 2; ++i) {
+        acc[2 * i] = add(acc[2 * i], load_first(x0, i), load_first(x1, i), load_first(x2, i), load_first(x3, i));
+        acc[2 * i + 1] =
+            add(acc[2 * i + 1], load_second(x0, i), load_second(x1, i), load_second(x2, i), load_second(x3, i));
+      }
+    }
+#pragma omp simd
+    for (int64_t j = done; j < end; ++j) {
+      acc[j] = add(acc[j], to_float(x0[j]), to_float(x1[j]), to_float(x2[j]), to_float(x3[j]));
+    }
+  };
+  const int64_t whole = count - count % kStrip;
+  for (int64_t begin = 0; begin < whole; begin += kStrip) {
+    for (int64_t row = 0; row < kAddedRows; ++row) prefetch_strips(rows + row * stride + begin);
+    for (int64_t row = 0; row < kAddedRows; row += 4) four(rows + row * stride, begin, begin + kStrip);
+  }
+  for (int64_t row = 0; row < kAddedRows; row += 4) four(rows + row * stride, whole, count);
+}
+
 // sum + x^2, with one rounding where the target has it; a libm call would be slow elsewhere.
 inline __attribute__((always_inline)) float add_square(float sum, float x) {
 #if SAGE_EXT_ISA_FMA

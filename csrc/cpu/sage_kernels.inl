@@ -1,41 +1,5 @@
 namespace {
 
-// |x| of four rows, added up.
-inline __attribute__((always_inline)) float sum_abs_of(float x0, float x1, float x2, float x3) {
-  return (fabsf(x0) + fabsf(x1)) + (fabsf(x2) + fabsf(x3));
-}
-
-// acc[j] += sum of |rows[k][j]| over eight rows that are `stride` elements apart, for j in [0, count). They are far
-// apart, as streams that a core reads from.
-template <typename G>
-void add_abs(const G* __restrict rows, int64_t stride, int64_t count, float* __restrict acc) {
-  const G* __restrict g0 = rows;
-  const G* __restrict g1 = rows + stride;
-  const G* __restrict g2 = rows + 2 * stride;
-  const G* __restrict g3 = rows + 3 * stride;
-  const G* __restrict g4 = rows + 4 * stride;
-  const G* __restrict g5 = rows + 5 * stride;
-  const G* __restrict g6 = rows + 6 * stride;
-  const G* __restrict g7 = rows + 7 * stride;
-  int64_t done = 0;
-  if constexpr (is_16_bit<G>) {
-    const int64_t pairs = count / 2;
-#pragma omp simd
-    for (int64_t i = 0; i < pairs; ++i) {
-      acc[2 * i] += sum_abs_of(load_first(g0, i), load_first(g1, i), load_first(g2, i), load_first(g3, i)) +
-                    sum_abs_of(load_first(g4, i), load_first(g5, i), load_first(g6, i), load_first(g7, i));
-      acc[2 * i + 1] += sum_abs_of(load_second(g0, i), load_second(g1, i), load_second(g2, i), load_second(g3, i)) +
-                        sum_abs_of(load_second(g4, i), load_second(g5, i), load_second(g6, i), load_second(g7, i));
-    }
-    done = 2 * pairs;
-  }
-#pragma omp simd
-  for (int64_t j = done; j < count; ++j) {
-    acc[j] += sum_abs_of(to_float(g0[j]), to_float(g1[j]), to_float(g2[j]), to_float(g3[j])) +
-              sum_abs_of(to_float(g4[j]), to_float(g5[j]), to_float(g6[j]), to_float(g7[j]));
-  }
-}
-
 // Adds |g| over rows [row_begin, row_end) of the panel (rows of tiling.width elements, the last one possibly
 // partial) for columns [col_begin, col_end) and writes the sums to out[col_begin .. col_end).
 template <typename G>
@@ -50,11 +14,15 @@ void sum_abs(const void* grad_data, const ColumnTiling& tiling, int64_t row_begi
   for (int64_t row = row_begin; row < row_end;) {
     const int64_t group_end = row_end - row < kRowsPerFlush ? row_end : row + kRowsPerFlush;
     for (int64_t j = 0; j < count; ++j) sums[j] = 0.0f;
-    const int64_t distance = ((full_rows < group_end ? full_rows : group_end) - row) / 8;
+    const int64_t distance = ((full_rows < group_end ? full_rows : group_end) - row) / kAddedRows;
     for (int64_t i = 0; i < distance; ++i) {
-      add_abs(grad + (row + i) * tiling.width, distance * tiling.width, count, sums);
+      add_rows(
+          grad + (row + i) * tiling.width, distance * tiling.width, count,
+          [](float sum, float x0, float x1, float x2, float x3)
+              SAGE_EXT_ALWAYS_INLINE { return sum + ((fabsf(x0) + fabsf(x1)) + (fabsf(x2) + fabsf(x3))); },
+          sums);
     }
-    if (distance > 0) row += 8 * distance;
+    if (distance > 0) row += kAddedRows * distance;
     for (; row < group_end; ++row) {
       const int64_t begin = row * tiling.width;
       const int64_t left = tiling.numel - begin - col_begin;

@@ -63,42 +63,6 @@ double scale_exact_sum(const void* data, int64_t begin, int64_t count, int64_t s
   return sum;
 }
 
-// acc[j] += the sum of (rows[k][j] * factor)^2 over eight rows that are `stride` elements apart, for j in [0, count).
-// They are far apart, as streams that a core reads from.
-template <typename X>
-void add_squares_of_rows(const X* __restrict rows, int64_t stride, int64_t count, float factor, float* __restrict acc) {
-  const X* __restrict x1 = rows + stride;
-  const X* __restrict x2 = rows + 2 * stride;
-  const X* __restrict x3 = rows + 3 * stride;
-  const X* __restrict x4 = rows + 4 * stride;
-  const X* __restrict x5 = rows + 5 * stride;
-  const X* __restrict x6 = rows + 6 * stride;
-  const X* __restrict x7 = rows + 7 * stride;
-  int64_t done = 0;
-  if constexpr (is_16_bit<X>) {
-    const int64_t pairs = count / 2;
-#pragma omp simd
-    for (int64_t i = 0; i < pairs; ++i) {
-      acc[2 * i] = add_squares(acc[2 * i], load_first(rows, i) * factor, load_first(x1, i) * factor,
-                               load_first(x2, i) * factor, load_first(x3, i) * factor);
-      acc[2 * i] = add_squares(acc[2 * i], load_first(x4, i) * factor, load_first(x5, i) * factor,
-                               load_first(x6, i) * factor, load_first(x7, i) * factor);
-      acc[2 * i + 1] = add_squares(acc[2 * i + 1], load_second(rows, i) * factor, load_second(x1, i) * factor,
-                                   load_second(x2, i) * factor, load_second(x3, i) * factor);
-      acc[2 * i + 1] = add_squares(acc[2 * i + 1], load_second(x4, i) * factor, load_second(x5, i) * factor,
-                                   load_second(x6, i) * factor, load_second(x7, i) * factor);
-    }
-    done = 2 * pairs;
-  }
-#pragma omp simd
-  for (int64_t j = done; j < count; ++j) {
-    const float sum = add_squares(acc[j], to_float(rows[j]) * factor, to_float(x1[j]) * factor,
-                                  to_float(x2[j]) * factor, to_float(x3[j]) * factor);
-    acc[j] = add_squares(sum, to_float(x4[j]) * factor, to_float(x5[j]) * factor, to_float(x6[j]) * factor,
-                         to_float(x7[j]) * factor);
-  }
-}
-
 template <typename X>
 void scale_sum_columns(const ScaleMatrix& matrix, const void* data, const ColumnTiling& tiling, Chunk rows, Chunk cols,
                        const Scalars& scalars, ScaleMomentum momentum, float* __restrict out) {
@@ -121,12 +85,16 @@ void scale_sum_columns(const ScaleMatrix& matrix, const void* data, const Column
   for (int64_t row = rows.begin; row < rows.end;) {
     const int64_t group_end = rows.end - row < kRowsPerFlush ? rows.end : row + kRowsPerFlush;
     for (int64_t j = 0; j < count; ++j) sums[j] = 0.0f;
-    const int64_t distance = ((full_rows < group_end ? full_rows : group_end) - row) / 8;
+    const int64_t distance = ((full_rows < group_end ? full_rows : group_end) - row) / kAddedRows;
     for (int64_t i = 0; i < distance; ++i) {
-      for (int64_t k = 0; k < 8; ++k) update_momentum(row + i + k * distance);
-      add_squares_of_rows(x + (row + i) * tiling.width, distance * tiling.width, count, factor, sums);
+      for (int64_t k = 0; k < kAddedRows; ++k) update_momentum(row + i + k * distance);
+      add_rows(
+          x + (row + i) * tiling.width, distance * tiling.width, count,
+          [=](float sum, float x0, float x1, float x2, float x3)
+              SAGE_EXT_ALWAYS_INLINE { return add_squares(sum, x0 * factor, x1 * factor, x2 * factor, x3 * factor); },
+          sums);
     }
-    if (distance > 0) row += 8 * distance;
+    if (distance > 0) row += kAddedRows * distance;
     for (; row < group_end; ++row) {
       update_momentum(row);
       for_elements(
