@@ -29,6 +29,11 @@ ifeq ($(HAS_GPU),0)
 CUDA_TESTS := $(filter-out tests/python/test_native_%,$(CUDA_TESTS)) tests/python/test_native_lion.py
 endif
 
+# Two processes and more test in parallel; threads that wait for work leave the processor to the others. On a GPU one
+# process: its tests look at the memory in use.
+PYTEST_PARALLEL := $(if $(filter 0,$(HAS_GPU)),-n auto --maxprocesses=4)
+JOBS := $(or $(MAX_JOBS),$(shell nproc))
+
 SOURCES := $(shell find csrc sage_ext -type f -not -name '*.so' -not -path '*/__pycache__/*') setup.py pyproject.toml README.md
 CMAKE_FLAGS := -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
 export HF_HUB_OFFLINE := 1
@@ -41,20 +46,20 @@ demo: $(VENV)/.installed $(VENV)/.examples
 test: test-cpp test-python
 
 test-python: $(VENV)/.installed $(VENV)/.examples $(VENV)/.tools
-	$(BIN)/pytest
+	OMP_WAIT_POLICY=passive $(BIN)/pytest $(PYTEST_PARALLEL)
 
 test-cpp: build/cpp/.built
-	ctest --test-dir build/cpp --output-on-failure -j 2
+	ctest --test-dir build/cpp --output-on-failure -j $(JOBS)
 
 # The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer.
 test-cpp-sanitized: build/cpp-sanitized/.built
-	ctest --test-dir build/cpp-sanitized --output-on-failure -j 2
+	ctest --test-dir build/cpp-sanitized --output-on-failure -j $(JOBS)
 
 # The CUDA build, with or without a GPU: it compiles, imports, passes the tests, and the machine code is what it
 # should be. TORCH_CUDA_ARCH_LIST chooses other architectures.
 test-cuda-build: $(CUDA_VENV)/.installed $(CUDA_VENV)/.tools
 	cd $(CUDA_VENV) && bin/python -m sage_ext
-	$(CUDA_BIN)/pytest $(CUDA_TESTS)
+	OMP_WAIT_POLICY=passive $(CUDA_BIN)/pytest $(PYTEST_PARALLEL) $(CUDA_TESTS)
 	$(CUDA_BIN)/python benchmarks/kernels.py
 
 benchmark: $(VENV)/.installed $(VENV)/.examples
@@ -82,7 +87,7 @@ $(VENV)/.examples: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.tools: $(VENV)/.torch pyproject.toml
-	$(BIN)/$(INSTALL) 'pytest>=8' 'hypothesis>=6.100'
+	$(BIN)/$(INSTALL) 'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100'
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml
@@ -112,7 +117,7 @@ $(CUDA_VENV)/.installed: $(CUDA_VENV)/.torch $(CUDA_VENV)/.archs $(SOURCES)
 	touch $@
 
 $(CUDA_VENV)/.tools: $(CUDA_VENV)/.torch pyproject.toml
-	$(CUDA_BIN)/$(INSTALL) 'pytest>=8' 'hypothesis>=6.100'
+	$(CUDA_BIN)/$(INSTALL) 'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100'
 	touch $@
 
 CPP_SOURCES := $(shell find csrc/core csrc/cpu csrc/cuda tests/cpp -type f) csrc/sources.txt CMakeLists.txt

@@ -59,8 +59,8 @@ TEST_P(CudaAlias, ManySmallTensors) {
   std::vector<int64_t> sizes(1000, 5);
   for (size_t i = 0; i < sizes.size(); i += 7) sizes[i] = static_cast<int64_t>(i % 67);
   AliasProblem problem = make_alias(GetParam(), testing::kBFloat, sizes, 4);
-  // And of another mix.
-  AliasProblem others = make_alias(GetParam(), testing::kFloat, sizes, 5);
+  // And some of another mix.
+  AliasProblem others = make_alias(GetParam(), testing::kFloat, {sizes.begin(), sizes.begin() + 40}, 5);
   for (testing::AliasTensorProblem& t : others.tensors) problem.tensors.push_back(std::move(t));
   ASSERT_NO_FATAL_FAILURE(cuda_steps_and_check(problem, 2));
 }
@@ -164,15 +164,15 @@ TEST_P(CudaAlias, NonFiniteGradients) {
   for (const double value : {testing::kNaN, testing::kInf, -testing::kInf}) {
     for (const int64_t place : {0, 77, 255, 256, 300, 301}) {
       for (const int when : {0, 1}) {
-        for (const Mix& mix : {testing::kFloat, testing::kBFloat}) {
-          SCOPED_TRACE(std::to_string(value) + " at " + std::to_string(place) + " in step " + std::to_string(when));
-          AliasProblem problem = make_alias(GetParam(), mix, {33, 302, 20}, 11);
-          Random random(12);
-          for (int step = 0; step < 3; ++step) {
-            problem.fill_grads(random);
-            if (step == when) problem.tensors[1].grad.set(place, value);
-            ASSERT_NO_FATAL_FAILURE(cuda_step_and_check(problem));
-          }
+        // Each storage type meets every place in both steps, with one value or another.
+        const Mix& mix = (place + when + (value > 0 ? 1 : 0)) % 2 == 0 ? testing::kFloat : testing::kBFloat;
+        SCOPED_TRACE(std::to_string(value) + " at " + std::to_string(place) + " in step " + std::to_string(when));
+        AliasProblem problem = make_alias(GetParam(), mix, {33, 302, 20}, 11);
+        Random random(12);
+        for (int step = 0; step < 3; ++step) {
+          problem.fill_grads(random);
+          if (step == when) problem.tensors[1].grad.set(place, value);
+          ASSERT_NO_FATAL_FAILURE(cuda_step_and_check(problem));
         }
       }
     }
