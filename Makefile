@@ -48,6 +48,7 @@ test: test-cpp test-python
 test-python: $(VENV)/.installed $(VENV)/.examples $(VENV)/.tools
 	OMP_WAIT_POLICY=passive $(BIN)/pytest $(PYTEST_PARALLEL)
 
+# On the objects of the CPU kernels that the installed module is made of.
 test-cpp: build/cpp/.built
 	ctest --test-dir build/cpp --output-on-failure -j $(JOBS)
 
@@ -76,8 +77,13 @@ $(VENV)/.torch:
 	$(BIN)/$(INSTALL) '$(TORCH)' 'setuptools>=77' wheel ninja numpy
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.torch $(SOURCES)
-	$(BIN)/$(INSTALL) --no-build-isolation --no-deps .
+# Each build of the module has a folder of its own, so that they do not throw away each other's objects.
+build/%.cfg:
+	mkdir -p build
+	printf '[build]\nbuild_base = build/$*\nbuild_temp = build/$*/objects\n' > $@
+
+$(VENV)/.installed: $(VENV)/.torch $(SOURCES) | build/cpu.cfg
+	DIST_EXTRA_CONFIG=$(abspath build/cpu.cfg) $(BIN)/$(INSTALL) --no-build-isolation --no-deps .
 	cd $(VENV) && bin/python -m sage_ext
 	touch $@
 
@@ -108,10 +114,7 @@ $(CUDA_VENV)/.torch:
 $(CUDA_VENV)/.archs: FORCE | $(CUDA_VENV)/.torch
 	@echo '$(CUDA_ARCHS)' | cmp -s - $@ 2>/dev/null || echo '$(CUDA_ARCHS)' > $@
 
-# A build folder of its own, so that this build and that of .venv do not throw away each other's objects.
-$(CUDA_VENV)/.installed: $(CUDA_VENV)/.torch $(CUDA_VENV)/.archs $(SOURCES)
-	mkdir -p build
-	printf '[build]\nbuild_base = build/cuda\n' > build/cuda.cfg
+$(CUDA_VENV)/.installed: $(CUDA_VENV)/.torch $(CUDA_VENV)/.archs $(SOURCES) | build/cuda.cfg
 	SAGE_EXT_CUDA=1 TORCH_CUDA_ARCH_LIST='$(CUDA_ARCHS)' DIST_EXTRA_CONFIG=$(abspath build/cuda.cfg) \
 	  $(CUDA_BIN)/$(INSTALL) --no-build-isolation --no-deps .
 	touch $@
@@ -130,8 +133,8 @@ $(VENV)/.gtest: | $(VENV)/.torch
 	touch $@
 
 # ninja comes with the venv, so that a bare machine needs CMake and a compiler only.
-build/cpp/.built: $(CPP_SOURCES) | $(VENV)/.gtest
-	cmake -S . -B build/cpp $(CMAKE_FLAGS)
+build/cpp/.built: $(CPP_SOURCES) $(VENV)/.installed | $(VENV)/.gtest
+	cmake -S . -B build/cpp $(CMAKE_FLAGS) -DSAGE_EXT_CPU_OBJECTS=$(abspath build/cpu/objects/csrc)
 	cmake --build build/cpp
 	touch $@
 

@@ -1,5 +1,7 @@
 // The Python module sage_ext._C, and the same functions as torch.ops.sage_ext.*.
-#include <torch/extension.h>
+// torch/extension.h has all of torch in it, and takes longer to compile than everything in here.
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 #include <torch/version.h>
 
