@@ -107,7 +107,10 @@ inline __attribute__((always_inline)) void update_columns_of(int64_t begin, int6
   };
   // A strip lies in one row then.
   if (end - begin >= kMinStreamed && width % kStrip == 0 && begin % kStrip == 0) {
-    const int64_t distance = stream_distance(end - begin);
+    // Streams a whole number of rows apart share the columns' numbers in the first-level cache.
+    const int64_t rows = (end - begin) / (kStreams * width) * width;
+    const int64_t usual = stream_distance(end - begin);
+    const int64_t distance = 8 * rows >= 7 * usual ? rows : usual;
     int64_t column[kStreams];
     for (int64_t stream = 0; stream < kStreams; ++stream) column[stream] = (begin + stream * distance) % width;
     for (int64_t i = 0; i < distance; i += kStrip) {

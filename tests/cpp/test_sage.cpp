@@ -39,6 +39,7 @@ TEST(SageStep, EveryShapeInOneListWithEmptyTensors) {
   shapes.insert(shapes.begin(), {0, 5});
   shapes.insert(shapes.begin() + 7, {5, 0});
   shapes.push_back({0, 0});
+  shapes.push_back({700, 96});  // whole strips; the second chunk begins within a row
   const Mix mix{DType::bfloat16, DType::float32, DType::float16};
   std::vector<SageProblem> problems = make_sage(mix, shapes, 3, 1);
   ASSERT_NO_FATAL_FAILURE(step_and_check(problems, kSageOptions, 3));
