@@ -53,6 +53,28 @@ def check_param(param: Tensor, where: str, *, native: bool, needs_contiguous: bo
         raise ValueError(f"{where}: native kernels need a parameter without gaps; {_layout_cure(param)}")
 
 
+def check_whole(param: Tensor, where: str, why_whole: str | None) -> None:
+    """Raise ValueError if ``param`` is a piece of a tensor, and ``why_whole`` says why it must be the whole.
+
+    FullyShardedDataParallel (FSDP1) hands over one-dimensional pieces, which torch marks; a DTensor's rows
+    and columns may lie on several processes.
+    """
+    if hasattr(param, "device_mesh") and hasattr(param, "placements"):
+        raise ValueError(
+            f"{where}: DTensor parameters (fully_shard, tensor parallelism) are not supported by any rule or "
+            "backend yet: a rule would see this process's shard only. Train with DistributedDataParallel "
+            "instead"
+        )
+    if why_whole is None:
+        return
+    if getattr(param, "_fsdp_flattened", False) or getattr(param, "_is_flat_param", False):
+        raise ValueError(
+            f"{where}: a flat piece that FullyShardedDataParallel (FSDP1) cut out of the model. {why_whole}, "
+            "and on a piece it would be another algorithm. Ways out: DistributedDataParallel, or a rule that "
+            "works element by element (FusedLion, FusedSignSGD, FusedAdamW)"
+        )
+
+
 def check_distinct(params: Sequence[Tensor], labels: Callable[[int], str]) -> None:
     """Raise ValueError if a parameter occurs twice, or two of them share memory."""
     seen: dict[int, int] = {}
@@ -100,6 +122,7 @@ def check_step(
             or memory.overlaps_itself(param)
         ):
             check_param(param, describe(index), native=False, needs_contiguous=False)
+        _check_memory(param, describe, index, "parameter")
         _check_grad(param, grad, describe, index)
         for key, (shape, dtype, any_float) in layouts(param).items():
             state = states[key][index]
@@ -110,9 +133,11 @@ def check_step(
             if tuple(state.shape) != shape or state.device != param.device:
                 raise ValueError(
                     f"{describe(index)}: state {key!r} has shape {tuple(state.shape)} on {state.device}, "
-                    f"expected {shape} on {param.device}; load or clear the optimizer's state after moving "
-                    "or replacing parameters"
+                    f"expected {shape} on {param.device}; after moving parameters, "
+                    "optimizer.load_state_dict(optimizer.state_dict()); if this one was replaced, begin its "
+                    "state anew with del optimizer.state[param]"
                 )
+            _check_memory(state, describe, index, f"state {key!r}")
             if state.dtype != dtype and not (any_float and state.dtype in REFERENCE_DTYPES):
                 raise ValueError(
                     f"{describe(index)}: state {key!r} has dtype {state.dtype}, expected {dtype}"
@@ -125,6 +150,7 @@ def _check_grad(param: Tensor, grad: Tensor, describe: Callable[[int], str], ind
             f"{describe(index)}: its gradient is {grad.layout}; sparse gradients are not supported "
             "(nn.Embedding: build it with sparse=False)"
         )
+    _check_memory(grad, describe, index, "gradient")
     if grad.dtype not in REFERENCE_DTYPES:
         raise ValueError(
             f"{describe(index)}: its gradient has dtype {grad.dtype}, expected {_names(REFERENCE_DTYPES)}"
@@ -134,6 +160,15 @@ def _check_grad(param: Tensor, grad: Tensor, describe: Callable[[int], str], ind
     if grad.device != param.device:
         raise ValueError(
             f"{describe(index)}: its gradient is on {grad.device}; call zero_grad() after moving a model"
+        )
+
+
+def _check_memory(tensor: Tensor, describe: Callable[[int], str], index: int, what: str) -> None:
+    """Raise ValueError if the storage of ``tensor`` has been freed under it: torch would crash."""
+    if memory.is_freed(tensor):
+        raise ValueError(
+            f"{describe(index)}: the memory of its {what} has been freed (storage().resize_(0)); have what "
+            "freed it bring it back before optimizer.step()"
         )
 
 

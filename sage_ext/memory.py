@@ -27,6 +27,14 @@ def extent(tensor: Tensor, owner: int) -> Extent | None:
     return Extent(str(tensor.device), begin, begin + (last + 1) * tensor.element_size(), owner)
 
 
+def is_freed(tensor: Tensor) -> bool:
+    """Whether the storage is smaller than what the shape takes: a wrapper has freed it (``resize_(0)``)."""
+    if tensor.numel() == 0 or tensor.device.type == "meta" or hasattr(tensor, "__tensor_flatten__"):
+        return False
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.untyped_storage().nbytes() < (tensor.storage_offset() + last + 1) * tensor.element_size()
+
+
 def overlaps_itself(tensor: Tensor) -> bool:
     """Whether two indices may reach the same element, as in an expanded tensor."""
     if tensor.numel() == 0:

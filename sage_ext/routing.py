@@ -1,7 +1,8 @@
 """Which role a parameter plays: embedding, output head, other matrix, or vector. Each role has its rule.
 
-An embedding is the weight of an ``nn.Embedding`` module (and so whatever is tied to it), or a parameter that
-the caller names. It is never guessed from a shape.
+An embedding is the weight of an ``nn.Embedding`` or ``nn.EmbeddingBag`` module (and so whatever is tied to
+it), what PEFT calls ``lora_embedding_A`` and ``lora_embedding_B``, or a parameter that the caller names. It
+is never guessed from a shape.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ class Routed(NamedTuple):
     name: str
     param: Tensor
     role: str
+    output_dim: int = 0
+    """Of the last two dimensions of a matrix, the one that has the output units: 0 in ``nn.Linear``'s ``[out,
+    in]``, 1 in an embedding's ``[V, d]`` and in the ``[in, out]`` of transformers' ``Conv1D``."""
 
 
 def route(
@@ -35,7 +39,7 @@ def route(
     Args:
         model_or_named_parameters: a module, or (name, parameter) pairs. Parameters with
             ``requires_grad=False`` are left out. A tied parameter is listed once, under its first name.
-        embeddings: names of parameters that are embeddings, beside the weights of ``nn.Embedding`` modules.
+        embeddings: names of parameters that are embeddings, beside those that are known to be (see above).
             Required for pairs, which do not tell: an empty list says that there are none.
         lm_head: names of the parameters of the output head; ``[]`` says that there is none. For a module the
             default is the weight of ``get_output_embeddings()`` where it has that method (Hugging Face models
@@ -61,8 +65,18 @@ def route(
             "itself, or embeddings=[names], or embeddings=[] if there are none"
         )
     params = dict(pairs)
-    marked = _find(_names(embeddings), params, "embeddings")
-    return _assign(pairs, marked, _find(_names(lm_head), params, "lm_head"), tied)
+    tables = _find(_names(embeddings), params, "embeddings")
+    return _assign(pairs, _Kinds(tables, _find(_names(lm_head), params, "lm_head"), set()), tied)
+
+
+class _Kinds(NamedTuple):
+    """Identities of parameters that are of a kind, before it is decided which role they play."""
+
+    tables: set[int]
+    """Embeddings of one row a token."""
+    heads: set[int]
+    transposed: set[int]
+    """Matrices ``[in, out]``."""
 
 
 def _route_module(
@@ -70,36 +84,51 @@ def _route_module(
 ) -> list[Routed]:
     # Every name of a tied parameter may be used to name it; it is listed under the first.
     params = dict(model.named_parameters(remove_duplicate=False))
-    marked = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    marked |= _find(embeddings, params, "embeddings")
+    modules = list(model.modules())
+    tables = {id(module.weight) for module in modules if isinstance(module, (nn.Embedding, nn.EmbeddingBag))}
+    tables |= _find(embeddings, params, "embeddings")
     heads = _output_weights(model) if lm_head is None else _find(lm_head, params, "lm_head")
     if lm_head is None:
         # A linear layer on an embedding's weight is a tied head, whether or not the model names its head.
-        heads |= marked & {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
-    return _assign(list(model.named_parameters()), marked, heads, tied)
+        heads |= tables & {id(module.weight) for module in modules if isinstance(module, nn.Linear)}
+    transposed = {id(module.weight) for module in modules if _is_conv1d(module)}
+    return _assign(list(model.named_parameters()), _Kinds(tables, heads, transposed), tied)
 
 
-def _assign(
-    pairs: list[tuple[str, Tensor]], embeddings: set[int], heads: set[int], tied: str | None
-) -> list[Routed]:
+def _is_conv1d(module: nn.Module) -> bool:
+    """Whether it is the linear layer of Hugging Face's GPT-2, which stores its weight as ``[in, out]``."""
+    return any(
+        cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
+        for cls in type(module).__mro__
+    )
+
+
+def _is_lora_embedding(name: str) -> bool:
+    """Whether PEFT calls it so: ``lora_embedding_A`` is ``[r, V]`` and ``lora_embedding_B`` ``[d, r]``."""
+    return not {"lora_embedding_A", "lora_embedding_B"}.isdisjoint(name.split("."))
+
+
+def _assign(pairs: list[tuple[str, Tensor]], kinds: _Kinds, tied: str | None) -> list[Routed]:
     routed = []
     for name, param in pairs:
         if not param.requires_grad:
             continue
-        if id(param) in embeddings and id(param) in heads:
+        is_table = id(param) in kinds.tables
+        if is_table and id(param) in kinds.heads:
             if tied is None:
                 raise ValueError(
                     f"{name}: embedding and output head are one tied parameter, and these rules differ for "
                     'the two; choose with tied="embedding" or tied="lm_head", or give group dicts'
                 )
             role = tied
-        elif id(param) in embeddings:
+        elif is_table or _is_lora_embedding(name):
             role = "embedding"
-        elif id(param) in heads:
+        elif id(param) in kinds.heads:
             role = "lm_head"
         else:
             role = "matrix" if param.ndim >= 2 else "vector"
-        routed.append(Routed(name, param, role))
+        outputs_last = id(param) in kinds.transposed or (is_table and role == "embedding")
+        routed.append(Routed(name, param, role, int(outputs_last)))
     if not routed:
         raise ValueError("model_or_named_parameters: holds no parameter with requires_grad=True")
     return routed

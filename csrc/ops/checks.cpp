@@ -1,5 +1,6 @@
 #include "ops/checks.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/Functions.h>
 #include <c10/core/GradMode.h>
 
@@ -72,6 +73,7 @@ Checker::Checker(const TensorList& params, Layout layout, Describe describe)
   for (size_t i = 0; i < params.size(); ++i) {
     const at::Tensor& p = params[i];
     storage_dtype("params", i, p);
+    has_memory("params", i, p);
     device(i);
     if (layout == Layout::row_major && !p.is_contiguous()) {
       fail("params", i, p,
@@ -122,15 +124,32 @@ void Checker::storage_dtype(const char* name, size_t index, const at::Tensor& te
   }
 }
 
+void Checker::has_memory(const char* name, size_t index, const at::Tensor& tensor) const {
+  if (tensor.numel() == 0 || !tensor.has_storage()) return;
+  const size_t needed = at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), tensor.itemsize(),
+                                                         static_cast<size_t>(tensor.storage_offset()));
+  if (tensor.storage().nbytes() >= needed) return;
+  fail(name, index, tensor,
+       "its memory has been freed (storage().resize_(0)): it has " + std::to_string(tensor.storage().nbytes()) +
+           " of the " + std::to_string(needed) +
+           " bytes that its shape takes; have what freed it bring it back before optimizer.step()");
+}
+
 void Checker::state(const char* name, const TensorList& list) const {
   same_length(name, list);
   for (size_t i = 0; i < list.size(); ++i) {
     storage_dtype(name, i, list[i]);
     if (list[i].device() != params_[i].device()) fail(name, i, list[i], "it is not on its parameter's device");
+    has_memory(name, i, list[i]);
     if (!same_layout(list[i], params_[i])) {
+      const bool same_shape = list[i].sizes() == params_[i].sizes();
       fail(name, i, list[i],
-           "shape and strides must be the parameter's: shape " + shape_text(params_[i].sizes()) + ", strides " +
-               shape_text(params_[i].strides()));
+           std::string(same_shape ? "its strides " + shape_text(list[i].strides()) : "its shape") +
+               " must be the parameter's: shape " + shape_text(params_[i].sizes()) + ", strides " +
+               shape_text(params_[i].strides()) +
+               (same_shape ? "; bring all state into its parameters' strides with "
+                             "optimizer.load_state_dict(optimizer.state_dict())"
+                           : "; if the parameter was replaced, begin its state anew with del optimizer.state[param]"));
     }
   }
 }
@@ -182,11 +201,15 @@ void Checker::exactly(const char* name, size_t index, const at::Tensor& tensor, 
                       at::IntArrayRef shape) const {
   if (tensor.defined() && tensor.layout() == at::kStrided && tensor.scalar_type() == dtype && tensor.is_contiguous() &&
       tensor.sizes() == shape && tensor.device() == params_[index].device()) {
+    has_memory(name, index, tensor);
     return;
   }
   std::ostringstream wanted;
   wanted << "it must be a contiguous tensor of dtype " << c10::scalarTypeToTypeMeta(dtype).name() << " and shape "
          << shape << " on its parameter's device";
+  if (tensor.defined() && tensor.sizes() != shape) {
+    wanted << "; if the parameter was replaced, begin its state anew with del optimizer.state[param]";
+  }
   fail(name, index, tensor, wanted.str());
 }
 
@@ -217,6 +240,7 @@ TensorList Checker::grads(const TensorList& list) const {
     if (grad.sizes() != params_[i].sizes()) {
       fail("grads", i, grad, "its shape is not its parameter's " + shape_text(params_[i].sizes()));
     }
+    has_memory("grads", i, grad);
     if (same_layout(grad, params_[i])) {
       result.push_back(grad);
     } else {

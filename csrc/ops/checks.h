@@ -68,6 +68,8 @@ class Checker {
   void exactly(const char* name, size_t index, const at::Tensor& tensor, at::ScalarType dtype,
                at::IntArrayRef shape) const;
   void storage_dtype(const char* name, size_t index, const at::Tensor& tensor) const;
+  // A wrapper may have freed the memory of a tensor that still has a shape.
+  void has_memory(const char* name, size_t index, const at::Tensor& tensor) const;
 
   const TensorList& params_;
   Describe describe_;

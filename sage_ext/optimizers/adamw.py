@@ -2,62 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from sage_ext.backend import Backend
-from sage_ext.optimizers import validate
-from sage_ext.optimizers.base import FusedOptimizer
-from sage_ext.optimizers.rule import Group, Rule, StateSpec, moment, step_counter
+from sage_ext.optimizers.base import FusedOptimizer, hyperparameters, of_rule
+from sage_ext.optimizers.rule import Group, Rule, StateSpec, adam_moment, step_counter
 
 
 class AdamwRule(Rule):
     name = "adamw"
-    defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {
-            "lr": 1e-3,
-            "betas": (0.9, 0.999),
-            "eps": 1e-8,
-            "weight_decay": 0.01,
-            "maximize": False,
-            "state_dtype": None,
-            "capturable": False,
-        }
-    )
+    is_elementwise = True
     state_keys = ("exp_avg", "exp_avg_sq", "step")
 
-    def validate(self, group: Group, where: str) -> None:
-        validate.rate(group["lr"], where)
-        validate.fraction_pair(group["betas"], "betas", where)
-        validate.non_negative(group["eps"], "eps", where)
-        validate.non_negative(group["weight_decay"], "weight_decay", where)
-        for name in ("maximize", "capturable"):
-            validate.flag(group[name], name, where)
-        validate.state_dtype(group["state_dtype"], where)
-
     def state_layout(self, param: Tensor, group: Group) -> dict[str, StateSpec]:
-        return {"step": step_counter(), "exp_avg": moment(param, group), "exp_avg_sq": moment(param, group)}
-
-    def arguments(self, group: Group) -> dict[str, Any]:
-        beta1, beta2 = group["betas"]
         return {
-            "lr": group["lr"],
-            "beta1": beta1,
-            "beta2": beta2,
-            "eps": group["eps"],
-            "weight_decay": group["weight_decay"],
-            "maximize": group["maximize"],
+            "step": step_counter(),
+            "exp_avg": adam_moment(param, group),
+            "exp_avg_sq": adam_moment(param, group),
         }
 
 
 ADAMW = AdamwRule()
 
 
+@of_rule(ADAMW)
 class FusedAdamW(FusedOptimizer):
     """AdamW as ``torch.optim.AdamW`` computes it (arXiv 1711.05101), in float32 with one rounding at the
     store.
@@ -74,7 +44,8 @@ class FusedAdamW(FusedOptimizer):
         eps: added to the denominator.
         weight_decay: decoupled.
         maximize: ascend instead of descend.
-        state_dtype: dtype of both moments; None takes the parameter's.
+        state_dtype: dtype of both moments; None takes float32, also beside bfloat16 and float16 parameters
+            (float64 beside float64): in 16 bits ``exp_avg_sq`` vanishes or cannot decay.
         capturable: accepted for parity with torch, without effect: the whole state is on the parameter's
             device, and a step can be captured in a CUDA graph, either way.
         backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
@@ -83,8 +54,6 @@ class FusedAdamW(FusedOptimizer):
         ValueError: an argument or a parameter cannot be used; the message names it, and the cure.
         NativeUnavailableError: native kernels were asked for, or are needed on a GPU, and cannot be used.
     """
-
-    rules = MappingProxyType({ADAMW.name: ADAMW})
 
     def __init__(
         self,
@@ -99,13 +68,4 @@ class FusedAdamW(FusedOptimizer):
         capturable: bool = False,
         backend: Backend = "auto",
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-            "state_dtype": state_dtype,
-            "capturable": capturable,
-        }
-        super().__init__(params, defaults, backend=backend)
+        super().__init__(params, hyperparameters(locals()), backend=backend)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,12 +12,10 @@ from torch.optim.optimizer import ParamsT
 
 from sage_ext.backend import Backend
 from sage_ext.optimizers import validate
-from sage_ext.optimizers.base import FusedOptimizer
-from sage_ext.optimizers.rule import Group, Rule, StateSpec, moment
+from sage_ext.optimizers.base import FusedOptimizer, hyperparameters, of_rule
+from sage_ext.optimizers.rule import Group, Rule, StateSpec, adam_moment
 from sage_ext.reference._signs import sign_words
 from sage_ext.reference.alias import ALIAS_SCALARS
-
-GAPS = ("descent", "lower_bound")
 
 
 def sign_planes(param: Tensor) -> StateSpec:
@@ -28,38 +25,25 @@ def sign_planes(param: Tensor) -> StateSpec:
 
 class AliasRule(Rule):
     name = "alias"
-    defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {
-            "lr": 1e-3,
-            "memory_efficient": True,
-            "gap": "descent",
-            "d0": 1e-6,
-            "lower_bound": 0.0,
-            "eta0": 0.0,
-            "max_step": 1e-3,
-            "warmup_steps": 0,
-            "update_every": 1,
-            "same_batch": False,
-            "weight_decay": 0.0,
-            "maximize": False,
-            "capturable": False,
-        }
-    )
+    checks: ClassVar[Mapping[str, validate.Check]] = {
+        "gap": validate.one_of("descent", "lower_bound"),
+        "d0": validate.non_negative,
+        "eta0": validate.non_negative,
+        "lower_bound": validate.finite,
+        "max_step": validate.positive,
+        "warmup_steps": validate.non_negative_int,
+        "update_every": validate.positive_int,
+        "memory_efficient": validate.flag,
+        "same_batch": validate.flag,
+    }
+    not_passed = ("capturable", "d0", "eta0", "same_batch")
+    lr_is_step = False
     state_keys = ("signs", "prev_grad")
     shared_keys = ("scalars",)
     needs_contiguous = True  # the sign planes go by the row-major order
 
     def validate(self, group: Group, where: str) -> None:
-        validate.rate(group["lr"], where)
-        validate.choice(group["gap"], GAPS, "gap", where)
-        for name in ("d0", "eta0", "weight_decay"):
-            validate.non_negative(group[name], name, where)
-        validate.finite(group["lower_bound"], "lower_bound", where)
-        validate.positive(group["max_step"], "max_step", where)
-        validate.non_negative_int(group["warmup_steps"], "warmup_steps", where)
-        validate.positive_int(group["update_every"], "update_every", where)
-        for name in ("memory_efficient", "same_batch", "maximize", "capturable"):
-            validate.flag(group[name], name, where)
+        super().validate(group, where)
         if group["same_batch"] and group["update_every"] != 1:
             validate.fail(
                 "update_every",
@@ -110,19 +94,14 @@ class AliasRule(Rule):
         return values[ALIAS_SCALARS.index("step_size")] if values[ALIAS_SCALARS.index("step")] else math.nan
 
     def arguments(self, group: Group, *, again: bool = False) -> dict[str, Any]:
-        names = ("lr", "memory_efficient", "gap", "lower_bound", "max_step", "warmup_steps", "update_every")
         mode = "refresh" if again else "move" if group["same_batch"] else "step"
-        return {
-            **{name: group[name] for name in names},
-            "weight_decay": group["weight_decay"],
-            "maximize": group["maximize"],
-            "mode": mode,
-        }
+        return {**super().arguments(group), "mode": mode}
 
 
 ALIAS = AliasRule()
 
 
+@of_rule(ALIAS)
 class FusedALIAS(FusedOptimizer):
     """ALIAS: Sign-SGD that finds its own step size gamma (Medyakov et al., arXiv 2506.03725, ICLR 2026).
 
@@ -177,8 +156,6 @@ class FusedALIAS(FusedOptimizer):
         NativeUnavailableError: native kernels were asked for, or are needed on a GPU, and cannot be used.
     """
 
-    rules = MappingProxyType({ALIAS.name: ALIAS})
-
     def __init__(
         self,
         params: ParamsT,
@@ -198,55 +175,20 @@ class FusedALIAS(FusedOptimizer):
         capturable: bool = False,
         backend: Backend = "auto",
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "memory_efficient": memory_efficient,
-            "gap": gap,
-            "d0": d0,
-            "lower_bound": lower_bound,
-            "eta0": eta0,
-            "max_step": max_step,
-            "warmup_steps": warmup_steps,
-            "update_every": update_every,
-            "same_batch": same_batch,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-            "capturable": capturable,
-        }
-        super().__init__(params, defaults, backend=backend)
+        super().__init__(params, hyperparameters(locals()), backend=backend)
 
 
 class AliasAdamRule(Rule):
     name = "alias_adam"
-    defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {
-            "lr": 1e-3,
-            "betas": (0.9, 0.999),
-            "eps": 1e-8,
-            "d0": 1.0,
-            "weight_decay": 0.0,
-            "maximize": False,
-            "state_dtype": None,
-            "capturable": False,
-        }
-    )
+    checks: ClassVar[Mapping[str, validate.Check]] = {"d0": validate.positive}
+    not_passed = ("state_dtype", "capturable", "d0")
     state_keys = ("exp_avg", "exp_avg_sq", "signs", "scalars")
     needs_contiguous = True  # the sign planes go by the row-major order
 
-    def validate(self, group: Group, where: str) -> None:
-        validate.rate(group["lr"], where)
-        validate.fraction_pair(group["betas"], "betas", where)
-        for name in ("eps", "weight_decay"):
-            validate.non_negative(group[name], name, where)
-        validate.positive(group["d0"], "d0", where)
-        for name in ("maximize", "capturable"):
-            validate.flag(group[name], name, where)
-        validate.state_dtype(group["state_dtype"], where)
-
     def state_layout(self, param: Tensor, group: Group) -> dict[str, StateSpec]:
         return {
-            "exp_avg": moment(param, group),
-            "exp_avg_sq": moment(param, group),
+            "exp_avg": adam_moment(param, group),
+            "exp_avg_sq": adam_moment(param, group),
             "signs": sign_planes(param),
             "scalars": StateSpec((2,), torch.float64, False),
         }
@@ -256,21 +198,11 @@ class AliasAdamRule(Rule):
         state["scalars"][1:].fill_(group["d0"])  # r is 0
         return state
 
-    def arguments(self, group: Group) -> dict[str, Any]:
-        beta1, beta2 = group["betas"]
-        return {
-            "lr": group["lr"],
-            "beta1": beta1,
-            "beta2": beta2,
-            "eps": group["eps"],
-            "weight_decay": group["weight_decay"],
-            "maximize": group["maximize"],
-        }
-
 
 ALIAS_ADAM = AliasAdamRule()
 
 
+@of_rule(ALIAS_ADAM)
 class FusedALIASAdam(FusedOptimizer):
     """ALIAS-Adam: Adam on d*g, with an ALIAS-like d for each tensor (code of the authors of arXiv
     2506.03725)::
@@ -292,7 +224,8 @@ class FusedALIASAdam(FusedOptimizer):
         d0: what d begins with: 1 in the authors' LLaMA runs, 1e-8 in their ViT code.
         weight_decay: decoupled.
         maximize: ascend instead of descend.
-        state_dtype: dtype of both moments; None takes the parameter's.
+        state_dtype: dtype of both moments; None takes float32, also beside bfloat16 and float16 parameters
+            (float64 beside float64): in 16 bits ``exp_avg_sq`` vanishes or cannot decay.
         capturable: accepted for parity with torch, without effect: a step can be captured in a CUDA graph
             either way.
         backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
@@ -301,8 +234,6 @@ class FusedALIASAdam(FusedOptimizer):
         ValueError: an argument or a parameter cannot be used; the message names it, and the cure.
         NativeUnavailableError: native kernels were asked for, or are needed on a GPU, and cannot be used.
     """
-
-    rules = MappingProxyType({ALIAS_ADAM.name: ALIAS_ADAM})
 
     def __init__(
         self,
@@ -318,14 +249,4 @@ class FusedALIASAdam(FusedOptimizer):
         capturable: bool = False,
         backend: Backend = "auto",
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "d0": d0,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-            "state_dtype": state_dtype,
-            "capturable": capturable,
-        }
-        super().__init__(params, defaults, backend=backend)
+        super().__init__(params, hyperparameters(locals()), backend=backend)

@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any, ClassVar, NamedTuple
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from sage_ext import _loader, checks, reference
 from sage_ext import backend as backends
-from sage_ext.optimizers import state_io, validate
+from sage_ext import checks
+from sage_ext.optimizers import state_io, step, validate
+from sage_ext.optimizers.advice import Advice
 from sage_ext.optimizers.description import Description, describe
-from sage_ext.optimizers.rule import Rule
+from sage_ext.optimizers.rule import NOT_HYPERPARAMETERS, Rule
+
+Optimizer_ = TypeVar("Optimizer_", bound="FusedOptimizer")
+Known = tuple[tuple[Tensor, ...], int]
 
 
-class Call(NamedTuple):
-    """What one group contributes to a step: the parameters that have a gradient, and their state."""
+def hyperparameters(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a constructor's ``locals()`` hold of its rule's hyperparameters."""
+    return {key: value for key, value in arguments.items() if key not in (*NOT_HYPERPARAMETERS, "__class__")}
 
-    rule: Rule
-    group: int
-    params: list[Tensor]
-    grads: list[Tensor]
-    states: list[list[Tensor]]
-    shared: dict[str, Tensor]
-    """What the parameters of the group share, with the group's keys."""
-    arguments: dict[str, Any]
 
-    @property
-    def lists(self) -> list[list[Tensor]]:
-        """What a rule's function takes behind the gradients."""
-        return [*self.states, *([tensor] for tensor in self.shared.values())]
+def of_rule(rule: Rule) -> Callable[[type[Optimizer_]], type[Optimizer_]]:
+    """Make a class the optimizer of one rule, whose hyperparameters are its constructor's arguments."""
+
+    def decorate(optimizer: type[Optimizer_]) -> type[Optimizer_]:
+        rule.read_signature(optimizer.__init__)
+        optimizer.rules = MappingProxyType({rule.name: rule})
+        return optimizer
+
+    return decorate
 
 
 class FusedOptimizer(Optimizer):
@@ -47,22 +50,28 @@ class FusedOptimizer(Optimizer):
     rules: ClassVar[Mapping[str, Rule]]
     """The rules that a group of this optimizer may have. With a single one, groups need not name it."""
 
-    # GradScaler then leaves grad_scale and found_inf on the optimizer for the kernels to apply.
-    _step_supports_amp_scaling = True
-
     def __init__(self, params: ParamsT, defaults: dict[str, Any], *, backend: backends.Backend) -> None:
         backends.validate(backend)
         self._requested_backend: backends.Backend = backend
         self._backend: str | None = None
         # The last loss of a group whose rule takes one. Only a GPU knows whether its first step was skipped.
         self._losses: dict[int, float | Tensor] = {}
+        self._amp_scaling = False
+        self._advice = Advice()
+        self._forget()
         if len(self.rules) == 1:
             next(iter(self.rules.values())).validate(defaults, "")
         # Memory that groups share is looked for once at the end: looking at every group would be quadratic.
         self._is_complete = False
-        super().__init__(params, defaults)
+        super().__init__(params, {key: validate.plain(value) for key, value in defaults.items()})
         self._is_complete = True
         self._check_distinct(self.param_groups)
+
+    def _forget(self) -> None:
+        """Begin anew what is of this process alone, and is not saved or copied."""
+        self._next_loss: float | Tensor | None = None
+        # Index of a group -> its parameters that have been checked, and how many of them have been stepped.
+        self._known: dict[int, Known] = {}
 
     @property
     def backend(self) -> str:
@@ -70,6 +79,29 @@ class FusedOptimizer(Optimizer):
         if self._backend is None:
             self._backend = self._resolve(chain.from_iterable(group["params"] for group in self.param_groups))
         return self._backend
+
+    @property
+    def amp_scaling(self) -> bool:
+        """Whether the kernels themselves divide by a GradScaler's scale and skip steps with an overflow. May
+        be set.
+
+        False, as it is at first, leaves that to ``torch.amp.GradScaler``, which everybody can work with:
+        Lightning clips gradients, accelerate knows which steps were skipped. True, as in torch's fused
+        optimizers, saves a pass over the gradients and, on a GPU, a wait of the host in every step; the
+        gradients that ``step()`` finds are then still multiplied by the scale, so nothing but
+        ``scaler.unscale_(optimizer)`` may come before a clipping.
+        """
+        return self._amp_scaling
+
+    @amp_scaling.setter
+    def amp_scaling(self, value: bool) -> None:
+        validate.flag(value, "amp_scaling", "")
+        self._amp_scaling = value
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """GradScaler asks for it, and then leaves grad_scale and found_inf on the optimizer."""
+        return self._amp_scaling
 
     def label(self, group: int, index: int) -> str:
         """Return how messages name a parameter: its name if known, its place, shape, dtype and device."""
@@ -88,7 +120,7 @@ class FusedOptimizer(Optimizer):
 
     def describe(self) -> Description:
         """Return which parameter has which rule and how many bytes of state that costs, as a table."""
-        return describe(self)
+        return describe(self.param_groups, self.rules, self.state, self.backend)
 
     # ------------------------------------------------------------------------------------------------ groups
 
@@ -106,10 +138,16 @@ class FusedOptimizer(Optimizer):
             raise TypeError(f"param_group: got {type(param_group).__name__}, expected a dict")
         index = len(self.param_groups)
         group = self._complete(param_group, index)
-        backend = self._check_params(group, index)
+        backend = self._resolve(group["params"])
+        self._check_params(group, index, native=backend == "native")
+        if self._is_complete:
+            self._check_distinct([*self.param_groups, group])
+        else:
+            checks.check_distinct(group["params"], lambda i: _label(group, index, i))
         param_group.update(group)
         super().add_param_group(param_group)
         self._backend = backend
+        self._advice.after_addition(self.param_groups, self.rules)
 
     def _complete(self, param_group: dict[str, Any], index: int) -> dict[str, Any]:
         """Return a copy of the group with a list of parameters, its rule and all of its hyperparameters."""
@@ -136,7 +174,7 @@ class FusedOptimizer(Optimizer):
         rule = self._rule(group, index)
         group["rule"] = rule.name
         for key, value in self._group_defaults(rule.name).items():
-            group.setdefault(key, value)
+            group[key] = validate.plain(group.get(key, value))
         for key in rule.shared_keys:
             group[key] = None  # also in a copy of a group that has its own
         rule.validate(group, f" in param group {index}")
@@ -147,6 +185,12 @@ class FusedOptimizer(Optimizer):
         name = group.get("rule", next(iter(self.rules)) if len(self.rules) == 1 else None)
         if name not in self.rules:
             options = ", ".join(map(repr, self.rules))
+            if name is None:
+                raise ValueError(
+                    f"rule: param group {index} names none; pass the model itself, which tells which "
+                    "parameter is "
+                    f'what, or a "rule" in each group: {options}'
+                )
             raise ValueError(f"rule: got {name!r} in param group {index}, expected one of {options}")
         return self.rules[name]
 
@@ -154,24 +198,24 @@ class FusedOptimizer(Optimizer):
         """Return the hyperparameters that a new group of ``rule`` takes where it does not give its own."""
         return {key: self.defaults.get(key, value) for key, value in self.rules[rule].defaults.items()}
 
-    def _check_params(self, group: dict[str, Any], index: int) -> str:
-        """Check a new group's parameters, also against those owned already, and return the backend."""
+    def _check_params(
+        self, group: Mapping[str, Any], index: int, *, native: bool, with_gradient: bool = False
+    ) -> None:
+        """Check a group's parameters, each by itself: all, or those that have a gradient."""
         params, rule = group["params"], self.rules[group["rule"]]
-        native = (backend := self._resolve(params)) == "native"
+        why_whole = _why_whole(group, rule)
         if native and group.get("state_dtype") == torch.float64:
             validate.fail(
                 "state_dtype", torch.float64, 'float32, bfloat16 or float16 unless backend="reference"', ""
             )
         for position, param in enumerate(params):
+            if with_gradient and param.grad is None:
+                continue
             where = _label(group, index, position)
+            checks.check_whole(param, where, why_whole)
             checks.check_param(param, where, native=native, needs_contiguous=rule.needs_contiguous)
             rule.check_param(param, where)
         checks.check_devices(params, lambda i: _label(group, index, i))
-        if self._is_complete:
-            self._check_distinct([*self.param_groups, group])
-        else:
-            checks.check_distinct(params, lambda i: _label(group, index, i))
-        return backend
 
     def _check_distinct(self, groups: Sequence[Mapping[str, Any]]) -> None:
         places = state_io.places(groups)
@@ -191,10 +235,14 @@ class FusedOptimizer(Optimizer):
         With native kernels on a GPU the step is only enqueued, on the current stream: the host waits for
         nothing. A CUDA graph can capture it once every parameter has its state.
 
+        Where lr is 0 and every gradient zero, ALIAS changes and counts nothing and needs no loss, and no rule
+        changes what it has just made: torch's checkpoint helpers have the state made by such a step.
+
         Args:
             closure: re-evaluates the model and returns the loss; runs with gradients enabled.
-            loss: of this step, where there is no closure. Only ALIAS with ``gap="lower_bound"`` needs one, in
-                its first step: a number or a one-element tensor, not multiplied by ``grad_scale``.
+            loss: of this step. Only ALIAS with ``gap="lower_bound"`` needs one, in its first step: a number
+                or a one-element tensor, not multiplied by ``grad_scale``. Goes before what ``set_loss`` was
+                given, and that before what the closure returns, which may be None.
 
         Returns:
             What the closure returned, or None.
@@ -205,12 +253,13 @@ class FusedOptimizer(Optimizer):
         """
         evaluated = None
         if closure is not None:
-            if loss is not None:
-                raise ValueError("loss: got one and a closure, which returns it; pass one of the two")
             with torch.enable_grad():
-                evaluated = loss = closure()
+                evaluated = closure()
+        loss = next((given for given in (loss, self._next_loss, evaluated) if given is not None), None)
         found_inf = getattr(self, "found_inf", None)
-        if _is_known_skip(found_inf):
+        if step.is_known_skip(found_inf):
+            self._keep_loss(loss)
+            self._next_loss = None
             return evaluated
         found_inf = found_inf if isinstance(found_inf, Tensor) else None
         scaling = (getattr(self, "grad_scale", None), found_inf)
@@ -227,11 +276,27 @@ class FusedOptimizer(Optimizer):
             with torch.enable_grad():
                 closure()
             self._run(again, scaling, None, again=True)
+        self._next_loss = None
         return evaluated
+
+    def set_loss(self, loss: float | Tensor | None) -> None:
+        """Give the next step its loss, where somebody else calls ``step()`` (a trainer, for instance).
+
+        Only ALIAS with ``gap="lower_bound"`` uses it, in its first step; None takes it back.
+
+        Args:
+            loss: a number or a one-element tensor, not multiplied by a GradScaler's scale.
+        """
+        if loss is not None:
+            validate.number_or_scalar(loss, "loss", "")
+        self._next_loss = loss.detach() if isinstance(loss, Tensor) else loss
 
     def _reevaluates(self, index: int) -> bool:
         group = self.param_groups[index]
-        return self._rule(group, index).reevaluates(group)
+        rule = self._rule(group, index)
+        if not rule.reevaluates(group):
+            return False
+        return not step.is_inert(group, rule, *step.with_gradient(group["params"]), self.state)
 
     def _run(
         self,
@@ -242,63 +307,57 @@ class FusedOptimizer(Optimizer):
         again: bool = False,
     ) -> None:
         """Check all of these groups, then step all of them."""
-        pending: dict[Tensor, dict[str, Tensor]] = {}
-        calls = [self._gather(index, pending, loss, again) for index in groups]
-        calls = [call for call in calls if call.params]
-        _check_not_captured(self._without_state(calls, pending))
+        calls, inert = [], []
+        met: dict[int, Known] = {}
+        for index in groups:
+            group = self.param_groups[index]
+            rule = self._rule(group, index)
+            rule.validate(group, f" in param group {index}")
+            params, grads = step.with_gradient(group["params"])
+            if not params:
+                continue
+            if is_new := not self._knows(index, len(params)):
+                self._check_params(group, index, native=self.backend == "native", with_gradient=True)
+                met[index] = (tuple(group["params"]), len(params))
+            call = step.gather(index, group, rule, params, grads, self.state, is_new=is_new, again=again)
+            if step.is_inert(group, rule, params, grads, self.state):
+                inert.append(call)
+                continue
+            if rule.takes_loss(group) and not again:
+                call.arguments["loss"] = self._loss_for(index, loss)
+            calls.append(call)
+        if met:
+            self._check_distinct(self.param_groups)
+        everything = [*calls, *inert]
+        step.check_not_captured(step.without_state(everything, self.param_groups))
+
+        def take_up() -> None:
+            self._known.update(met)
+            step.install(everything, self.param_groups, self.state)
+            for call in calls:
+                if (used := call.arguments.get("loss")) is not None:
+                    self._losses[call.group] = used
+
         if self.backend == "native":
-            self._run_native(calls, scaling, pending)
+            step.run_native(calls, scaling, self._describer, take_up)
         else:
-            self._run_reference(calls, scaling, pending)
+            step.run_reference(calls, self.param_groups, scaling, self._describer, take_up)
+        self._advice.after_step(self.param_groups, self.rules, calls)
 
-    def _gather(
-        self, index: int, pending: dict[Tensor, dict[str, Tensor]], loss: float | Tensor | None, again: bool
-    ) -> Call:
-        """Collect what one group's step works on. New states go to ``pending``, not yet to ``self.state``."""
-        group = self.param_groups[index]
-        rule = self._rule(group, index)
-        rule.validate(group, f" in param group {index}")
-        params = group["params"]
-        grads = [grad for param in params if (grad := param.grad) is not None]
-        if len(grads) != len(params):
-            params = [param for param in params if param.grad is not None]
-        states: list[list[Tensor]] = []
-        if rule.state_keys:
-            kept = rule.kept_keys(group)
-            found: list[Any] = list(map(self.state.get, params))
-            if not kept:
-                # A state of former hyperparameters must not be taken up again when it is out of date.
-                pending.update((param, {}) for param, state in zip(params, found, strict=True) if state)
-            elif not all(found):
-                for position, param in enumerate(params):
-                    if not found[position]:
-                        found[position] = pending[param] = rule.init_state(param, group)
-            try:
-                states = [[state[key] for state in found] if key in kept else [] for key in rule.state_keys]
-            except KeyError as error:
-                raise ValueError(
-                    f"param group {index}: the state of a parameter has no {error}, which rule {rule.name!r} "
-                    "keeps; was the rule changed? Clear optimizer.state for its parameters"
-                ) from None
-        shared = {key: group[key] for key in rule.shared_keys}
-        if params and any(value is None for value in shared.values()):
-            device = params[0].device
-            # From pageable memory the host need not wait for the device.
-            shared = {
-                key: value.to(device, non_blocking=True) for key, value in rule.init_shared(group).items()
-            }
-        arguments = rule.arguments(group, again=True) if again else rule.arguments(group)
-        if params and rule.takes_loss(group) and not again:
-            arguments["loss"] = self._loss_for(index, loss)
-        return Call(rule, index, params, grads, states, shared, arguments)
+    def _knows(self, index: int, stepped: int) -> bool:
+        """Whether a group's parameters are those of its last step, and as many as before have a gradient.
 
-    def _without_state(self, calls: list[Call], pending: dict[Any, Any]) -> list[Tensor]:
-        """Return the parameters whose state, or that of their group, is made in this step."""
-        fresh = {id(param): param for param, state in pending.items() if state}
-        for call in calls:
-            if any(self.param_groups[call.group][key] is None for key in call.shared):
-                fresh.update((id(param), param) for param in call.params)
-        return list(fresh.values())
+        Wrappers put others into a group, or make pieces of them, when the optimizer has long been built.
+        """
+        params = self.param_groups[index]["params"]
+        known, before = self._known.get(index, ((), 0))
+        return stepped <= before and len(known) == len(params) and all(map(operator.is_, known, params))
+
+    def _keep_loss(self, loss: float | Tensor | None) -> None:
+        """Keep the loss of a step that is skipped: the next is the first one then, and may come without."""
+        for index, group in enumerate(self.param_groups):
+            if loss is not None and self._rule(group, index).takes_loss(group):
+                self._losses[index] = self._loss_for(index, loss)
 
     def _loss_for(self, index: int, loss: float | Tensor | None) -> float | Tensor | None:
         """Return the loss for a group that takes one: without one the last, as first steps may be skipped."""
@@ -312,61 +371,14 @@ class FusedOptimizer(Optimizer):
         else:
             raise ValueError(
                 f'loss: got None{where}, but the first step with gap="lower_bound" needs it: call '
-                "step(closure) or step(loss=...)"
+                "step(closure) or step(loss=...), or set_loss(...) before someone else calls step()"
             )
         if index not in self._losses and not (isinstance(loss, Tensor) and loss.device.type != "cpu"):
             group = self.param_groups[index]
             self._rule(group, index).check_first_loss(float(loss), group, where)
         return loss
 
-    def _run_native(self, calls: list[Call], scaling: tuple[Any, Any], pending: dict[Any, Any]) -> None:
-        step = _loader.load().Step()
-        grad_scale, found_inf = scaling
-        for call in calls:
-            plan = getattr(step, call.rule.name)
-            plan(
-                call.params,
-                call.grads,
-                *call.lists,
-                **call.arguments,
-                grad_scale=grad_scale,
-                found_inf=found_inf,
-                describe=self._describer(call),
-            )
-        self._install(calls, pending)
-        step.run()
-
-    def _install(self, calls: list[Call], pending: dict[Any, Any]) -> None:
-        """Take up the new states: everything has been checked."""
-        self.state.update(pending)
-        for call in calls:
-            self.param_groups[call.group].update(call.shared)
-            if (loss := call.arguments.get("loss")) is not None:
-                self._losses[call.group] = loss
-
-    def _run_reference(self, calls: list[Call], scaling: tuple[Any, Any], pending: dict[Any, Any]) -> None:
-        for call in calls:
-            label = self._describer(call)
-            states = dict(zip(call.rule.state_keys, call.states, strict=True))
-            layouts = partial(call.rule.state_layout, group=self.param_groups[call.group])
-            checks.check_step(call.params, call.grads, states, layouts, label)
-            for position, param in enumerate(call.params):
-                if param.ndim < call.rule.min_ndim:
-                    call.rule.check_param(param, label(position))
-        self._install(calls, pending)
-        for call in calls:
-            grad_scale, found_inf = (_on_device(value, call.params[0].device) for value in scaling)
-            run = getattr(reference, f"{call.rule.name}_")
-            run(
-                call.params,
-                call.grads,
-                *call.lists,
-                **call.arguments,
-                grad_scale=grad_scale,
-                found_inf=found_inf,
-            )
-
-    def _describer(self, call: Call) -> Callable[[int], str]:
+    def _describer(self, call: step.Call) -> Callable[[int], str]:
         """Return what names the parameters of a call in messages: position in the call -> label."""
 
         def name(position: int) -> str:
@@ -378,20 +390,31 @@ class FusedOptimizer(Optimizer):
     # ------------------------------------------------------------------------------------------------ files
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_requested_backend", "_losses")
+        own = ("_requested_backend", "_losses", "_amp_scaling")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for index, group in enumerate(self.param_groups):
-            for key, value in self._rule(group, index).defaults.items():
+            group.setdefault("rule", (rule := self._rule(group, index)).name)
+            for key, value in rule.defaults.items():
                 group.setdefault(key, value)  # pickled before the rule had this hyperparameter
         self.__dict__.setdefault("_losses", {})
+        self.__dict__.setdefault("_amp_scaling", False)
+        if "_advice" not in self.__dict__:
+            self._advice = Advice()
+            for count in range(1, len(self.param_groups) + 1):
+                self._advice.after_addition(self.param_groups[:count], self.rules)
+        self._forget()
         self._is_complete = True
         self._backend = None  # this machine may have other kernels than the one that pickled
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict; every state tensor keeps the dtype it was saved with, bit for bit.
+
+        Where both sides have the parameters' names, state goes by name, in whatever order; elsewhere by
+        position. What others than the rule keep in ``optimizer.state`` (a Lookahead's slow weights) is loaded
+        as it is.
 
         Hyperparameters that the saved groups lack stay as they are, so that a checkpoint of
         ``torch.optim.AdamW`` loads into ``FusedAdamW``.
@@ -403,12 +426,14 @@ class FusedOptimizer(Optimizer):
 
         def before(_: Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:
             nonlocal new_state
-            incoming, new_state = state_io.plan(self, incoming)
+            incoming, new_state = state_io.plan(
+                incoming, self.param_groups, self.rules, self.label, native=self.backend == "native"
+            )
             return incoming
 
         def after(_: Optimizer) -> None:
             self.state = new_state
-            self._losses = state_io.known_losses(self)
+            self._losses = state_io.known_losses(self.param_groups, self.rules)
 
         # Between the user's hooks: theirs see the dict as it was given, and the state as it was loaded.
         handles = [
@@ -422,28 +447,13 @@ class FusedOptimizer(Optimizer):
                 handle.remove()
 
 
+def _why_whole(group: Mapping[str, Any], rule: Rule) -> str | None:
+    """Return why a group's parameters must not be flat pieces of others; None where that is no matter."""
+    if group.get("role") is not None:
+        return "A hybrid goes by the shape that a parameter has in the model"
+    return None if rule.is_elementwise else f"Rule {rule.name!r} looks at rows, columns or whole tensors"
+
+
 def _label(group: Mapping[str, Any], group_index: int, index: int) -> str:
     names = group.get("param_names")
     return checks.label(index, group_index, names[index] if names else None, group["params"][index])
-
-
-def _is_known_skip(found_inf: Any) -> bool:
-    """Whether ``found_inf`` says, without asking an accelerator, that this step must change nothing."""
-    if found_inf is None or (isinstance(found_inf, Tensor) and found_inf.device.type != "cpu"):
-        return False
-    return bool(found_inf)
-
-
-def _check_not_captured(pending: Collection[Tensor]) -> None:
-    """Refuse to make states while a CUDA graph is captured: each replay would set them to zero again."""
-    if any(param.is_cuda for param in pending) and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            f"{len(pending)} parameters have no optimizer state yet. Made while a CUDA graph is captured, it "
-            "would be zero again at every replay: take a step, or load a state dict, before capturing"
-        )
-
-
-def _on_device(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor) and value.device != device and device.type != "meta":
-        return value.to(device)
-    return value

@@ -6,12 +6,12 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from sage_ext.optimizers.base import FusedOptimizer
+from sage_ext.optimizers.rule import Rule
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,28 @@ class Total:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What one parameter group runs with."""
+
+    rule: str
+    role: str | None
+    """Of its parameters in the model, where a hybrid has given them one."""
+    hyperparameters: Mapping[str, Any]
+    """Name -> value, all of the rule's; for a learning rate on an accelerator its device."""
+
+    def __str__(self) -> str:
+        values = ", ".join(f"{name} {_value(value)}" for name, value in self.hyperparameters.items())
+        return f"{self.rule}{f' ({self.role})' if self.role else ''}: {values}"
+
+
+@dataclass(frozen=True)
 class Description:
     """What each parameter costs, in the order of the groups, once every parameter has been stepped."""
 
     rows: tuple[Row, ...]
     backend: str
+    groups: tuple[Setting, ...] = ()
+    """In the order of ``optimizer.param_groups``."""
     shared_bytes: Mapping[str, int] = field(default_factory=dict)
     """Rule -> bytes of what the parameters of its groups share."""
 
@@ -89,26 +106,44 @@ class Description:
             lines.append(
                 f"{rule:8} {total.tensors:6} tensors {total.numel:14,} parameters {size:>11} of state"
             )
+        lines += [f"group {index}: {setting}" for index, setting in enumerate(self.groups)]
         lines.append(f"backend: {self.backend}")
         return "\n".join(lines)
 
 
-def describe(optimizer: FusedOptimizer) -> Description:
-    """Return the description of ``optimizer``. It looks at shapes and dtypes only: meta tensors will do."""
-    rows, shared = [], defaultdict(int)
-    for index, group in enumerate(optimizer.param_groups):
-        rule = optimizer.rules[group["rule"]]
+def describe(
+    groups: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule], state: Mapping[Any, Any], backend: str
+) -> Description:
+    """Return the description of an optimizer. It looks at shapes and dtypes only: meta tensors will do."""
+    rows, shared, settings = [], defaultdict(int), []
+    for index, group in enumerate(groups):
+        rule = rules[group["rule"]]
+        settings.append(_setting(group, rule))
         for spec in rule.shared_layout(group).values():
             shared[rule.name] += spec.nbytes
         names = group.get("param_names") or [f"group {index}, param {i}" for i in range(len(group["params"]))]
         for name, param in zip(names, group["params"], strict=True):
-            held = optimizer.state.get(param)
+            held = state.get(param)
             if held:
-                size = sum(tensor.numel() * tensor.element_size() for tensor in held.values())
+                size = sum(held[key].nbytes for key in rule.state_keys if key in held)
             else:
                 size = sum(spec.nbytes for spec in rule.state_layout(param, group).values())
             rows.append(Row(name, tuple(param.shape), param.dtype, rule.name, size))
-    return Description(tuple(rows), optimizer.backend, dict(shared))
+    return Description(tuple(rows), backend, tuple(settings), dict(shared))
+
+
+def _setting(group: Mapping[str, Any], rule: Rule) -> Setting:
+    values = {name: group[name] for name in rule.defaults if name != "capturable"}
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            values[name] = float(value) if value.device.type == "cpu" else f"on {value.device}"
+    return Setting(rule.name, group.get("role"), values)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value).removeprefix("torch.")
 
 
 def _total(rows: Sequence[Row], shared_bytes: int) -> Total:

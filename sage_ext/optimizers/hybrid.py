@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from sage_ext import routing
 from sage_ext.backend import Backend
+from sage_ext.optimizers import validate
 from sage_ext.optimizers.adamw import ADAMW
+from sage_ext.optimizers.advice import tell
 from sage_ext.optimizers.alias import ALIAS, ALIAS_ADAM
 from sage_ext.optimizers.base import FusedOptimizer
 from sage_ext.optimizers.presets import PRESETS
@@ -24,6 +27,10 @@ from sage_ext.optimizers.sinkgd import SINKGD
 RULES: Mapping[str, Rule] = MappingProxyType(
     {rule.name: rule for rule in (SAGE, SINKGD, LION, SIGN_SGD, SCALE, ALIAS, ALIAS_ADAM, ADAMW)}
 )
+
+
+_SCALED = ("alpha",)
+"""What depends on a matrix's layout by a factor, which an override does not do away with."""
 
 
 class FusedHybrid(FusedOptimizer):
@@ -39,8 +46,9 @@ class FusedHybrid(FusedOptimizer):
     "alias"  ALIAS        ALIAS                            AdamW        ALIAS
     ======== ============ ================================ ============ ======
 
-    In "scale" the head has momentum 0.9, and nothing else has any. In "alias" all that is not the head is one
-    group, with one step size.
+    In "scale" the head has momentum 0.9, and nothing else has any; ``dim`` is the one across which an output
+    unit lies, so 0 for transformers' ``Conv1D``, too. In "alias" all that is not the head is one group, with
+    one step size.
 
     A head that is tied to the embedding is the same parameter and counts as an embedding, but not in "scale":
     there it has to be said with ``tied``. ``describe()`` shows which parameter got which rule. Groups carry
@@ -48,9 +56,11 @@ class FusedHybrid(FusedOptimizer):
 
     Args:
         model_or_named_parameters_or_groups: a module; (name, parameter) pairs together with ``embeddings``;
-            or dicts with ``"params"`` and ``"rule"``, taken as they are. Frozen parameters of a module or of
-            pairs are left out.
-        preset: ``"sage"``, ``"lion"``, ``"sinkgd"``, ``"scale"`` or ``"alias"``.
+            or dicts with ``"params"`` and ``"rule"``, taken as they are: what they leave out has its rule's
+            own default, or the preset's if one is named. Frozen parameters of a module or of pairs are left
+            out.
+        preset: ``"sage"``, ``"lion"``, ``"sinkgd"``, ``"scale"`` or ``"alias"``; None is "sage" for a module
+            or pairs, and none at all for dicts.
         lr: None takes the preset's own learning rate for each rule ("sage": 2e-3 for all; "lion": Lion 1e-4,
             SinkGD 0.02; "sinkgd": AdamW 1e-3, SinkGD 0.02; "scale": 1e-3 for all; "alias": AdamW 1e-3, and
             ALIAS finds its own); a number or one-element tensor goes to every group; a dict maps rules to
@@ -58,12 +68,15 @@ class FusedHybrid(FusedOptimizer):
         embeddings, lm_head: names of parameters with that role; see :func:`sage_ext.routing.route`.
         tied: ``"embedding"`` or ``"lm_head"``, the role of a weight that is both. None takes the preset's
             choice; "scale" has none, because the paper's last layer is not an embedding as well.
+        betas, eps, weight_decay: as trainers pass them: they go to every rule that has an argument of this
+            name. None leaves the preset's.
         maximize: ascend instead of descend.
-        state_dtype: dtype of the moments; None takes each parameter's.
+        state_dtype: dtype of the moments; None takes each rule's default.
         capturable: as in the single-rule optimizers.
         backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
         overrides: for a rule's name, a dict of hyperparameters in which all of its groups differ from the
-            preset, e.g. ``sinkgd={"alpha": 0.05, "normalization": "sqrt"}``.
+            preset, e.g. ``sinkgd={"alpha": 0.05, "normalization": "sqrt"}``. Goes before lr, betas, eps and
+            weight_decay.
 
     Raises:
         ValueError: an argument, a name or a parameter cannot be used; the message names it, and the cure.
@@ -77,32 +90,51 @@ class FusedHybrid(FusedOptimizer):
         model_or_named_parameters_or_groups: nn.Module
         | Iterable[tuple[str, Tensor]]
         | Iterable[dict[str, Any]],
-        preset: str = "sage",
+        preset: str | None = None,
         lr: float | Tensor | Mapping[str, float | Tensor] | None = None,
         *,
         embeddings: str | Sequence[str] | None = None,
         lm_head: str | Sequence[str] | None = None,
         tied: Literal["embedding", "lm_head"] | None = None,
+        betas: Sequence[float] | None = None,
+        eps: float | None = None,
+        weight_decay: float | None = None,
         maximize: bool = False,
         state_dtype: torch.dtype | None = None,
         capturable: bool = False,
         backend: Backend = "auto",
         **overrides: Mapping[str, Any],
     ) -> None:
-        if preset not in PRESETS:
+        if preset is not None and preset not in PRESETS:
             raise ValueError(f"preset: got {preset!r}, expected one of {', '.join(map(repr, PRESETS))}")
         if tied not in (None, "embedding", "lm_head"):
             raise ValueError(f"tied: got {tied!r}, expected None, 'embedding' or 'lm_head'")
-        self._preset = preset
-        self._tied = tied or PRESETS[preset].tied
+        source = model_or_named_parameters_or_groups
+        if not isinstance(source, (nn.Module, Tensor, str)) and isinstance(source, Iterable):
+            source = list(source)
+        groups = _group_dicts(source, embeddings, lm_head)
+        base = preset if groups else preset or "sage"
+        self._preset = preset or "sage"
+        self._tied = tied or PRESETS[self._preset].tied
         common = {"maximize": maximize, "state_dtype": state_dtype, "capturable": capturable}
-        self._rule_defaults = _rule_defaults(preset, lr, common, overrides)
+        spread = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
+        common.update((name, value) for name, value in spread.items() if value is not None)
+        self._rule_defaults = _rule_defaults(base, lr, common, overrides)
         self._overridden = {name: tuple(values) for name, values in overrides.items()}
-        groups = self._groups(model_or_named_parameters_or_groups, embeddings, lm_head)
+        if groups is None:
+            routed = routing.route(source, embeddings=embeddings, lm_head=lm_head, tied=self._tied)
+            groups = self._by_role(routed)
         # Of torch's defaults only lr is of use to others (loggers, schedulers); groups take theirs from
         # _rule_defaults.
-        matrix = PRESETS[preset].rule_for("matrix")
+        matrix = PRESETS[self._preset].rule_for("matrix")
         super().__init__(groups, {"lr": self._rule_defaults[matrix]["lr"]}, backend=backend)
+        if all(param.ndim < 2 for group in self.param_groups for param in group["params"]):
+            tell(
+                "not one of the parameters has two dimensions, so a hybrid does nothing here that its rule "
+                "for vectors would not do alone. If a wrapper has made one flat partition of them (DeepSpeed "
+                "ZeRO, Megatron's distributed optimizer), only FusedLion, FusedSignSGD and FusedAdamW are "
+                "right on it"
+            )
 
     def add_parameters(
         self,
@@ -114,7 +146,9 @@ class FusedHybrid(FusedOptimizer):
         """Route parameters as the constructor does and add a group for each role that has new ones.
 
         Parameters that the optimizer owns already are left alone, so after unfreezing layers the whole model
-        can be passed again. For parameters whose rule is known, ``add_param_group`` with ``"rule"`` does.
+        can be passed again. To an optimizer of group dicts they come with the rules of "sage", and what the
+        rules' own defaults are where no preset was named. For parameters whose rule is known,
+        ``add_param_group`` with ``"rule"`` does.
 
         Raises:
             ValueError: nothing new to add, or a parameter or name cannot be used. The optimizer is unchanged
@@ -140,32 +174,38 @@ class FusedHybrid(FusedOptimizer):
             del self.param_groups[before:]
             raise
 
-    def _groups(self, source: Any, embeddings: Any, lm_head: Any) -> list[dict[str, Any]]:
-        if not isinstance(source, (nn.Module, Tensor)) and isinstance(source, Iterable):
-            source = list(source)
-            if source and all(isinstance(item, dict) for item in source):
-                for name, value in (("embeddings", embeddings), ("lm_head", lm_head)):
-                    if value is not None:
-                        raise ValueError(
-                            f'{name}: got {value!r}, but group dicts say it all with their "rule"'
-                        )
-                return source
-        return self._by_role(routing.route(source, embeddings=embeddings, lm_head=lm_head, tied=self._tied))
-
     def _by_role(self, routed: Sequence[routing.Routed]) -> list[dict[str, Any]]:
-        preset, groups = PRESETS[self._preset], []
-        roles: dict[str, list[str]] = {}  # of each group; a joint rule has one group for several
+        """Return the groups of routed parameters: one for each role, or more where its rule goes by the
+        layout."""
+        preset, by_place = PRESETS[self._preset], {}
         for role in routing.ROLES:
-            if any(entry.role == role for entry in routed):
-                rule = preset.rule_for(role)
-                roles.setdefault(rule if rule in preset.joint else role, []).append(role)
-        for of_group in roles.values():
-            params = [(entry.name, entry.param) for entry in routed if entry.role in of_group]
-            role, rule = "+".join(of_group), preset.rule_for(of_group[0])
-            overridden = self._overridden.get(rule, ())
-            own = {k: v for k, v in preset.roles.get(role, {}).items() if k not in overridden}
+            rule = preset.rule_for(role)
+            for entry in routed:
+                if entry.role == role:
+                    place = rule if rule in preset.joint else (role, *self._of_layout(rule, entry).items())
+                    by_place.setdefault(place, []).append(entry)
+        groups = []
+        for entries in by_place.values():
+            roles = list(dict.fromkeys(entry.role for entry in entries))
+            # In the model's order, also where several roles have one group.
+            members = {id(entry.param) for entry in entries}
+            params = [(entry.name, entry.param) for entry in routed if id(entry.param) in members]
+            role, rule = "+".join(roles), preset.rule_for(roles[0])
+            own = {**preset.roles.get(role, {}), **self._of_layout(rule, entries[0])}
+            own = {k: v for k, v in own.items() if k not in self._overridden.get(rule, ()) or k in _SCALED}
             groups.append({"params": params, "role": role, "rule": rule, **own})
         return groups
+
+    def _of_layout(self, rule: str, entry: routing.Routed) -> dict[str, Any]:
+        """Return the hyperparameters of a matrix that depend on where it has its output units."""
+        if rule == SCALE.name:
+            return {"dim": 1 - entry.output_dim}
+        settings = self._rule_defaults[rule]
+        if rule == SINKGD.name and settings["normalization"] == "unit" and entry.output_dim == 1:
+            # The unit form divides by sqrt(rows), which are the outputs in nn.Linear.
+            rows, cols = entry.param.shape[-2:]
+            return {"alpha": settings["alpha"] * math.sqrt(rows / cols)} if rows and cols else {}
+        return {}
 
     def _group_defaults(self, rule: str) -> Mapping[str, Any]:
         return self._rule_defaults[rule]
@@ -175,8 +215,18 @@ class FusedHybrid(FusedOptimizer):
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
 
+def _group_dicts(source: Any, embeddings: Any, lm_head: Any) -> list[dict[str, Any]] | None:
+    """Return the group dicts if ``source`` is some, else None."""
+    if not isinstance(source, list) or not source or not all(isinstance(item, dict) for item in source):
+        return None
+    for name, value in (("embeddings", embeddings), ("lm_head", lm_head)):
+        if value is not None:
+            raise ValueError(f'{name}: got {value!r}, but group dicts say it all with their "rule"')
+    return source
+
+
 def _rule_defaults(
-    preset: str, lr: Any, common: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]]
+    preset: str | None, lr: Any, common: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """Return rule -> hyperparameters of a new group: from the rule, preset, common, lr, overrides, in
     turn."""
@@ -185,7 +235,7 @@ def _rule_defaults(
         _check_rule_names(lr, "lr: ")
     result = {}
     for name, rule in RULES.items():
-        values = {**rule.defaults, **PRESETS[preset].hyperparameters.get(name, {})}
+        values = {**rule.defaults, **(PRESETS[preset].hyperparameters.get(name, {}) if preset else {})}
         values.update((key, value) for key, value in common.items() if key in values)
         if isinstance(lr, Mapping):
             values["lr"] = lr.get(name, values["lr"])
@@ -197,6 +247,7 @@ def _rule_defaults(
                     f"{name}: unknown hyperparameter {key!r}, expected one of {', '.join(rule.defaults)}"
                 )
             values[key] = value
+        values = {key: validate.plain(value) for key, value in values.items()}
         rule.validate(values, f" for rule {name!r}")
         result[name] = values
     return result

@@ -60,7 +60,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             lm_head="scale",
             vector="adamw",
             hyperparameters={"scale": {"lr": 1e-3}, "adamw": {"lr": 1e-3, "weight_decay": 0.0}},
-            roles={"embedding": {"dim": 0}, "lm_head": {"momentum": 0.9}},
+            roles={"lm_head": {"momentum": 0.9}},
             tied=None,
         ),
         # ALIAS has no learning rate to tune; the head is on AdamW in the LLaMA runs of its authors.

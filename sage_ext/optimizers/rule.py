@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sage_ext.optimizers import validate
+
 Group = Mapping[str, Any]
+
+_COMMON_CHECKS: Mapping[str, validate.Check] = MappingProxyType(
+    {
+        "lr": validate.rate,
+        "betas": validate.fraction_pair,
+        "eps": validate.non_negative,
+        "weight_decay": validate.non_negative,
+        "momentum": validate.fraction,
+        "maximize": validate.flag,
+        "state_dtype": validate.state_dtype,
+        "capturable": validate.flag,
+    }
+)
+"""What a hyperparameter of this name may be, whichever rule has it."""
 
 
 class StateSpec(NamedTuple):
@@ -25,6 +43,10 @@ class StateSpec(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+ALL_STATE_KEYS: set[str] = set()
+"""What any rule keeps in ``optimizer.state``. Other keys there are somebody else's."""
+
+
 class Rule:
     """One update rule. Stateless itself: everything it needs comes from the parameter group.
 
@@ -32,11 +54,16 @@ class Rule:
     the rule's name. Both take ``(params, grads, *[list of each state tensor], **arguments(group))``, and an
     empty list for a state that the group's hyperparameters do without. Behind the states comes a list with
     one tensor for each of ``shared_keys``.
+
+    A rule's hyperparameters and their defaults are those of its optimizer's constructor: see
+    ``read_signature``.
     """
 
     name: ClassVar[str]
-    defaults: ClassVar[Mapping[str, Any]]
-    """The group's hyperparameters and their defaults. ``maximize`` is one of every rule."""
+    checks: ClassVar[Mapping[str, validate.Check]] = {}
+    """What the rule's own hyperparameters may be, beside those that many rules have."""
+    not_passed: ClassVar[tuple[str, ...]] = ("state_dtype", "capturable")
+    """Hyperparameters that are no arguments of the functions."""
     state_keys: ClassVar[tuple[str, ...]] = ()
     """Keys of all states that the rule can keep, in the order in which the functions take their lists."""
     shared_keys: ClassVar[tuple[str, ...]] = ()
@@ -44,21 +71,46 @@ class Rule:
     step."""
     needs_contiguous: ClassVar[bool] = False
     """Whether the native kernels need row-major parameters, or take any dense strides."""
+    is_elementwise: ClassVar[bool] = False
+    """Whether an element's update depends on that element alone, so that any piece of a tensor will do."""
     min_ndim: ClassVar[int] = 0
     """How many dimensions a parameter must have."""
     cure_for_vectors: ClassVar[str] = "SAGE, Lion or AdamW"
     """The rules that take parameters of fewer dimensions."""
+    lr_is_step: ClassVar[bool] = True
+    """Whether ``lr`` is how far a step goes. With another rule, a step at lr 0 would still move."""
+
+    def __init_subclass__(cls) -> None:
+        ALL_STATE_KEYS.update(cls.state_keys)
+
+    def __init__(self) -> None:
+        self.defaults: Mapping[str, Any] = {}
+        """The group's hyperparameters and their defaults. ``maximize`` is one of every rule."""
+
+    def read_signature(self, constructor: Callable[..., Any]) -> None:
+        """Take the hyperparameters and their defaults from the constructor of the rule's own optimizer."""
+        parameters = inspect.signature(constructor).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.name not in NOT_HYPERPARAMETERS}
+        self.defaults = MappingProxyType(defaults)
+        self._checks = tuple(
+            (name, self.checks[name] if name in self.checks else _COMMON_CHECKS[name]) for name in defaults
+        )
+        self._passed = tuple(name for name in defaults if name not in (*self.not_passed, "betas"))
 
     def validate(self, group: Group, where: str) -> None:
         """Raise ValueError naming the first hyperparameter that cannot be used; ``where`` names the group."""
-        raise NotImplementedError
+        for name, check in self._checks:
+            check(group[name], name, where)
 
     def check_param(self, param: Tensor, label: str) -> None:
         """Raise ValueError if the rule cannot be applied to a tensor of this shape."""
         if param.ndim < self.min_ndim:
             raise ValueError(
                 f"{label}: rule {self.name!r} needs {self.min_ndim} or more dimensions; give this parameter "
-                f"to {self.cure_for_vectors} (FusedHybrid does that for a whole model)"
+                f"to {self.cure_for_vectors} (FusedHybrid does that for a whole model). If it is a flat "
+                "partition of several parameters (DeepSpeed ZeRO, Megatron's distributed optimizer), no rule "
+                "that looks at rows and columns can run on it: use FusedLion, FusedSignSGD or FusedAdamW, or "
+                "FSDP2 or DDP"
             )
 
     def kept_keys(self, group: Group) -> tuple[str, ...]:
@@ -98,7 +150,14 @@ class Rule:
 
     def arguments(self, group: Group) -> dict[str, Any]:
         """Return the keyword arguments of the functions, without loss, grad_scale and found_inf."""
-        raise NotImplementedError
+        result = {name: group[name] for name in self._passed}
+        if "betas" in self.defaults:
+            result["beta1"], result["beta2"] = group["betas"]
+        return result
+
+
+NOT_HYPERPARAMETERS = ("self", "params", "backend")
+"""What a constructor takes beside its rule's hyperparameters."""
 
 
 def allocate(spec: StateSpec, param: Tensor) -> Tensor:
@@ -111,6 +170,16 @@ def allocate(spec: StateSpec, param: Tensor) -> Tensor:
 def moment(param: Tensor, group: Group) -> StateSpec:
     """The layout of a moment: the parameter's shape, strides and, without ``state_dtype``, its dtype."""
     return StateSpec(tuple(param.shape), group["state_dtype"] or param.dtype, True)
+
+
+def adam_moment(param: Tensor, group: Group) -> StateSpec:
+    """The layout of Adam's two moments, which share a dtype: float32 or wider without ``state_dtype``.
+
+    In float16 the square of a gradient under 7e-3 is zero. In bfloat16 ``exp_avg_sq`` cannot decay at a beta2
+    of 0.998 or more: what a step takes from it is less than half a unit in its last place.
+    """
+    dtype = group["state_dtype"] or torch.promote_types(param.dtype, torch.float32)
+    return StateSpec(tuple(param.shape), dtype, True)
 
 
 def keys_of_momentum(group: Group) -> tuple[str, ...]:

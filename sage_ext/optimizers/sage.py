@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,36 +11,18 @@ from torch.optim.optimizer import ParamsT
 
 from sage_ext.backend import Backend
 from sage_ext.optimizers import validate
-from sage_ext.optimizers.base import FusedOptimizer
+from sage_ext.optimizers.base import FusedOptimizer, hyperparameters, of_rule
 from sage_ext.optimizers.rule import Group, Rule, StateSpec, moment, step_counter
 
 
 class SageRule(Rule):
     name = "sage"
-    defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {
-            "lr": 1e-3,
-            "betas": (0.9, 0.99),
-            "eps": 1e-8,
-            "weight_decay": 0.01,
-            "momentum_first": False,
-            "instant_damper": True,
-            "maximize": False,
-            "state_dtype": None,
-            "capturable": False,
-        }
-    )
+    checks: ClassVar[Mapping[str, validate.Check]] = {
+        "momentum_first": validate.flag,
+        "instant_damper": validate.flag,
+    }
     state_keys = ("exp_avg", "s_range", "step")
     needs_contiguous = True
-
-    def validate(self, group: Group, where: str) -> None:
-        validate.rate(group["lr"], where)
-        validate.fraction_pair(group["betas"], "betas", where)
-        validate.non_negative(group["eps"], "eps", where)
-        validate.non_negative(group["weight_decay"], "weight_decay", where)
-        for name in ("momentum_first", "instant_damper", "maximize", "capturable"):
-            validate.flag(group[name], name, where)
-        validate.state_dtype(group["state_dtype"], where)
 
     def state_layout(self, param: Tensor, group: Group) -> dict[str, StateSpec]:
         columns = tuple(param.shape[1:] if param.ndim >= 2 else param.shape)
@@ -52,23 +33,11 @@ class SageRule(Rule):
             "s_range": StateSpec(columns, range_dtype, False),
         }
 
-    def arguments(self, group: Group) -> dict[str, Any]:
-        beta1, beta2 = group["betas"]
-        return {
-            "lr": group["lr"],
-            "beta1": beta1,
-            "beta2": beta2,
-            "eps": group["eps"],
-            "weight_decay": group["weight_decay"],
-            "momentum_first": group["momentum_first"],
-            "instant_damper": group["instant_damper"],
-            "maximize": group["maximize"],
-        }
-
 
 SAGE = SageRule()
 
 
+@of_rule(SAGE)
 class FusedSAGE(FusedOptimizer):
     """SAGE: the sign of a momentum, damped column by column where gradients are large (arXiv 2604.07663).
 
@@ -105,8 +74,6 @@ class FusedSAGE(FusedOptimizer):
         NativeUnavailableError: native kernels were asked for, or are needed on a GPU, and cannot be used.
     """
 
-    rules = MappingProxyType({SAGE.name: SAGE})
-
     def __init__(
         self,
         params: ParamsT,
@@ -122,15 +89,4 @@ class FusedSAGE(FusedOptimizer):
         capturable: bool = False,
         backend: Backend = "auto",
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "momentum_first": momentum_first,
-            "instant_damper": instant_damper,
-            "maximize": maximize,
-            "state_dtype": state_dtype,
-            "capturable": capturable,
-        }
-        super().__init__(params, defaults, backend=backend)
+        super().__init__(params, hyperparameters(locals()), backend=backend)

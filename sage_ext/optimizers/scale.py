@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,40 +11,20 @@ from torch.optim.optimizer import ParamsT
 
 from sage_ext.backend import Backend
 from sage_ext.optimizers import validate
-from sage_ext.optimizers.base import FusedOptimizer
+from sage_ext.optimizers.base import FusedOptimizer, hyperparameters, of_rule
 from sage_ext.optimizers.rule import Group, Rule, StateSpec, keys_of_momentum, moment
 
 
 class ScaleRule(Rule):
     name = "scale"
-    defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {
-            "lr": 1e-3,
-            "momentum": 0.0,
-            "dim": 1,
-            "normalization": "rms",
-            "eps": 1e-8,
-            "weight_decay": 0.0,
-            "maximize": False,
-            "state_dtype": None,
-            "capturable": False,
-        }
-    )
+    checks: ClassVar[Mapping[str, validate.Check]] = {
+        "dim": validate.one_of(0, 1),
+        "normalization": validate.one_of("rms", "l2"),
+    }
     state_keys = ("exp_avg",)
     needs_contiguous = True
     min_ndim = 2
     cure_for_vectors = "AdamW"
-
-    def validate(self, group: Group, where: str) -> None:
-        validate.rate(group["lr"], where)
-        validate.fraction(group["momentum"], "momentum", where)
-        validate.integer_choice(group["dim"], (0, 1), "dim", where)
-        validate.choice(group["normalization"], ("rms", "l2"), "normalization", where)
-        validate.non_negative(group["eps"], "eps", where)
-        validate.non_negative(group["weight_decay"], "weight_decay", where)
-        for name in ("maximize", "capturable"):
-            validate.flag(group[name], name, where)
-        validate.state_dtype(group["state_dtype"], where)
 
     def kept_keys(self, group: Group) -> tuple[str, ...]:
         return keys_of_momentum(group)
@@ -53,13 +32,11 @@ class ScaleRule(Rule):
     def state_layout(self, param: Tensor, group: Group) -> dict[str, StateSpec]:
         return {key: moment(param, group) for key in self.kept_keys(group)}
 
-    def arguments(self, group: Group) -> dict[str, Any]:
-        return {name: group[name] for name in self.defaults if name not in ("state_dtype", "capturable")}
-
 
 SCALE = ScaleRule()
 
 
+@of_rule(SCALE)
 class FusedSCALE(FusedOptimizer):
     """SCALE: ``W <- W (1 - lr*wd) - lr * x / max(norm(x), eps)`` (arXiv 2506.16659).
 
@@ -100,8 +77,6 @@ class FusedSCALE(FusedOptimizer):
         NativeUnavailableError: native kernels were asked for, or are needed on a GPU, and cannot be used.
     """
 
-    rules = MappingProxyType({SCALE.name: SCALE})
-
     def __init__(
         self,
         params: ParamsT,
@@ -117,15 +92,4 @@ class FusedSCALE(FusedOptimizer):
         capturable: bool = False,
         backend: Backend = "auto",
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "dim": dim,
-            "normalization": normalization,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-            "state_dtype": state_dtype,
-            "capturable": capturable,
-        }
-        super().__init__(params, defaults, backend=backend)
+        super().__init__(params, hyperparameters(locals()), backend=backend)

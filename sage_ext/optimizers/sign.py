@@ -2,59 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from sage_ext.backend import Backend
-from sage_ext.optimizers import validate
-from sage_ext.optimizers.base import FusedOptimizer
+from sage_ext.optimizers.base import FusedOptimizer, hyperparameters, of_rule
 from sage_ext.optimizers.rule import Group, Rule, StateSpec, keys_of_momentum, moment
 
 
 class LionRule(Rule):
     name = "lion"
-    defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {
-            "lr": 1e-4,
-            "betas": (0.9, 0.99),
-            "weight_decay": 0.0,
-            "maximize": False,
-            "state_dtype": None,
-            "capturable": False,
-        }
-    )
+    is_elementwise = True
     state_keys = ("exp_avg",)
-
-    def validate(self, group: Group, where: str) -> None:
-        validate.rate(group["lr"], where)
-        validate.fraction_pair(group["betas"], "betas", where)
-        validate.non_negative(group["weight_decay"], "weight_decay", where)
-        for name in ("maximize", "capturable"):
-            validate.flag(group[name], name, where)
-        validate.state_dtype(group["state_dtype"], where)
 
     def state_layout(self, param: Tensor, group: Group) -> dict[str, StateSpec]:
         return {"exp_avg": moment(param, group)}
-
-    def arguments(self, group: Group) -> dict[str, Any]:
-        beta1, beta2 = group["betas"]
-        return {
-            "lr": group["lr"],
-            "beta1": beta1,
-            "beta2": beta2,
-            "weight_decay": group["weight_decay"],
-            "maximize": group["maximize"],
-        }
 
 
 LION = LionRule()
 
 
+@of_rule(LION)
 class FusedLion(FusedOptimizer):
     """Lion: ``W <- W (1 - lr*wd) - lr*sign(b1*m + (1-b1)*g) ; m <- b2*m + (1-b2)*g`` (arXiv 2302.06675).
 
@@ -78,8 +47,6 @@ class FusedLion(FusedOptimizer):
         NativeUnavailableError: native kernels were asked for, or are needed on a GPU, and cannot be used.
     """
 
-    rules = MappingProxyType({LION.name: LION})
-
     def __init__(
         self,
         params: ParamsT,
@@ -92,38 +59,13 @@ class FusedLion(FusedOptimizer):
         capturable: bool = False,
         backend: Backend = "auto",
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-            "state_dtype": state_dtype,
-            "capturable": capturable,
-        }
-        super().__init__(params, defaults, backend=backend)
+        super().__init__(params, hyperparameters(locals()), backend=backend)
 
 
 class SignSgdRule(Rule):
     name = "sign_sgd"
-    defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {
-            "lr": 1e-4,
-            "momentum": 0.0,
-            "weight_decay": 0.0,
-            "maximize": False,
-            "state_dtype": None,
-            "capturable": False,
-        }
-    )
+    is_elementwise = True
     state_keys = ("exp_avg",)
-
-    def validate(self, group: Group, where: str) -> None:
-        validate.rate(group["lr"], where)
-        validate.fraction(group["momentum"], "momentum", where)
-        validate.non_negative(group["weight_decay"], "weight_decay", where)
-        for name in ("maximize", "capturable"):
-            validate.flag(group[name], name, where)
-        validate.state_dtype(group["state_dtype"], where)
 
     def kept_keys(self, group: Group) -> tuple[str, ...]:
         return keys_of_momentum(group)
@@ -131,13 +73,11 @@ class SignSgdRule(Rule):
     def state_layout(self, param: Tensor, group: Group) -> dict[str, StateSpec]:
         return {key: moment(param, group) for key in self.kept_keys(group)}
 
-    def arguments(self, group: Group) -> dict[str, Any]:
-        return {name: group[name] for name in ("lr", "momentum", "weight_decay", "maximize")}
-
 
 SIGN_SGD = SignSgdRule()
 
 
+@of_rule(SIGN_SGD)
 class FusedSignSGD(FusedOptimizer):
     """Sign-SGD: ``W <- W (1 - lr*wd) - lr*sign(g)``; with momentum Signum (both arXiv 1802.04434).
 
@@ -166,8 +106,6 @@ class FusedSignSGD(FusedOptimizer):
         NativeUnavailableError: native kernels were asked for, or are needed on a GPU, and cannot be used.
     """
 
-    rules = MappingProxyType({SIGN_SGD.name: SIGN_SGD})
-
     def __init__(
         self,
         params: ParamsT,
@@ -180,12 +118,4 @@ class FusedSignSGD(FusedOptimizer):
         capturable: bool = False,
         backend: Backend = "auto",
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-            "state_dtype": state_dtype,
-            "capturable": capturable,
-        }
-        super().__init__(params, defaults, backend=backend)
+        super().__init__(params, hyperparameters(locals()), backend=backend)

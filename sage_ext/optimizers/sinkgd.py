@@ -3,50 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from sage_ext.backend import Backend
 from sage_ext.optimizers import validate
-from sage_ext.optimizers.base import FusedOptimizer
-from sage_ext.optimizers.rule import Group, Rule
+from sage_ext.optimizers.base import FusedOptimizer, hyperparameters, of_rule
+from sage_ext.optimizers.rule import Rule
 
 
 class SinkgdRule(Rule):
     name = "sinkgd"
-    defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {
-            "lr": 0.02,
-            "iterations": 5,
-            "alpha": 0.05,
-            "eps": 1e-8,
-            "weight_decay": 0.0,
-            "normalization": "sqrt",
-            "maximize": False,
-        }
-    )
+    checks: ClassVar[Mapping[str, validate.Check]] = {
+        "iterations": validate.positive_int,
+        "alpha": validate.non_negative,
+        "normalization": validate.one_of("sqrt", "unit"),
+    }
     needs_contiguous = True
     min_ndim = 2
-
-    def validate(self, group: Group, where: str) -> None:
-        validate.rate(group["lr"], where)
-        validate.positive_int(group["iterations"], "iterations", where)
-        validate.non_negative(group["alpha"], "alpha", where)
-        validate.non_negative(group["eps"], "eps", where)
-        validate.non_negative(group["weight_decay"], "weight_decay", where)
-        validate.choice(group["normalization"], ("sqrt", "unit"), "normalization", where)
-        validate.flag(group["maximize"], "maximize", where)
-
-    def arguments(self, group: Group) -> dict[str, Any]:
-        return {name: group[name] for name in self.defaults}
 
 
 SINKGD = SinkgdRule()
 
 
+@of_rule(SINKGD)
 class FusedSinkGD(FusedOptimizer):
     """SinkGD (SR-Sinkhorn): the gradient's rows and columns are normalised in turn (arXiv 2502.06742).
 
@@ -77,8 +59,6 @@ class FusedSinkGD(FusedOptimizer):
         NativeUnavailableError: native kernels were asked for, or are needed on a GPU, and cannot be used.
     """
 
-    rules = MappingProxyType({SINKGD.name: SINKGD})
-
     def __init__(
         self,
         params: ParamsT,
@@ -92,13 +72,4 @@ class FusedSinkGD(FusedOptimizer):
         maximize: bool = False,
         backend: Backend = "auto",
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "iterations": iterations,
-            "alpha": alpha,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "normalization": normalization,
-            "maximize": maximize,
-        }
-        super().__init__(params, defaults, backend=backend)
+        super().__init__(params, hyperparameters(locals()), backend=backend)

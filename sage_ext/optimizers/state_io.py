@@ -8,26 +8,44 @@ wherever torch.optim kept it.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from itertools import chain
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sage_ext import checks
-from sage_ext.optimizers.rule import Rule, StateSpec, allocate
+from sage_ext.optimizers import validate
+from sage_ext.optimizers.rule import ALL_STATE_KEYS, Rule, StateSpec, allocate
 
-if TYPE_CHECKING:
-    from sage_ext.optimizers.base import FusedOptimizer
+_TORCH_KEYS = frozenset(
+    {"max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "exp_inf", "acc_delta", "sum"}
+)
+"""What torch's own rules keep and none of ours does: their state is no wrapper's, and means another rule."""
+_WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""What DistributedDataParallel, torch.compile and others put into the names of parameters."""
+_SHOWN = 3
 
 
 def plan(
-    optimizer: FusedOptimizer, state_dict: Mapping[str, Any]
+    state_dict: Mapping[str, Any],
+    groups: Sequence[Mapping[str, Any]],
+    rules: Mapping[str, Rule],
+    label: Callable[[int, int], str],
+    *,
+    native: bool,
 ) -> tuple[dict[str, Any], defaultdict[Any, Any] | None]:
-    """Check ``state_dict`` against ``optimizer`` and build the new state beside the old one. Changes nothing.
+    """Check ``state_dict`` against an optimizer and build the new state beside the old one. Changes nothing.
+
+    Args:
+        state_dict: to be loaded.
+        groups: of the optimizer.
+        rules: that it may have, by their names.
+        label: (index of a group, index in it) -> what messages call the parameter.
+        native: whether native kernels will run.
 
     Returns:
         The state dict for torch to load, with each group completed by what the optimizer's own group has and
@@ -35,44 +53,43 @@ def plan(
         dict itself.
 
     Raises:
-        ValueError: a group has another rule, or the state of a parameter has other keys, shapes or dtypes
-            than the rule keeps for it.
+        ValueError: a group has another rule, or other names, or the state of a parameter has other keys,
+            shapes or dtypes than the rule keeps for it.
     """
-    saved_groups, groups = state_dict["param_groups"], optimizer.param_groups
+    saved_groups = state_dict["param_groups"]
     if [len(group["params"]) for group in saved_groups] != [len(group["params"]) for group in groups]:
         return dict(state_dict), None
     completed = [_complete(index, *pair) for index, pair in enumerate(zip(saved_groups, groups, strict=True))]
     for index, group in enumerate(completed):
-        rule = optimizer.rules[group["rule"]]
+        rule = rules[group["rule"]]
+        group.update((key, validate.plain(group[key])) for key in rule.defaults)
         rule.validate(group, f" in group {index} of the state dict")
         for key, spec in rule.shared_layout(group).items():
             group[key] = _restore_shared(index, key, group[key], spec, groups[index]["params"])
 
-    owners = dict(
-        zip(chain.from_iterable(group["params"] for group in saved_groups), places(groups), strict=True)
-    )
+    owners = _owners(saved_groups, groups)
     state: defaultdict[Any, Any] = defaultdict(dict)
     for key, saved in state_dict["state"].items():
         if key not in owners:
             state[key] = saved  # not a parameter's: kept as it is, as torch does
-        elif saved:
-            group, index = owners[key]
-            param = groups[group]["params"][index]
-            rule = optimizer.rules[completed[group]["rule"]]
-            where = optimizer.label(group, index)
-            native = optimizer.backend == "native"
-            state[param] = _restore(
-                saved, param, rule, rule.state_layout(param, completed[group]), where, native
-            )
+            continue
+        group, index = owners[key]
+        param = groups[group]["params"][index]
+        rule = rules[completed[group]["rule"]]
+        own = {name: value for name, value in saved.items() if name in ALL_STATE_KEYS or name in _TORCH_KEYS}
+        state[param] = {name: _on_device(value, param) for name, value in saved.items() if name not in own}
+        if own:
+            layout = rule.state_layout(param, completed[group])
+            state[param].update(_restore(own, param, rule, layout, label(group, index), native))
     return {**state_dict, "param_groups": completed, "state": {}}, state
 
 
-def known_losses(optimizer: FusedOptimizer) -> dict[int, float]:
+def known_losses(groups: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule]) -> dict[int, float]:
     """Return for every group that had its first step, and so needs no loss any more, one that is not looked
     at."""
     started = {}
-    for index, group in enumerate(optimizer.param_groups):
-        rule = optimizer.rules[group["rule"]]
+    for index, group in enumerate(groups):
+        rule = rules[group["rule"]]
         if rule.takes_loss(group) and not math.isnan(rule.step_size(group)):
             started[index] = 0.0
     return started
@@ -81,6 +98,54 @@ def known_losses(optimizer: FusedOptimizer) -> dict[int, float]:
 def places(groups: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
     """Return (index of the group, index in the group) of every parameter, in the order of a state dict."""
     return [(g, i) for g, group in enumerate(groups) for i in range(len(group["params"]))]
+
+
+def _owners(
+    saved_groups: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]
+) -> dict[Any, tuple[int, int]]:
+    """Return which parameter, as (group, index in it), each key of the saved state belongs to.
+
+    By name where both sides of a group have names, and by position elsewhere.
+    """
+    owners: dict[Any, tuple[int, int]] = {}
+    for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
+        order: Sequence[int] = range(len(group["params"]))
+        if saved.get("param_names") and group.get("param_names"):
+            order = _matching(index, saved["param_names"], group["param_names"])
+        owners.update((key, (index, place)) for key, place in zip(saved["params"], order, strict=True))
+    return owners
+
+
+def _matching(index: int, saved: Sequence[str], own: Sequence[str]) -> list[int]:
+    """Return for each saved name its place among the group's own names."""
+    saved, own = _without_wrappers(saved), _without_wrappers(own)
+    places_of = {name: place for place, name in enumerate(own)}
+    unknown = [name for name in saved if name not in places_of]
+    if unknown or len(set(saved)) != len(own):
+        missing = sorted(set(own) - set(saved))
+        raise ValueError(
+            f"state_dict: group {index} was saved with other parameters: it has {_some(unknown)}, which this "
+            f"optimizer's group does not, and not {_some(missing)}; build the optimizer with the parameters "
+            "of the one "
+            'that was saved, or delete "param_names" from the saved groups to load by position'
+        )
+    return [places_of[name] for name in saved]
+
+
+def _without_wrappers(names: Sequence[str]) -> list[str]:
+    """Return the names as they are in the bare model; as they are if two of them would become the same."""
+    bare = [".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in names]
+    return bare if len(set(bare)) == len(bare) else list(names)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (", ".join(map(repr, names[:_SHOWN])) or "no other") + more
+
+
+def _on_device(value: Any, param: Tensor) -> Any:
+    """Return what a wrapper has saved: a copy on the parameter's device, in the dtype that it had."""
+    return value.to(param.device, copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
 def _complete(index: int, saved: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,6 +157,8 @@ def _complete(index: int, saved: Mapping[str, Any], group: Mapping[str, Any]) ->
         )
     own = {key: value for key, value in group.items() if key not in ("params", "param_names")}
     completed = {**own, **saved}
+    if "param_names" in group:  # in its own order, and as its own model calls them
+        completed["param_names"] = group["param_names"]
     if isinstance(own["lr"], Tensor) and isinstance(completed["lr"], Tensor):
         completed["lr"] = completed["lr"].to(own["lr"].device)  # where the host must not have to read it
     return completed

@@ -1,14 +1,20 @@
-"""Checks of hyperparameters. Each raises ValueError naming the argument, what it was and what it may be."""
+"""Checks of hyperparameters: ``check(value, name, where)``.
+
+Each raises ValueError naming the argument, what it was and what it may be; ``where`` names the group or rule
+in the message.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
+
+Check = Callable[[Any, str, str], None]
 
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -17,7 +23,32 @@ def fail(name: str, value: object, expected: str, where: str) -> None:
     raise ValueError(f"{name}: got {value!r}{where}, expected {expected}")
 
 
-def rate(value: Any, where: str, name: str = "lr") -> None:
+def plain(value: Any) -> Any:
+    """Return Python's own number for one of NumPy's, and a tuple of them for a sequence of two.
+
+    A state dict that holds them then loads with ``weights_only=True``. Everything else is returned as it is:
+    to refuse it is the checks' business.
+    """
+    if type(value) in _PLAIN or isinstance(value, (Tensor, str)):
+        return value
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return value.item()
+    if _is_sequence(value):
+        return tuple(plain(item) for item in value)
+    return value
+
+
+_PLAIN = (float, int, bool, type(None), torch.dtype)
+
+
+def _is_sequence(value: Any) -> bool:
+    """Whether it is a list, a tuple, an OmegaConf list or an array: something with items in an order."""
+    if isinstance(value, (str, bytes, Tensor)):
+        return False
+    return isinstance(value, Sequence) or (hasattr(value, "tolist") and hasattr(value, "__len__"))
+
+
+def rate(value: Any, name: str, where: str) -> None:
     """A finite number >= 0, or a floating tensor of one element; its value is read only from a CPU."""
     number_or_scalar(value, name, where)
     if isinstance(value, Tensor):
@@ -66,12 +97,14 @@ def fraction(value: Any, name: str, where: str) -> None:
 
 
 def fraction_pair(value: Any, name: str, where: str) -> None:
-    """Two numbers in [0, 1)."""
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        fail(name, value, "two numbers in [0, 1)", where)
-    for item in value:
-        if not _is_number(item) or not 0 <= item < 1:
-            fail(name, value, "two numbers in [0, 1)", where)
+    """Two numbers in [0, 1), in any sequence."""
+    if (
+        not _is_sequence(value)
+        or len(value) != 2
+        or any(not _is_number(item) or not 0 <= item < 1 for item in value)
+    ):
+        kind = "" if isinstance(value, (tuple, list)) else f", of type {type(value).__name__}"
+        raise ValueError(f"{name}: got {value!r}{kind}{where}, expected two numbers in [0, 1)")
 
 
 def positive_int(value: Any, name: str, where: str) -> None:
@@ -92,22 +125,21 @@ def flag(value: Any, name: str, where: str) -> None:
         fail(name, value, "True or False", where)
 
 
-def integer_choice(value: Any, options: Collection[int], name: str, where: str) -> None:
-    """One of some integers: no bool, no float, though they may compare equal."""
-    if type(value) is not int or value not in options:
-        fail(name, value, "one of " + ", ".join(map(repr, options)), where)
+def one_of(*options: Any) -> Check:
+    """One of these values; a bool or a float is not the integer that it may compare equal to."""
+
+    def check(value: Any, name: str, where: str) -> None:
+        if type(value) is not type(options[0]) or value not in options:
+            fail(name, value, "one of " + ", ".join(map(repr, options)), where)
+
+    return check
 
 
-def choice(value: Any, options: Collection[Any], name: str, where: str) -> None:
-    if value not in options:
-        fail(name, value, "one of " + ", ".join(map(repr, options)), where)
-
-
-def state_dtype(value: Any, where: str) -> None:
+def state_dtype(value: Any, name: str, where: str) -> None:
     if value is not None and value not in STATE_DTYPES:
         fail(
-            "state_dtype",
+            name,
             value,
-            "None (the parameter's dtype) or one of " + ", ".join(map(str, STATE_DTYPES)),
+            "None (see the optimizer's documentation) or one of " + ", ".join(map(str, STATE_DTYPES)),
             where,
         )

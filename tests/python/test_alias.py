@@ -93,21 +93,44 @@ class TestLoss:
             optimizer, r"^loss: got .* in param group 0, expected a number or a floating tensor", loss=loss
         )
 
-    def test_and_a_closure(self, backend: str) -> None:
+    def test_and_a_closure_that_returns_none(self, backend: str) -> None:
+        """Lightning always passes a closure, and it may return None."""
         optimizer = FusedALIAS([filled(1.0)], gap="lower_bound", backend=backend)
         calls: list[int] = []
-        refuse(optimizer, r"^loss: got one and a closure", lambda: calls.append(1), loss=1.0)
-        assert not calls
-
-    def test_of_a_skipped_first_step_is_not_taken(self, backend: str) -> None:
-        optimizer = FusedALIAS([filled(1.0)], gap="lower_bound", backend=backend)
-        optimizer.found_inf = torch.tensor(1.0)
-        optimizer.step(loss=8.0)
-        del optimizer.found_inf
-        assert math.isnan(optimizer.step_size())
-        refuse(optimizer, "^loss: got None")
-        optimizer.step(loss=2.0)
+        refuse(optimizer, "^loss: got None", lambda: calls.append(1))
+        assert optimizer.step(lambda: calls.append(1), loss=2.0) is None
+        assert len(calls) == 2
         assert scalar(optimizer, "d") == 2.0
+
+    def test_goes_before_what_the_closure_returns(self, backend: str) -> None:
+        optimizer = FusedALIAS([filled(1.0)], gap="lower_bound", backend=backend)
+        assert optimizer.step(lambda: 5.0, loss=2.0) == 5.0
+        assert scalar(optimizer, "d") == 2.0
+
+    def test_set_before_someone_else_calls_step(self, backend: str) -> None:
+        optimizer = FusedALIAS([filled(1.0)], gap="lower_bound", backend=backend)
+        with pytest.raises(ValueError, match=r"^loss: got a tensor of shape \(2,\)"):
+            optimizer.set_loss(torch.ones(2))
+        optimizer.set_loss(torch.tensor(9.0))
+        optimizer.set_loss(None)
+        refuse(optimizer, r"^loss: got None.*set_loss\(\.\.\.\) before someone else")
+        optimizer.set_loss(torch.tensor(2.0, requires_grad=True))
+        optimizer.step()
+        assert scalar(optimizer, "d") == 2.0
+        other = FusedALIAS([filled(1.0)], gap="lower_bound", backend=backend)
+        optimizer.set_loss(7.0)
+        assert other._next_loss is None, "a loss is of one optimizer"
+
+    def test_of_a_skipped_first_step_is_kept(self, backend: str) -> None:
+        """A GradScaler's first steps usually are skipped. The next is the first one then."""
+        for hand_over in (lambda o: o.step(loss=8.0), lambda o: o.step(lambda: 8.0)):
+            optimizer = FusedALIAS([filled(1.0)], gap="lower_bound", backend=backend)
+            optimizer.found_inf = torch.tensor(1.0)
+            hand_over(optimizer)
+            del optimizer.found_inf
+            assert math.isnan(optimizer.step_size())
+            optimizer.step()
+            assert scalar(optimizer, "d") == 8.0
 
     def test_of_a_step_that_was_refused_is_not_taken(self, backend: str) -> None:
         good, bad = filled(1.0), filled(1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,12 @@ def step(grad_scaler: torch.amp.GradScaler, optimizer: Any, model: TinyLanguageM
     grad_scaler.step(optimizer, loss=models.loss_of(model, seed).detach())
 
 
+@pytest.fixture(params=[False, True], ids=["scaler", "kernels"])
+def amp_scaling(request: pytest.FixtureRequest) -> bool:
+    """Who divides by the scale and skips a step: the GradScaler, or the kernels."""
+    return request.param
+
+
 def copies(model: TinyLanguageModel) -> list[torch.Tensor]:
     return [param.detach().clone() for param in model.parameters()]
 
@@ -51,13 +58,16 @@ def undo_scale(optimizer: Any) -> None:
 
 @every_optimizer
 @pytest.mark.parametrize("unscale_first", [False, True])
-def test_same_as_without_scaling(build: Builder, backend: str, unscale_first: bool) -> None:
+def test_same_as_without_scaling(
+    build: Builder, backend: str, unscale_first: bool, amp_scaling: bool
+) -> None:
     """A scale that is a power of two leaves no trace, whether the user or the kernel divides by it."""
     ends = []
     for use_scaler in (False, True):
         torch.manual_seed(5)
         model = TinyLanguageModel()
         optimizer = build(model, backend=backend)
+        optimizer.amp_scaling = amp_scaling
         grad_scaler = scaler()
         for seed in range(3):
             if not use_scaler:
@@ -77,10 +87,11 @@ def test_same_as_without_scaling(build: Builder, backend: str, unscale_first: bo
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @pytest.mark.parametrize("is_first_step", [True, False])
 def test_overflow_changes_nothing(
-    build: Builder, backend: str, device: torch.device, value: float, is_first_step: bool
+    build: Builder, backend: str, device: torch.device, value: float, is_first_step: bool, amp_scaling: bool
 ) -> None:
     model = TinyLanguageModel()
     optimizer, grad_scaler = build(model, backend=backend), scaler()
+    optimizer.amp_scaling = amp_scaling
     if not is_first_step:
         models.train(model, optimizer, [0])
     scaled_backward(model, optimizer, grad_scaler, 1)
@@ -92,7 +103,7 @@ def test_overflow_changes_nothing(
     assert grad_scaler.get_scale() == SCALE / 2
     if not is_first_step:
         support.assert_same_bits(before, models.snapshot(optimizer))
-    elif device.type == "cpu":
+    elif device.type == "cpu" or not amp_scaling:
         assert len(optimizer.state) == 0
     else:  # only the device knew that the step was to be skipped, so there are states: new ones
         for group in optimizer.param_groups:
@@ -110,6 +121,7 @@ def test_overflow_changes_nothing(
 def test_gradients_are_not_written(backend: str) -> None:
     model = TinyLanguageModel()
     optimizer, grad_scaler = models.sage(model, backend=backend), scaler()
+    optimizer.amp_scaling = True
     scaled_backward(model, optimizer, grad_scaler, 0)
     before = [param.grad.clone() for param in model.parameters()]
     grad_scaler.step(optimizer)
@@ -119,6 +131,7 @@ def test_gradients_are_not_written(backend: str) -> None:
 def test_scaler_leaves_nothing_behind(backend: str) -> None:
     model = TinyLanguageModel()
     optimizer, grad_scaler = models.lion(model, backend=backend), scaler()
+    optimizer.amp_scaling = True
     scaled_backward(model, optimizer, grad_scaler, 0)
     grad_scaler.step(optimizer)
     assert not hasattr(optimizer, "grad_scale")
@@ -129,11 +142,24 @@ def test_half_precision_model_with_half_precision_gradients(backend: str) -> Non
     """fp16 gradients cannot be unscaled in place, but the kernels divide on load."""
     model = TinyLanguageModel().half()
     optimizer, grad_scaler = models.sage(model, backend=backend, state_dtype=torch.float32), scaler()
+    optimizer.amp_scaling = True
     before = copies(model)
     scaled_backward(model, optimizer, grad_scaler, 0)
     grad_scaler.step(optimizer)
     assert all(param.isfinite().all() for param in model.parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_who_scales_may_be_chosen(backend: str) -> None:
+    """Lightning refuses to clip, and accelerate cannot tell a skipped step, where the optimizer divides."""
+    optimizer = models.lion(TinyLanguageModel(), backend=backend)
+    assert optimizer.amp_scaling is optimizer._step_supports_amp_scaling is False
+    optimizer.amp_scaling = True
+    assert optimizer._step_supports_amp_scaling is True
+    assert pickle.loads(pickle.dumps(optimizer)).amp_scaling is True
+    with pytest.raises(ValueError, match=r"^amp_scaling: got 1, expected True or False"):
+        optimizer.amp_scaling = 1
+    assert optimizer.amp_scaling is True
 
 
 def test_no_gradients_at_all(backend: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from models import TinyLanguageModel
 
 from sage_ext import _loader
-from sage_ext.optimizers import base
+from sage_ext.optimizers import step
 from sage_ext.optimizers.hybrid import RULES
 
 
@@ -98,11 +98,11 @@ def test_states_are_not_made_while_a_graph_is_captured(monkeypatch: pytest.Monke
     on_cpu: Any = [SimpleNamespace(is_cuda=False)]
     on_gpu: Any = [*on_cpu, SimpleNamespace(is_cuda=True)]
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    base._check_not_captured(on_gpu)
+    step.check_not_captured(on_gpu)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    base._check_not_captured(on_cpu)
+    step.check_not_captured(on_cpu)
     with pytest.raises(RuntimeError, match=r"^2 parameters have no optimizer state yet.*before capturing"):
-        base._check_not_captured(on_gpu)
+        step.check_not_captured(on_gpu)
 
 
 def test_learning_rate_of_a_checkpoint_goes_where_the_optimizers_own_is() -> None:

@@ -1,0 +1,94 @@
+"""Warnings about what is legal and rarely meant, each given once in the life of an optimizer."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sage_ext.optimizers.rule import Rule
+from sage_ext.optimizers.step import Call
+
+_SHOWN = 5
+_INSIDE = ("sage_ext.", "torch.")
+
+
+class Advice:
+    """What an optimizer has seen of its groups, and whether it has said so."""
+
+    def __init__(self) -> None:
+        self._has_stepped = False
+        self._apart: tuple[int, int] | None = None  # two groups of different rules whose rates differ
+
+    def after_addition(self, groups: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule]) -> None:
+        """Look at a group that was just added, the last."""
+        if self._apart is not None or not _has_rate(groups[-1], rules):
+            return
+        for index, group in enumerate(groups[:-1]):
+            is_other = group["rule"] != groups[-1]["rule"] and _has_rate(group, rules)
+            if is_other and group["lr"] != groups[-1]["lr"]:
+                self._apart = (index, len(groups) - 1)
+                return
+
+    def after_step(
+        self, groups: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule], calls: Sequence[Call]
+    ) -> None:
+        """Look at the groups and at what the last step did."""
+        if not self._has_stepped and calls:
+            self._has_stepped = True
+            _say_what_stays(groups)
+        if self._apart is not None:
+            first, second = (groups[index] for index in self._apart)
+            if first["lr"] == second["lr"]:
+                self._say_one_rate(groups, rules)
+
+    def _say_one_rate(self, groups: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule]) -> None:
+        rated = [group for group in groups if _has_rate(group, rules)]
+        rates = {float(group["lr"]) for group in rated}
+        if len(rates) > 1 or rates == {0.0}:
+            return
+        self._apart = None
+        names = ", ".join(dict.fromkeys(group["rule"] for group in rated))
+        tell(
+            f"the learning rates of rules {names} differed and are now all {rates.pop():.3g}: has a "
+            "scheduler given one value to every group (a scalar max_lr of OneCycleLR, SWALR)? Each rule "
+            "wants its own, for instance max_lr=[group['lr'] for group in optimizer.param_groups]"
+        )
+
+
+def tell(message: str) -> None:
+    """Warn, in the name of the caller of torch's and this package's functions."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_INSIDE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
+
+
+def _has_rate(group: Mapping[str, Any], rules: Mapping[str, Rule]) -> bool:
+    """Whether the group's rate is what its rule steps by, and the host has it."""
+    lr = group["lr"]
+    return rules[group["rule"]].lr_is_step and not (isinstance(lr, Tensor) and lr.device.type != "cpu")
+
+
+def _say_what_stays(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Name the parameters that had no gradient in the first step."""
+    names = []
+    for index, group in enumerate(groups):
+        given = group.get("param_names") or [
+            f"param {i} of group {index}" for i in range(len(group["params"]))
+        ]
+        names += [
+            name
+            for name, param in zip(given, group["params"], strict=True)
+            if param.grad is None and param.requires_grad
+        ]
+    if names:
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        tell(
+            f"parameters without a gradient in the first step, which did not move: "
+            f"{', '.join(names[:_SHOWN])}{more}. If the loss does not depend on them, leave them out of the "
+            "optimizer"
+        )
