@@ -52,6 +52,7 @@ class FusedOptimizer(Optimizer):
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], *, backend: backends.Backend) -> None:
         backends.validate(backend)
+        defaults = {key: validate.plain(value) for key, value in defaults.items()}
         self._requested_backend: backends.Backend = backend
         self._backend: str | None = None
         # The last loss of a group whose rule takes one. Only a GPU knows whether its first step was skipped.
@@ -63,7 +64,7 @@ class FusedOptimizer(Optimizer):
             next(iter(self.rules.values())).validate(defaults, "")
         # Memory that groups share is looked for once at the end: looking at every group would be quadratic.
         self._is_complete = False
-        super().__init__(params, {key: validate.plain(value) for key, value in defaults.items()})
+        super().__init__(params, defaults)
         self._is_complete = True
         self._check_distinct(self.param_groups)
 

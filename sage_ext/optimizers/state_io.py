@@ -69,7 +69,8 @@ def plan(
 
     owners = _owners(saved_groups, groups)
     state: defaultdict[Any, Any] = defaultdict(dict)
-    for key, saved in state_dict["state"].items():
+    # torch's checkpoint helpers leave the key out where no parameter has any state.
+    for key, saved in state_dict.get("state", {}).items():
         if key not in owners:
             state[key] = saved  # not a parameter's: kept as it is, as torch does
             continue

@@ -3,9 +3,11 @@ changed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import models
+import numpy as np
 import pytest
 import support
 import torch
@@ -330,3 +332,114 @@ class TestStepChangesNothing:
         bad.data = torch.ones(1, 4).expand(4, 4)
         bad.grad = torch.ones(4, 4)
         self.refuse(optimizer, r"bad \(param 1 of group 1")
+
+
+class Items(Sequence):
+    """A sequence that is no list and no tuple, as OmegaConf's ListConfig."""
+
+    def __init__(self, *items: float) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.items[index]
+
+
+@pytest.mark.parametrize(
+    "betas", [[0.5, 0.75], Items(0.5, 0.75), np.array([0.5, 0.75]), (np.float64(0.5), 0.75)]
+)
+@pytest.mark.parametrize("optimizer_class", [FusedSAGE, FusedLion, FusedALIASAdam, FusedAdamW])
+def test_betas_in_any_sequence(optimizer_class: Any, betas: Any, backend: str) -> None:
+    optimizer = optimizer_class(
+        [{"params": [parameter(2)]}, {"params": [parameter(2)], "betas": betas}], betas=betas
+    )
+    for group in optimizer.param_groups:
+        assert group["betas"] == (0.5, 0.75)
+        assert [type(value) for value in group["betas"]] == [float, float]
+    optimizer.param_groups[0]["betas"] = betas  # and as they are put into a group later
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(2)
+    optimizer.step()
+
+
+def test_betas_that_are_none_name_their_type() -> None:
+    optimizer = FusedLion([parameter(2)])
+    optimizer.param_groups[0]["betas"] = Items(0.5, 0.75, 0.9)
+    with pytest.raises(
+        ValueError, match=r"^betas: got .*of type Items in param group 0, expected two numbers"
+    ):
+        optimizer.step()
+
+
+class TestChangedBehindTheOptimizersBack:
+    """Memory that is laid out anew, replaced or freed: an error that names the parameter, and a cure that
+    works."""
+
+    def stepped(self, optimizer_class: Any, backend: str, *shape: int) -> tuple[Any, nn.Parameter]:
+        param = nn.Parameter(torch.randn(shape))
+        optimizer = optimizer_class([("w", param)], backend=backend)
+        param.grad = torch.randn(shape)
+        optimizer.step()
+        return optimizer, param
+
+    def refuse(self, optimizer: Any, match: str) -> None:
+        before = models.snapshot(optimizer)
+        with pytest.raises(ValueError, match=match):
+            optimizer.step()
+        support.assert_same_bits(before, models.snapshot(optimizer))
+
+    @pytest.mark.parametrize("optimizer_class", [FusedLion, FusedAdamW])
+    def test_strides(self, optimizer_class: Any) -> None:
+        optimizer, param = self.stepped(optimizer_class, "native", 2, 3, 4, 5)
+        twin = nn.Parameter(param.detach().clone())
+        straight = optimizer_class([("w", twin)])
+        straight.load_state_dict(optimizer.state_dict())
+        param.data = param.data.to(memory_format=torch.channels_last)
+        param.grad = torch.randn(2, 3, 4, 5)
+        self.refuse(
+            optimizer, r"w \(param 0.*strides.*optimizer\.load_state_dict\(optimizer\.state_dict\(\)\)"
+        )
+        optimizer.load_state_dict(optimizer.state_dict())
+        twin.grad = param.grad
+        for each in (optimizer, straight):
+            each.step()
+        support.assert_same_bits([param.detach().contiguous()], [twin.detach()])
+
+    @pytest.mark.parametrize("optimizer_class", CLASSES)
+    def test_longer(self, optimizer_class: Any, backend: str) -> None:
+        if optimizer_class in (FusedSinkGD, *WITH_MOMENTUM):
+            return  # they keep nothing here, so there is nothing that could not fit
+        optimizer, param = self.stepped(optimizer_class, backend, 20, 10)
+        param.grad = None
+        param.data = torch.randn(30, 10)
+        param.grad = torch.randn(30, 10)
+        self.refuse(
+            optimizer,
+            r"w \(param 0.*if .*was replaced, begin its state anew with del optimizer\.state\[param\]",
+        )
+        del optimizer.state[param]
+        optimizer.step()
+
+    @pytest.mark.parametrize("optimizer_class", CLASSES)
+    @pytest.mark.parametrize("what", ["parameter", "gradient"])
+    def test_freed(self, optimizer_class: Any, what: str, backend: str) -> None:
+        optimizer, param = self.stepped(optimizer_class, backend, 20, 10)
+        tensor = param.data if what == "parameter" else param.grad
+        kept, storage = tensor.clone(), tensor.untyped_storage()
+        size = storage.nbytes()
+        storage.resize_(0)
+        with pytest.raises(ValueError, match=r"w \(param 0.*memory .*been freed.*bring it back before"):
+            optimizer.step()
+        storage.resize_(size)
+        tensor.copy_(kept)
+        optimizer.step()
+
+    @pytest.mark.parametrize("optimizer_class", [FusedSAGE, FusedLion, FusedALIASAdam, FusedAdamW])
+    def test_freed_state(self, optimizer_class: Any, backend: str) -> None:
+        optimizer, param = self.stepped(optimizer_class, backend, 20, 10)
+        before = param.detach().clone()
+        optimizer.state[param]["exp_avg"].untyped_storage().resize_(0)
+        with pytest.raises(ValueError, match=r"w \(param 0.*memory .*been freed"):
+            optimizer.step()
+        support.assert_same_bits([before], [param.detach()])

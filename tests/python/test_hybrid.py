@@ -14,6 +14,7 @@ from models import TinyLanguageModel
 from torch import nn
 
 from sage_ext.optimizers import FusedAdamW, FusedHybrid, FusedSAGE, FusedSinkGD
+from sage_ext.optimizers.hybrid import RULES
 from sage_ext.optimizers.presets import PRESETS
 
 RULES_OF = {
@@ -175,6 +176,114 @@ def test_group_dicts_are_taken_as_they_are(backend: str) -> None:
     torch.testing.assert_close(b.detach(), torch.full((4, 4), 1 - 0.02 * 0.05))
     assert set(optimizer.state[a]) == {"exp_avg", "exp_avg_sq", "step"}
     assert optimizer.state[b] == {}
+
+
+class TestGroupDicts:
+    """What a group leaves out has its rule's own default; a preset's, where one is named."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        return [{"params": [nn.Parameter(torch.ones(4, 4))], "rule": "sinkgd"}]
+
+    def test_own_defaults(self, backend: str) -> None:
+        group = FusedHybrid(self.groups(), backend=backend).param_groups[0]
+        alone = FusedSinkGD([nn.Parameter(torch.ones(4, 4))]).param_groups[0]
+        assert {name: group[name] for name in RULES["sinkgd"].defaults} == {
+            name: alone[name] for name in RULES["sinkgd"].defaults
+        }
+
+    def test_of_a_named_preset(self) -> None:
+        group = FusedHybrid(self.groups(), "sage").param_groups[0]
+        assert (group["normalization"], group["alpha"], group["lr"]) == ("unit", 10.0, 2e-3)
+
+    def test_may_come_from_a_generator(self) -> None:
+        assert len(FusedHybrid(iter([*self.groups(), *self.groups()])).param_groups) == 2
+
+    def test_are_described(self) -> None:
+        description = FusedHybrid(self.groups()).describe()
+        assert description.groups[0].rule == "sinkgd"
+        assert description.groups[0].hyperparameters["normalization"] == "sqrt"
+        assert "group 0: sinkgd: lr 0.02, iterations 5, alpha 0.05" in str(description)
+
+
+class TestWhatTrainersPass:
+    """betas, eps and weight_decay go to the rules that have them."""
+
+    def test_spread(self) -> None:
+        model = TinyLanguageModel()
+        groups = by_role(
+            FusedHybrid(
+                model, "sinkgd", weight_decay=0.5, betas=[0.5, 0.75], eps=1e-5, sinkgd={"weight_decay": 0.25}
+            )
+        )
+        assert groups["embedding"]["betas"] == (0.5, 0.75)
+        assert groups["embedding"]["eps"] == groups["matrix"]["eps"] == 1e-5
+        assert (groups["vector"]["weight_decay"], groups["matrix"]["weight_decay"]) == (0.5, 0.25)
+        assert "betas" not in groups["matrix"]
+        with pytest.raises(ValueError, match=r"^weight_decay: got -1 for rule"):
+            FusedHybrid(model, weight_decay=-1)
+
+    def test_and_to_group_dicts_that_say_nothing(self) -> None:
+        groups = [
+            {"params": [nn.Parameter(torch.ones(2))], "rule": "adamw", "weight_decay": 0.0},
+            {"params": [nn.Parameter(torch.ones(2))], "rule": "lion"},
+        ]
+        optimizer = FusedHybrid(groups, weight_decay=0.5)
+        assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.5]
+
+    def test_decay_and_no_decay_groups_without_rules(self) -> None:
+        model = TinyLanguageModel()
+        groups = [
+            {"params": [model.up.weight], "weight_decay": 0.1},
+            {"params": [model.up.bias], "weight_decay": 0},
+        ]
+        with pytest.raises(
+            ValueError, match=r'^rule: param group 0 names none; pass the model itself.*"rule" in each'
+        ):
+            FusedHybrid(groups)
+
+
+class TestConv1D:
+    """Hugging Face's GPT-2 stores its matrices as [in, out]: the update is that of the same layer as
+    nn.Linear."""
+
+    def layers(self, conv1d: bool, rows: int, cols: int) -> nn.Module:
+        torch.manual_seed(3)
+        linear = nn.Linear(cols, rows)
+        if not conv1d:
+            return linear
+        layer = pytest.importorskip("transformers.pytorch_utils").Conv1D(rows, cols)
+        with torch.no_grad():
+            layer.weight.copy_(linear.weight.t())
+            layer.bias.copy_(linear.bias)
+        return layer
+
+    @pytest.mark.parametrize("preset", ["scale", "sage", "lion", "sinkgd"])
+    @pytest.mark.parametrize("shape", [(10, 6), (6, 10)])
+    def test_update(self, preset: str, shape: tuple[int, int], backend: str) -> None:
+        updates = []
+        for conv1d in (False, True):
+            layer = self.layers(conv1d, *shape)
+            before = layer.weight.detach().clone()
+            settings = {"sinkgd": {"iterations": 60}} if preset != "scale" else {}
+            optimizer = FusedHybrid(layer, preset, backend=backend, **settings)
+            layer(torch.linspace(-1, 1, 5 * shape[1]).reshape(5, -1).sin()).pow(3).sum().backward()
+            optimizer.step()
+            update = layer.weight.detach() - before
+            updates.append(update.t() if conv1d else update)
+        difference = (updates[0] - updates[1]).norm() / updates[0].norm()
+        assert float(difference) < 1e-3
+
+    def test_groups_and_description(self) -> None:
+        model = nn.Sequential(self.layers(True, 10, 6), nn.Linear(10, 10), nn.Embedding(4, 4))
+        optimizer = FusedHybrid(model, "scale")
+        dims = {name: g["dim"] for g in optimizer.param_groups if "dim" in g for name in g["param_names"]}
+        assert dims == {"0.weight": 0, "1.weight": 1, "2.weight": 0}
+        rows = {row.name: str(row.rule) for row in optimizer.describe().rows}
+        assert rows["0.weight"] == "scale"
+        assert "scale (matrix): lr 0.001, momentum 0, dim 0" in str(optimizer.describe())
+        assert {
+            g["dim"] for g in FusedHybrid(model, "scale", scale={"dim": 1}).param_groups if "dim" in g
+        } == {1}
 
 
 def test_named_parameters(backend: str) -> None:

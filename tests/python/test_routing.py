@@ -138,3 +138,51 @@ def test_hugging_face_llama(tied: bool) -> None:
     assert found.pop("lm_head.weight", None) == (None if tied else "lm_head")
     for name, role in found.items():
         assert role == ("vector" if "norm" in name else "matrix"), name
+
+
+class TestOtherTables:
+    def test_embedding_bag(self) -> None:
+        model = nn.Sequential(nn.EmbeddingBag(20, 4), nn.Linear(4, 2))
+        assert roles(model) == {"0.weight": "embedding", "1.weight": "matrix", "1.bias": "vector"}
+
+    def test_lora_of_an_embedding(self) -> None:
+        """As PEFT names and shapes it: A is [r, V], B is [d, r], and both are parameters of a
+        ParameterDict."""
+
+        class LoraEmbedding(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.base_layer = nn.Embedding(20, 8).requires_grad_(False)
+                self.lora_embedding_A = nn.ParameterDict({"default": nn.Parameter(torch.zeros(2, 20))})
+                self.lora_embedding_B = nn.ParameterDict({"default": nn.Parameter(torch.zeros(8, 2))})
+
+        model = nn.ModuleDict({"embed": LoraEmbedding(), "lora_A": nn.Linear(8, 2, bias=False)})
+        found = {entry.name: (entry.role, entry.output_dim) for entry in routing.route(model)}
+        assert found == {
+            "embed.lora_embedding_A.default": ("embedding", 0),
+            "embed.lora_embedding_B.default": ("embedding", 0),
+            "lora_A.weight": ("matrix", 0),
+        }
+        assert set(roles(model.named_parameters(), embeddings=[]).values()) == {"embedding", "matrix"}
+
+    def test_where_a_matrix_has_its_outputs(self) -> None:
+        model = TinyLanguageModel(tied=True)
+        found = {entry.name: entry.output_dim for entry in routing.route(model)}
+        assert found["embed.weight"] == 1
+        assert found["up.weight"] == 0
+        found = {entry.name: entry.output_dim for entry in routing.route(model, tied="lm_head")}
+        assert found["embed.weight"] == 0
+
+    def test_transformers_conv1d(self) -> None:
+        pytest.importorskip("transformers")
+        from transformers.pytorch_utils import Conv1D
+
+        class Own(nn.Module):  # of the same name, and torch's layout
+            def __init__(self) -> None:
+                super().__init__()
+                self.weight = nn.Parameter(torch.zeros(3, 5))
+
+        Own.__name__ = "Conv1D"
+        found = {entry.name: entry for entry in routing.route(nn.Sequential(Conv1D(10, 6), Own()))}
+        assert (found["0.weight"].role, found["0.weight"].output_dim) == ("matrix", 1)
+        assert found["1.weight"].output_dim == 0

@@ -1,0 +1,121 @@
+"""Warnings: said once, to the caller, and only where something is rarely meant."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from typing import Any
+
+import models
+import pytest
+import torch
+from models import TinyLanguageModel
+from torch import nn
+from torch.optim import lr_scheduler, swa_utils
+
+from sage_ext.optimizers import FusedALIAS, FusedHybrid, FusedLion
+
+ONE_RATE = r"learning rates of rules lion, sinkgd differed and are now all"
+
+
+@pytest.fixture(autouse=True)
+def nothing_else() -> Any:
+    """What a test does not expect is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def hybrid() -> tuple[TinyLanguageModel, FusedHybrid]:
+    model = TinyLanguageModel()
+    return model, FusedHybrid(model, "lion")
+
+
+class TestOneRate:
+    def test_scalar_max_lr(self) -> None:
+        model, optimizer = hybrid()
+        scheduler = lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=10, cycle_momentum=False)
+        with pytest.warns(UserWarning, match=ONE_RATE) as found:
+            models.train(model, optimizer, [0])
+        assert found[0].filename.endswith("models.py"), "in the name of the caller"
+        scheduler.step()
+        models.train(model, optimizer, [1])  # not a second time
+
+    def test_its_cure(self) -> None:
+        model, optimizer = hybrid()
+        rates = [group["lr"] for group in optimizer.param_groups]
+        scheduler = lr_scheduler.OneCycleLR(optimizer, max_lr=rates, total_steps=10, cycle_momentum=False)
+        for seed in range(3):
+            models.train(model, optimizer, [seed])
+            scheduler.step()
+
+    def test_swalr(self) -> None:
+        model, optimizer = hybrid()
+        scheduler = swa_utils.SWALR(optimizer, swa_lr=0.05, anneal_epochs=1)
+        models.train(model, optimizer, [0])
+        scheduler.step()
+        with pytest.warns(UserWarning, match=ONE_RATE):
+            models.train(model, optimizer, [1])
+
+    def test_after_loading_and_unpickling(self) -> None:
+        for how in ("load", "pickle"):
+            model, optimizer = hybrid()
+            if how == "load":
+                optimizer.load_state_dict(optimizer.state_dict())
+            else:
+                model, optimizer = pickle.loads(pickle.dumps((model, optimizer)))
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-3
+            with pytest.warns(UserWarning, match=ONE_RATE):
+                models.train(model, optimizer, [0])
+
+    def test_warm_up_from_zero_says_nothing(self) -> None:
+        model, optimizer = hybrid()
+        scheduler = lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 3))
+        for seed in range(4):
+            models.train(model, optimizer, [seed])
+            scheduler.step()
+
+    def test_rates_that_were_the_same_say_nothing(self) -> None:
+        model = TinyLanguageModel()
+        models.train(model, FusedHybrid(model, "sage"), [0])
+        models.train(model, FusedHybrid(model, "lion", lr=1e-3), [0])
+
+    def test_of_one_rule_says_nothing(self) -> None:
+        groups = [{"params": [nn.Parameter(torch.ones(2))], "lr": lr} for lr in (0.1, 0.2)]
+        optimizer = FusedLion(groups)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.3
+            group["params"][0].grad = torch.ones(2)
+        optimizer.step()
+
+    def test_alias_has_no_rate(self) -> None:
+        model = TinyLanguageModel()
+        optimizer = FusedHybrid(model, "alias")
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2
+        models.train(model, optimizer, [0])
+
+
+class TestNoGradient:
+    def test_parameters_that_will_not_move(self) -> None:
+        model = TinyLanguageModel()
+        optimizer = FusedLion(model.named_parameters())
+        models.backward(model, optimizer)
+        model.up.weight.grad = None
+        with pytest.warns(UserWarning, match=r"without a gradient in the first step.*: up.weight\. If"):
+            optimizer.step()
+        optimizer.step()  # once is enough
+
+    def test_many_are_counted(self) -> None:
+        params = [nn.Parameter(torch.ones(1)) for _ in range(9)]
+        params[0].grad = torch.ones(1)
+        with pytest.warns(UserWarning, match=r"param 1 of group 0, .*param 5 of group 0 and 3 more\. If"):
+            FusedALIAS(params).step()
+
+    def test_frozen_ones_and_steps_without_any_say_nothing(self) -> None:
+        model = TinyLanguageModel()
+        optimizer = FusedLion(model.parameters())
+        optimizer.step()
+        model.up.requires_grad_(False)
+        models.train(model, optimizer, [0])
