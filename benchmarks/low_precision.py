@@ -59,7 +59,6 @@ def train(rule: str, weights: torch.dtype, state: torch.dtype | None, seed: int)
     start = [param.detach().clone() for param in model.parameters()]
     moved = [torch.zeros_like(param, dtype=torch.bool) for param in start]
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=weights == FP16)
-    optimizer.amp_scaling = True  # float16 gradients cannot be divided in place
     losses = []
     for step in range(STEPS):
         tokens, targets = batch(seed, step)

@@ -57,7 +57,7 @@ class FusedOptimizer(Optimizer):
         self._backend: str | None = None
         # The last loss of a group whose rule takes one. Only a GPU knows whether its first step was skipped.
         self._losses: dict[int, float | Tensor] = {}
-        self._amp_scaling = False
+        self._amp_scaling: bool | None = None
         self._advice = Advice()
         self._forget()
         if len(self.rules) == 1:
@@ -83,26 +83,29 @@ class FusedOptimizer(Optimizer):
 
     @property
     def amp_scaling(self) -> bool:
-        """Whether the kernels themselves divide by a GradScaler's scale and skip steps with an overflow. May
-        be set.
+        """Whether the kernels themselves divide by a GradScaler's scale and skip steps with an overflow.
 
-        False, as it is at first, leaves that to ``torch.amp.GradScaler``, which everybody can work with:
-        Lightning clips gradients, accelerate knows which steps were skipped. True, as in torch's fused
-        optimizers, saves a pass over the gradients and, on a GPU, a wait of the host in every step; the
-        gradients that ``step()`` finds are then still multiplied by the scale, so nothing but
-        ``scaler.unscale_(optimizer)`` may come before a clipping.
+        False leaves that to ``torch.amp.GradScaler``, which everybody can work with: Lightning clips
+        gradients, accelerate knows which steps were skipped. True, as in torch's fused optimizers, saves a
+        pass over the gradients and, on a GPU, a wait of the host in every step; the gradients that ``step()``
+        finds are then still multiplied by the scale, so to clip them takes ``scaler.unscale_(optimizer)``
+        first. May be set to either, or to None for the default: True only where a parameter is float16, whose
+        gradients GradScaler itself refuses to divide.
         """
-        return self._amp_scaling
+        if self._amp_scaling is not None:
+            return self._amp_scaling
+        return any(param.dtype == torch.float16 for group in self.param_groups for param in group["params"])
 
     @amp_scaling.setter
-    def amp_scaling(self, value: bool) -> None:
-        validate.flag(value, "amp_scaling", "")
+    def amp_scaling(self, value: bool | None) -> None:
+        if value is not None:
+            validate.flag(value, "amp_scaling", "")
         self._amp_scaling = value
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """GradScaler asks for it, and then leaves grad_scale and found_inf on the optimizer."""
-        return self._amp_scaling
+        return self.amp_scaling
 
     def label(self, group: int, index: int) -> str:
         """Return how messages name a parameter: its name if known, its place, shape, dtype and device."""
@@ -401,7 +404,7 @@ class FusedOptimizer(Optimizer):
             for key, value in rule.defaults.items():
                 group.setdefault(key, value)  # pickled before the rule had this hyperparameter
         self.__dict__.setdefault("_losses", {})
-        self.__dict__.setdefault("_amp_scaling", False)
+        self.__dict__.setdefault("_amp_scaling", None)
         if "_advice" not in self.__dict__:
             self._advice = Advice()
             for count in range(1, len(self.param_groups) + 1):

@@ -142,7 +142,7 @@ def test_half_precision_model_with_half_precision_gradients(backend: str) -> Non
     """fp16 gradients cannot be unscaled in place, but the kernels divide on load."""
     model = TinyLanguageModel().half()
     optimizer, grad_scaler = models.sage(model, backend=backend, state_dtype=torch.float32), scaler()
-    optimizer.amp_scaling = True
+    assert optimizer.amp_scaling
     before = copies(model)
     scaled_backward(model, optimizer, grad_scaler, 0)
     grad_scaler.step(optimizer)
@@ -160,6 +160,9 @@ def test_who_scales_may_be_chosen(backend: str) -> None:
     with pytest.raises(ValueError, match=r"^amp_scaling: got 1, expected True or False"):
         optimizer.amp_scaling = 1
     assert optimizer.amp_scaling is True
+    optimizer.amp_scaling = None
+    assert optimizer.amp_scaling is False
+    assert models.lion(TinyLanguageModel().half(), backend=backend).amp_scaling is True
 
 
 def test_no_gradients_at_all(backend: str) -> None:
