@@ -66,6 +66,7 @@ test-cuda-build: $(CUDA_VENV)/.installed $(CUDA_VENV)/.tools
 benchmark: $(VENV)/.installed $(VENV)/.examples
 	$(BIN)/python benchmarks/step_time.py --json benchmarks/results/step_time.json
 	$(BIN)/python benchmarks/memory.py --json benchmarks/results/memory.json
+	$(BIN)/python benchmarks/update_docs.py
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

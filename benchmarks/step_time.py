@@ -27,7 +27,7 @@ import sage_ext
 from sage_ext import optimizers
 
 HIDDEN, LAYERS, FFN, VOCABULARY = 768, 4, 2048, 32000
-# Of these is the SAGE hybrid's step made: update_readme.py puts them side by side.
+# Of these is the SAGE hybrid's step made: docs_tables.py puts them side by side.
 EMBEDDING = "FusedSAGE (embedding)"
 SINKGD = "FusedSinkGD (matrices)"
 ONE_ITERATION = "FusedSinkGD (matrices), 1 iteration"

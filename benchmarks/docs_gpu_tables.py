@@ -1,0 +1,141 @@
+"""The tables of docs/gpu.md: what is counted, what nvcc made, what is predicted and what was timed on a GPU.
+
+Each function returns Markdown, made from a file in benchmarks/results. update_docs.py says where it goes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import docs_tables
+from docs_tables import ADAMW, MIB, load, prose, size, table
+
+
+def span(values: list[float], percent: bool = False) -> str:
+    low, high = (round(100 * value) if percent else value for value in values)
+    return (f"{low:g}" if low == high else f"{low:g} to {high:g}") + ("%" if percent else "")
+
+
+def traffic() -> str:
+    found = load("kernels.json")["traffic"]
+    gpus = list(found[0]["predicted_7b_ms"])
+    columns = ["rule", "W, g", "state", "launches", "bytes a parameter", "floor", "scratch at 7B"]
+    rows = [
+        [
+            r["rule"],
+            r["dtype"],
+            r["state_dtype"],
+            f"{r['launches']}",
+            f"{r['bytes_per_param']:.2f}",
+            f"{r['floor']:g}",
+            f"{r['scratch_7b']:.2f}",
+            *(f"{r['predicted_7b_ms'][gpu]:.1f}" for gpu in gpus),
+        ]
+        for r in found
+    ]
+    return table([*columns, *(f"ms on an {gpu}" for gpu in gpus)], rows, left=3)
+
+
+def machine_code() -> str:
+    found = load("kernels.json")["machine_code"]
+    by_kernel: dict[str, list[dict[str, Any]]] = {}
+    for row in found:
+        by_kernel.setdefault(row["kernel"], []).append(row)
+    archs = ", ".join(sorted({row["arch"] for row in found}, key=float))
+    columns = ["kernel", "variants", "registers", "threads a block", "occupancy", "stack, spills"]
+    lines = map(of_kernel, by_kernel, by_kernel.values())
+    return f"Compute capabilities {archs}:\n\n{table(columns, lines)}"
+
+
+def of_kernel(kernel: str, rows: list[dict[str, Any]]) -> list[str]:
+    """One line of the table on machine code, over a kernel's architectures."""
+
+    def most(key: str) -> list[float]:
+        return [min(row[key][0] for row in rows), max(row[key][1] for row in rows)]
+
+    return [
+        f"`{kernel}`",
+        f"{rows[0]['variants']}",
+        span(most("registers")),
+        span(most("threads")),
+        span(most("occupancy"), percent=True),
+        f"{most('stack_bytes')[1] + most('local_accesses')[1]:g}",
+    ]
+
+
+def l2() -> str:
+    found = load("l2_model.json")
+    gpu = found["gpu"]
+    rows = []
+    for r in found["results"]:
+        limit = r["break_even_s"] if r["order"] == "waves" else None
+        numbers = [f"{r['bytes_per_param']:.2f}", f"{r['launches']:g}", f"{r['predicted_ms']:.2f}"]
+        rows.append([r["matrices"], r["order"], *numbers, "" if limit is None else f"{limit * 1e6:.1f} us"])
+    columns = ["bytes a parameter from memory", "launches", "predicted ms", "waves win below"]
+    text = prose(
+        f"bf16, {gpu['name']}, {gpu['memory'] / 1e12:.2f} TB/s, {gpu['l2_bytes'] / 1e6:.0f} MB of L2",
+        f"at an assumed {gpu['l2'] / 1e12:.1f} TB/s, an assumed {gpu['drain'] * 1e6:.0f} us between",
+        "dependent launches:",
+    )
+    return f"{text}\n\n{table(['matrices', 'order', *columns], rows, left=2)}"
+
+
+# ------------------------------------------------------------------------------------------------ on a GPU
+
+
+def timing() -> dict[str, Any] | None:
+    """What gpu_time.py wrote as a part of on_gpu.json; None where no GPU has run it."""
+    if not (docs_tables.RESULTS / "on_gpu.json").is_file():
+        return None
+    found = load("on_gpu.json")
+    places = [found, *(part for part in found.values() if isinstance(part, dict))]
+    place = next((part for part in places if "steps" in part), None)
+    if place is None:
+        raise ValueError("on_gpu.json: holds no list of steps, which benchmarks/gpu_time.py writes")
+    return None if place["dry_run"] else place
+
+
+def in_short() -> str:
+    """The README's sentence on GPUs."""
+    found = timing()
+    if found is not None:
+        return prose(f"On a GPU ({found['setting']['gpu']}): see [GPUs](docs/gpu.md).")
+    return prose(
+        "**No GPU has run this yet.** The CUDA kernels are tested on an emulator, built for real",
+        "architectures, and their machine code is audited: [GPUs](docs/gpu.md).",
+    )
+
+
+def timed() -> str:
+    """What benchmarks/on_gpu.sh found, or that nobody has run it."""
+    found = timing()
+    if found is None:
+        return "**No GPU has run this yet.** The numbers on this page are counted or computed, not timed."
+    setting = found["setting"]
+    text = prose(
+        f"**Timed** on an {setting['gpu']} (compute capability {setting['compute_capability']}, CUDA",
+        f"{setting['cuda']}, torch {setting['torch']}), caches flushed, by `benchmarks/on_gpu.sh`. Eager:",
+        "called by the host; graph: a replayed CUDA graph. `x AdamW`, and the share of a copy that reads and",
+        "writes as many bytes, are of the graph. Transient: the most that a step allocated.",
+    )
+    columns = ["eager ms", "graph ms", "x AdamW", "share of a copy", "state, GiB", "transient, MiB"]
+    rows = [of_step(row, found["steps"]) for row in found["steps"]]
+    parts = [text, table(["tensors", "optimizer", *columns], rows, left=2)]
+    missing = [f"- {entry['what']}: {entry['why']}." for entry in found["left_out"]]
+    missing += [f"- {entry['what']}: {entry['error']}" for entry in found["errors"]]
+    if missing:
+        parts += ["Not timed:", "\n".join(missing)]
+    return "\n\n".join(parts)
+
+
+def of_step(row: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    """One line of the table of times; what was not measured is left empty."""
+    case = (row["case"], row["dtype"])
+    base = next((r for r in rows if (r["case"], r["dtype"]) == case and r["optimizer"] == ADAMW), None)
+    graph = row["graph_ms"]
+    cells = [f"{row['case']} {row['dtype']}", row["optimizer"], f"{row['eager_ms']:.3f}"]
+    cells.append(f"{graph:.3f}" if graph else "")
+    cells.append(f"{graph / base['graph_ms']:.2f}" if graph and base and base["graph_ms"] else "")
+    cells.append(f"{row['copy_ms'] / graph:.2f}" if graph else "")
+    peak = row["peak_bytes"]
+    return [*cells, size(row["state_bytes"]), "" if peak is None else f"{peak / MIB:.1f}"]

@@ -1,0 +1,248 @@
+"""The tables and sentences of README.md and docs/ about memory, time on a CPU and training.
+
+Each function returns Markdown, made from a file in benchmarks/results. update_docs.py says where it goes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from step_time import EMBEDDING, ITERATIONS, ONE_ITERATION, SINKGD
+
+RESULTS = Path(__file__).resolve().parent / "results"
+GIB, MIB = 1 << 30, 1 << 20
+
+ADAMW, HYBRID = "torch AdamW fused", "SAGE hybrid"
+# The README's rows: how it calls them, and how the benchmarks do.
+IN_SHORT = {
+    "`torch.optim.AdamW(fused=True)`": ADAMW,
+    '`FusedHybrid(model, "sage")`': HYBRID,
+    '`FusedHybrid(model, "lion")`': "Lion hybrid",
+    '`FusedHybrid(model, "sinkgd")`': "SinkGD hybrid",
+    '`FusedHybrid(model, "scale")`': "SCALE hybrid",
+    '`FusedHybrid(model, "alias")`': "ALIAS hybrid",
+    "`FusedLion`": "FusedLion",
+    "`FusedSignSGD`": "FusedSignSGD",
+    "`FusedAdamW`": "FusedAdamW",
+}
+SMALL = "2000 x 256 fp32"
+
+# Perplexities closer than this share are not called different: one seed tells no more.
+NEAR = 0.02
+
+
+def load(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / name).read_text())
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table; the first ``left`` columns are text, the others numbers."""
+    rule = ["---" if index < left else "---:" for index in range(len(columns))]
+    lines = [f"| {' | '.join(columns)} |", f"|{'|'.join(rule)}|"]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
+
+
+def prose(*sentences: str) -> str:
+    """A paragraph in lines as long as those of the pages."""
+    return textwrap.fill(" ".join(sentences), 120, break_long_words=False, break_on_hyphens=False)
+
+
+def size(count: int) -> str:
+    """Gibibytes; where these would round to nothing, bytes."""
+    return "0" if count == 0 else f"{count / GIB:.2f}" if count >= 0.005 * GIB else f"{count} B"
+
+
+# ------------------------------------------------------------------------------------------------ costs
+
+
+def costs() -> str:
+    """The README's table: state and time of a step, side by side."""
+    memory, times = load("memory.json"), load("step_time.json")
+    own = {row["dtype"]: row for row in memory["rows"] if not row["tied"]}
+    found = {(row["case"], row["optimizer"]): row for row in times["rows"]}
+
+    def step(name: str, dtype: str) -> str:
+        row = found[f"llama 53M {dtype}", name]
+        return f"{row['median_ms']:.1f} ms ({row['ratio']:.2f})"
+
+    rows = [
+        [label, *(size(own[d]["state_bytes"][name]) for d in own), *(step(name, d) for d in own)]
+        for label, name in IN_SHORT.items()
+    ]
+    columns = ["optimizer", *(f"state in {d}, GiB" for d in own), *(f"step in {d}" for d in own)]
+    state, setting = own["bf16"]["state_bytes"], times["setting"]
+    small = found[SMALL, "FusedLion"]
+    text = prose(
+        f"For a Llama with {own['bf16']['parameters'] / 1e9:.2f} billion parameters in bf16, AdamW keeps",
+        f"{size(state[ADAMW])} GiB of state, `FusedHybrid(model)` {size(state[HYBRID])} GiB: one part in",
+        f"{state[ADAMW] / state[HYBRID]:.0f}. Step times are of a Llama with 53 million parameters on",
+        f"{setting['threads']} cores (torch {setting['torch']}), in brackets the ratio to torch's fused",
+        f"AdamW. With 2,000 tensors of 256 numbers each, `FusedLion` takes {small['ratio']:.2f} of its time.",
+    )
+    return f"{text}\n\n{table(columns, rows)}"
+
+
+def memory() -> str:
+    found = load("memory.json")
+    config, rows = found["config"], found["rows"]
+    heads = [
+        f"{row['parameters'] / 1e9:.2f} B {row['dtype']}, {'tied' if row['tied'] else 'own'} head"
+        for row in rows
+    ]
+    names = rows[0]["state_bytes"]
+    text = prose(
+        f"Of a Llama with {config['num_hidden_layers']} layers of {config['hidden_size']} and a vocabulary",
+        f"of {found['vocabulary']:,}; in GiB unless it says bytes (B). Weights, gradients and moments have",
+        "the dtype of the column.",
+    )
+    lines = ([name, *(size(row["state_bytes"][name]) for row in rows)] for name in names)
+    return f"{text}\n\n{table(['optimizer', *heads], lines)}"
+
+
+def step_time() -> str:
+    found = load("step_time.json")
+    setting = found["setting"]
+    formats = {
+        "ms": "{median_ms:.1f}",
+        "x AdamW": "{ratio:.2f}",
+        "bytes a parameter": "{bytes_per_param:.1f}",
+        "GB/s": "{gbytes_per_s:.1f}",
+        "read GB/s": "{read_gbytes_per_s:.1f}",
+        "share of bandwidth": "{share_of_bandwidth:.2f}",
+    }
+    rows = [
+        [row["case"], row["optimizer"], *(cell.format(**row) for cell in formats.values())]
+        for row in found["rows"]
+    ]
+    caches = "evicted before each step" if setting["caches_evicted"] else "as the step before left them"
+    text = prose(
+        f"On {setting['threads']} cores ({setting['cpu_capability']}, torch {setting['torch']}); medians of",
+        f"{setting['rounds']} steps, caches {caches}.",
+    )
+    return f"{text}\n\n{table(['tensors', 'optimizer', *formats], rows, left=2)}"
+
+
+def hybrid_profile() -> str:
+    """What the SAGE hybrid's step is made of: the parts that step_time.py takes the time of."""
+    rows = load("step_time.json")["rows"]
+    lines = []
+    for case in dict.fromkeys(row["case"] for row in rows if "llama" in row["case"]):
+        found = {row["optimizer"]: row for row in rows if row["case"] == case}
+        one, every = found[ONE_ITERATION], found[SINKGD]
+        more_ms = every["median_ms"] - one["median_ms"]
+        # GB/s times ms is MB.
+        more_mb = every["gbytes_per_s"] * every["median_ms"] - one["gbytes_per_s"] * one["median_ms"]
+        times = [found[name]["median_ms"] for name in (ADAMW, HYBRID, EMBEDDING, ONE_ITERATION)]
+        times.append(more_ms / (ITERATIONS - 1))
+        lines.append([case, *(f"{ms:.1f}" for ms in times), f"{more_mb / more_ms:.1f}"])
+    parts = ["embedding", "first iteration and update", "each other iteration"]
+    return table(["tensors", "torch AdamW", "SAGE hybrid", *parts, "GB/s in it"], lines)
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+def perplexity(result: dict[str, Any]) -> float:
+    """Infinite where the run diverged: JSON has null there."""
+    value = result["validation_perplexity"]
+    return math.inf if value is None or math.isnan(value) else value
+
+
+def baseline(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """AdamW at its best, of the runs that there are."""
+    return min((r for r in results if r["optimizer"].startswith("adamw")), key=perplexity)
+
+
+def has_one_rate(result: dict[str, Any]) -> bool:
+    """Whether embedding, head and matrices shared one learning rate."""
+    return sum("lr" in name for name in result["optimizer_settings"]) <= 1
+
+
+def verdict(results: Sequence[dict[str, Any]]) -> list[str]:
+    """One sentence for each other contender beside AdamW at its best, from the numbers alone.
+
+    Against an AdamW that has one learning rate for everything nobody is called ahead.
+    """
+    base = baseline(results)
+    name, theirs = f"`{base['label']}`", perplexity(base)
+    lines = []
+    for result in sorted((r for r in results if r is not base), key=perplexity):
+        label, ours = f"`{result['label']}`", perplexity(result)
+        if not math.isfinite(ours):
+            lines.append(f"{label} diverged.")
+            continue
+        share = result["state_bytes"] / base["state_bytes"]
+        text = f"{label}, with {share:.1%} of {name}'s state, " if share else f"{label}, without state, "
+        if has_one_rate(base):
+            lines.append(f"{text}ended at perplexity {ours:.1f}, {name} at {theirs:.1f}.")
+            continue
+        change = ours / theirs - 1
+        how = "level with" if abs(change) < NEAR else "ahead of" if change < 0 else "behind"
+        lines.append(f"{text}is {how} {name}: perplexity {ours:.1f} against {theirs:.1f}.")
+    return lines
+
+
+def caution(results: Sequence[dict[str, Any]]) -> str:
+    """What must be said beside the verdict."""
+    text = "One seed and a small model: it shows that they train, and is no ranking."
+    if has_one_rate(base := baseline(results)):
+        text += (
+            f" `{base['label']}` had one learning rate for all tensors here, and does better when the "
+            "embedding has a rate of its own."
+        )
+    return text
+
+
+def tokens_a_step(settings: dict[str, Any]) -> int:
+    return settings["batch_size"] * settings["seq_len"] * settings["accumulate"]
+
+
+def training_in_short() -> str:
+    """The README's sentences on `make demo`."""
+    found = load("demo.json")
+    settings, results = found["settings"], found["results"]
+    return prose(
+        f"`make demo` trains a Llama with {results[0]['parameters'] / 1e6:.1f} million parameters on",
+        f"{settings['steps'] * tokens_a_step(settings) / 1e3:,.0f} thousand tokens.",
+        *verdict(results),
+        caution(results),
+    )
+
+
+def shown(value: Any) -> str:
+    return "/".join(map(shown, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def training() -> str:
+    found = load("demo.json")
+    settings, machine, results = found["settings"], found["machine"], found["results"]
+    setting = prose(
+        f"{results[0]['parameters'] / 1e6:.1f} million parameters, {settings['steps']} steps of",
+        f"{tokens_a_step(settings):,} tokens, {settings['warmup']} of them warm-up; text:",
+        f"{found['corpus']['source']}; seed {settings['seed']}, mixed precision: {settings['amp']};",
+        f"{machine['cpu']}, {settings['threads']} threads, torch {machine['torch']}.",
+    )
+    rows = [
+        [
+            f"`{r['label']}`",
+            r["about"],
+            f"{perplexity(r):.1f}" if math.isfinite(perplexity(r)) else "diverged",
+            f"{r['state_bytes'] / MIB:.2f}",
+            f"{r['optimizer_ms']:.2f}",
+            f"{r['tokens_per_second']:,.0f}",
+        ]
+        for r in results
+    ]
+    columns = ["optimizer", "what it is", "validation perplexity", "state (MiB)", "step (ms)", "tokens/s"]
+    used = []
+    for r in results:
+        pairs = ", ".join(f"{name} {shown(value)}" for name, value in r["optimizer_settings"].items())
+        used.append(f"- `{r['label']}`: {pairs}")
+    sentences = [f"- {line}" for line in verdict(results)]
+    parts = [setting, table(columns, rows, left=2), "\n".join(sentences), prose(caution(results))]
+    return "\n\n".join([*parts, "Settings:", "\n".join(used)])
