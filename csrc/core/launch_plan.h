@@ -102,7 +102,8 @@ RowBlocks plan_row_blocks(int64_t rows, int64_t cols);
 //
 // A row belongs to a team of threads, each with `vectors` times 16 bytes of it in registers, together with its share
 // of the column sums: one read does both halves of the pass. Narrow rows have small teams, several to a block.
-// `vectors` = kSplitRows means that a row does not fit: it is read twice.
+// `vectors` = kSplitRows means that a row does not fit: it is read twice, by all threads of a block, which has
+// kWideSinkhornThreads of them.
 struct SinkhornPlan {
   int32_t team;     // threads, a power of two
   int32_t vectors;  // 1, 2, 4 or 8; or kSplitRows
@@ -124,7 +125,8 @@ inline constexpr int32_t kUnalignedSinkhornVectors = 2;
 // bytes.
 int32_t sinkhorn_threads(int64_t cols, int64_t vec, bool aligned);
 
-// `total` is the number of elements of all matrices in the launch: it decides how many rows a block takes.
+// `threads` are at least those that this matrix needs. `total` is the number of elements of all matrices in the launch:
+// it decides how many rows a block takes.
 SinkhornPlan plan_sinkhorn(int64_t rows, int64_t cols, int64_t vec, bool aligned, int32_t threads, int64_t total);
 
 }  // namespace sage_ext

@@ -21,8 +21,8 @@ constexpr int64_t kSoloMatrix = int64_t{1} << 17;  // elements up to which a mat
 constexpr int64_t kSoloTask = int64_t{1} << 15;    // elements of small matrices that make one task
 
 struct SinkGDKernels {
-  void (*rows)(const SinkGDStep::Work&, int64_t row_begin, int64_t row_end, double target, double eps, float* partial);
-  void (*columns)(const SinkGDStep::Work&, int64_t col_begin, int64_t col_end, double target, double eps);
+  void (*rows)(const SinkGDStep::Work&, int64_t row_begin, int64_t row_end, const SinkGDNorm&, float* partial);
+  void (*columns)(const SinkGDStep::Work&, int64_t col_begin, int64_t col_end, const SinkGDNorm&);
   void (*update)(const SinkGDStep::Work&, int64_t row_begin, int64_t row_end, double lr_alpha, float decay);
 };
 
@@ -48,12 +48,15 @@ namespace sage_ext::cpu {
 
 namespace {
 
-struct Targets {
-  double row, col;
+// What the halves of an iteration do to a matrix.
+struct Norms {
+  SinkGDNorm row, col;
 };
 
-Targets targets(const SinkGDMatrix& m, const SinkGDOptions& options) {
-  return {sinkgd_target(options.unit, m.cols), sinkgd_target(options.unit, m.rows)};
+Norms norms(const SinkGDMatrix& m, const SinkGDOptions& options, int iteration) {
+  const SinkGDForm form{options.unit, options.eps};
+  return {sinkgd_row_norm(form, m.rows, m.cols, iteration == 0),
+          sinkgd_col_norm(form, m.rows, m.cols, iteration == options.iterations - 1)};
 }
 
 void reset_scales(const SinkGDStep::Work& work, const SinkGDOptions& options) {
@@ -123,14 +126,14 @@ void SinkGDStep::run_solo(std::vector<SinkGDMatrix> matrices, int threads) const
       const Scratch scratch(matrix.rows, matrix.cols * (1 + blocks.blocks));
       const Work work{matrix, blocks, scratch.doubles.get(), scratch.floats.get(), scratch.floats.get() + matrix.cols};
       const SinkGDKernels kernels = SAGE_EXT_FOR_ACTIVE_ISA(select_sinkgd_kernels(matrix));
-      const Targets target = targets(matrix, options_);
       reset_scales(work, options_);
       Serpentine pass(0, blocks.blocks);
       for (int i = 0; i < options_.iterations; ++i) {
+        const Norms norm = norms(matrix, options_, i);
         pass.run([&](int64_t block) {
-          kernels.rows(work, work.row_begin(block), work.row_end(block), target.row, options_.eps, work.partial(block));
+          kernels.rows(work, work.row_begin(block), work.row_end(block), norm.row, work.partial(block));
         });
-        kernels.columns(work, 0, matrix.cols, target.col, options_.eps);
+        kernels.columns(work, 0, matrix.cols, norm.col);
       }
       pass.run(
           [&](int64_t block) { kernels.update(work, work.row_begin(block), work.row_end(block), lr_alpha, decay); });
@@ -239,8 +242,8 @@ void SinkGDStep::run_shared(std::span<const SinkGDMatrix> matrices, int threads)
       team.barrier();
       for (int i = 0; i < options_.iterations; ++i) {
         for_my_blocks([&](const Work& work, const SinkGDKernels& kernels, int64_t block) {
-          kernels.rows(work, work.row_begin(block), work.row_end(block), targets(work.matrix, options_).row,
-                       options_.eps, work.partial(block));
+          kernels.rows(work, work.row_begin(block), work.row_end(block), norms(work.matrix, options_, i).row,
+                       work.partial(block));
         });
         team.barrier();
         for (const Work& work : wave.works) {
@@ -248,7 +251,7 @@ void SinkGDStep::run_shared(std::span<const SinkGDMatrix> matrices, int threads)
           const int64_t end = team.share_begin(work.matrix.cols, kColumnGrain, team.rank + 1);
           if (begin == end) continue;
           SAGE_EXT_FOR_ACTIVE_ISA(select_sinkgd_kernels(work.matrix))
-              .columns(work, begin, end, targets(work.matrix, options_).col, options_.eps);
+              .columns(work, begin, end, norms(work.matrix, options_, i).col);
         }
         team.barrier();
       }

@@ -82,7 +82,7 @@ void pass_rows(const FourRows<G>& rows, const float* __restrict col_scale, float
 // of the column sums of squares. The share of four rows is added while the next four are read: they are still in the
 // cache, and the memory does not rest. The four rows are far apart: a core reads several streams faster than one.
 template <typename G>
-void sinkgd_rows(const SinkGDStep::Work& work, int64_t row_begin, int64_t row_end, double target, double eps,
+void sinkgd_rows(const SinkGDStep::Work& work, int64_t row_begin, int64_t row_end, const SinkGDNorm& norm,
                  float* partial) {
   const int64_t cols = work.matrix.cols;
   for (int64_t j = 0; j < cols; ++j) partial[j] = 0.0f;
@@ -113,7 +113,7 @@ void sinkgd_rows(const SinkGDStep::Work& work, int64_t row_begin, int64_t row_en
       if (k >= count) continue;
       if (!squares_are_safe(sums[k])) sums[k] = exact_row_sum(rows.row[k], work.col_scale, cols);
       double& scale = work.row_scale[row + k * groups];
-      scale = sinkgd_rescale(scale, sums[k], target, eps);
+      scale = sinkgd_rescale(scale, sums[k], norm.target, norm.eps);
       last_scale[k] = static_cast<float>(scale);
     }
     last = rows;
@@ -123,7 +123,7 @@ void sinkgd_rows(const SinkGDStep::Work& work, int64_t row_begin, int64_t row_en
 
 // The column half of an iteration for columns [col_begin, col_end): adds up the blocks' shares in their order.
 template <typename G>
-void sinkgd_columns(const SinkGDStep::Work& work, int64_t col_begin, int64_t col_end, double target, double eps) {
+void sinkgd_columns(const SinkGDStep::Work& work, int64_t col_begin, int64_t col_end, const SinkGDNorm& norm) {
   const int64_t cols = work.matrix.cols;
   const G* grad = static_cast<const G*>(work.matrix.grad);
   for (int64_t begin = col_begin; begin < col_end; begin += kColumnGroup) {
@@ -154,7 +154,7 @@ void sinkgd_columns(const SinkGDStep::Work& work, int64_t col_begin, int64_t col
       }
     }
     for (int64_t j = 0; j < count; ++j) {
-      scale[j] = static_cast<float>(sinkgd_rescale(static_cast<double>(scale[j]), sums[j], target, eps));
+      scale[j] = static_cast<float>(sinkgd_rescale(static_cast<double>(scale[j]), sums[j], norm.target, norm.eps));
     }
   }
 }

@@ -73,9 +73,8 @@ __global__ void __launch_bounds__(kColumnThreads) sinkgd_columns_kernel(const __
       if (r != 0.0) sum = add_square(sum, static_cast<double>(to_float(load_one(grad + row * e.cols))) * r);
     }
   }
-  const double rescaled =
-      sinkgd_rescale(static_cast<double>(old), sum, sinkgd_target(table.common.unit, e.rows), table.common.eps);
-  store_one(scale, static_cast<float>(rescaled));
+  const SinkGDNorm norm = sinkgd_col_norm(table.common.form, e.rows, e.cols, table.common.is_last);
+  store_one(scale, static_cast<float>(sinkgd_rescale(static_cast<double>(old), sum, norm.target, norm.eps)));
 }
 
 template <typename W, typename G>
@@ -158,6 +157,7 @@ void launch_iterations(const Group& group, int iterations, SinkGDCommon& common,
   const auto tiles = count_blocks(entries, [](const SinkGDEntry& e) { return ceil_div(e.cols, kColumnsPerBlock); });
   for (int i = 0; i < iterations; ++i) {
     common.is_first = i == 0;
+    common.is_last = i == iterations - 1;
     launch_sinkgd_rows(group.grad_dtype, group.threads, common, entries, row_blocks, stream);
     visit_dtypes(
         [&](auto g) {
@@ -201,8 +201,9 @@ void sinkgd_step(std::span<const SinkGDTensor> tensors, const SinkGDOptions& opt
   make_groups(tensors, workspace, groups);
   for (const Group& group : groups) {
     if (group.entries.empty()) continue;
-    SinkGDCommon common{options.alpha,     options.eps, options.weight_decay, options.unit, /*is_first=*/true,
-                        /*reverse=*/false, scalars};
+    SinkGDCommon common{options.alpha,     options.weight_decay, {options.unit, options.eps},
+                        /*is_first=*/true,
+                        /*is_last=*/true,  /*reverse=*/false,    scalars};
     launch_iterations(group, options.iterations, common, stream);
     launch_update(group, common, stream);
   }

@@ -16,7 +16,9 @@ __device__ __forceinline__ void sinkgd_block_rows(const SinkGDRows<G>& rows, Sin
     case 2:
       return sinkgd_rows_in_registers<2, kAligned>(rows, shared);
     case kSplitRows:
-      return sinkgd_split_rows<kAligned ? kVecSize<G> : 1>(rows, shared);
+      // Rows that do not fit into the registers of 256 threads have 512 (see sinkhorn_threads()).
+      if constexpr (kThreads == kWideSinkhornThreads) sinkgd_split_rows<kAligned ? kVecSize<G> : 1>(rows, shared);
+      return;
     default:
       if constexpr (kAligned) {
         vectors == 4 ? sinkgd_rows_in_registers<4, kAligned>(rows, shared)
@@ -44,8 +46,7 @@ __global__ void __launch_bounds__(kThreads, 512 / kThreads)
             e.partial + block * e.cols,
             e.cols,
             grad_factor(table.common.scalars),
-            sinkgd_target(table.common.unit, e.cols),
-            table.common.eps,
+            sinkgd_row_norm(table.common.form, e.rows, e.cols, table.common.is_first),
             row_begin,
             row_begin + static_cast<int>(left < e.plan.rows_per_block ? left : e.plan.rows_per_block),
             e.plan.team};

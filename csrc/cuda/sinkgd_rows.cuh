@@ -20,7 +20,7 @@ struct SinkGDRows {
   float* partial;          // [cols]: this block's column sums of squares
   int64_t cols;
   float first_scale;  // of every row in the first iteration
-  double target, eps;
+  SinkGDNorm norm;
   int row_begin, row_end;
   int team;  // threads that share a row, a power of two
 
@@ -59,7 +59,7 @@ template <typename G, int kThreads>
 struct SinkGDShared {
   double row_sums[kThreads];  // [slot][warp of the team]
   float row_scales[kThreads];
-  float col_sums[2 * kThreads * kVecSize<G>];  // of teams or parts of rows that are side by side; or see kOwnPieces
+  float col_sums[2 * kThreads * kVecSize<G>];  // of teams that are side by side; or see kOwnPieces
 };
 
 // Adds `value` over the lanes of a team and leaves the sum of each of the team's warps in shared memory.
@@ -84,8 +84,9 @@ __device__ __forceinline__ double get_row_sum(const Shared& shared, int slot, in
 // The row's new scale, computed in fp32 or in fp64.
 template <typename Real, typename G>
 __device__ __forceinline__ float update_row_scale(const SinkGDRows<G>& block, int row, double sum) {
-  const auto scale = static_cast<float>(sinkgd_rescale(static_cast<Real>(block.old_scale(row)), static_cast<Real>(sum),
-                                                       static_cast<Real>(block.target), static_cast<Real>(block.eps)));
+  const auto scale =
+      static_cast<float>(sinkgd_rescale(static_cast<Real>(block.old_scale(row)), static_cast<Real>(sum),
+                                        static_cast<Real>(block.norm.target), static_cast<Real>(block.norm.eps)));
   store_one(block.row_scale + row, scale);
   return scale;
 }

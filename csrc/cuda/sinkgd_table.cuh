@@ -21,10 +21,10 @@ struct SinkGDEntry {
 };
 
 struct SinkGDCommon {
-  double alpha, eps, weight_decay;
-  bool unit;
-  bool is_first;  // iteration
-  bool reverse;   // the order of blocks
+  double alpha, weight_decay;
+  SinkGDForm form;
+  bool is_first, is_last;  // iteration
+  bool reverse;            // the order of blocks
   StepScalars scalars;
 };
 

@@ -51,6 +51,9 @@ class FusedSAGE(FusedOptimizer):
     A parameter's state is ``exp_avg`` (m), ``s_range`` (S: float32, shape ``W.shape[1:]``, or ``W.shape``
     below two dimensions) and ``step`` (0-dim float32).
 
+    float32 has to hold the sum of ``|g|`` over a column: the mean may be up to 3.4e38 divided by the rows.
+    Beyond, that column turns to NaN, as it does where a gradient is not finite.
+
     Args:
         params: parameters, named parameters or groups, as any torch optimizer takes them. float32, bfloat16
             or float16 in any mix; float64 with ``backend="reference"``. Parameters must be contiguous for

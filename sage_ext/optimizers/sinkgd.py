@@ -39,6 +39,21 @@ class FusedSinkGD(FusedOptimizer):
 
     and then ``W <- W (1 - lr*wd) - lr*alpha*X``. A zero row or column stays put. No state.
 
+    Native kernels keep X as ``diag(r) G diag(c)``, with r and c in float32. They are right to about 2e-6 of
+    the largest entry as long as
+
+    - the root mean square of a row that is not zero is at least 1e-38 (with an eps of 1e-8 it may be as small
+      as float32 goes), and at most ``lr * alpha * 8e37``: above that the update loses bits;
+    - no column is more than 1e38 times smaller than what its rows hold elsewhere;
+    - zeros do not drive r and c apart: where all but m' rows and n' columns are zero, they part by
+      ``sqrt(m*n' / (m'*n))`` in every iteration, and at worst, in patterns such as one full row and one full
+      column, by ``sqrt(max(m, n))``. All iterations together have to stay below 1e38, over the size of the
+      gradient or its inverse. Five do, whatever the zeros, for gradients from 1e-20 to 1e20 and up to a
+      million rows and columns.
+
+    Beyond, a scale stays at 3e38 or becomes 0, and its row or column moves too little. The reference, which
+    keeps X itself, has none of these bounds but float32's own.
+
     Args:
         params: parameters of two or more dimensions, named parameters or groups. float32, bfloat16 or float16
             in any mix; float64 with ``backend="reference"``. Parameters must be contiguous for native

@@ -113,4 +113,42 @@ std::vector<SinkGDProblem> make_sinkgd(const Mix& mix, const std::vector<Shape>&
   return problems;
 }
 
+// Thin matrices and many iterations, or gradients that are nearly too small or too large: the row and column scales of
+// the unit form, iterated as it is written, leave fp32 in each of them.
+struct UnitCase {
+  Shape shape;
+  int iterations;
+  double size;  // of the gradients
+};
+
+inline constexpr UnitCase kUnitCases[] = {
+    {{1, 500}, 60, 1.0}, {{500, 3}, 60, 1.0}, {{6, 600}, 60, 1.0}, {{3000, 2}, 30, 1e-8}, {{2, 1000}, 5, 1e34}};
+
+inline std::vector<SinkGDProblem> make_unit_case(const UnitCase& c) {
+  std::vector<SinkGDProblem> problems = make_sinkgd(kFloat, {c.shape}, 21);
+  fill(problems[0].param, 0.0);  // every bit of the update is visible
+  Random random(22);
+  fill_normal(problems[0].grad, random, c.size);
+  return problems;
+}
+
+// Matrices of which one half is of one size and the other of another: by rows, by elements, and as a chess board of
+// four fields. Columns are scaled after the rows: what they differ by has to be a number of fp32 itself.
+inline std::vector<SinkGDProblem> make_mixed(const Shape& shape) {
+  std::vector<SinkGDProblem> problems = make_sinkgd(kFloat, std::vector<Shape>(4, shape), 23);
+  Random random(24);
+  for (size_t k = 0; k < problems.size(); ++k) {
+    SinkGDProblem& p = problems[k];
+    fill(p.param, 0.0);
+    for (int64_t i = 0; i < p.grad.numel(); ++i) {
+      const int64_t row = i / p.cols, col = i % p.cols;
+      const bool is_large[] = {row % 2 == 0, random.uniform() < 0.5, (2 * row < p.rows) == (2 * col < p.cols),
+                               col % 2 == 0};
+      const double size = k == 3 ? 1e18 : 1e30;
+      p.grad.set(i, random.normal() * (is_large[k] ? size : 1 / size));
+    }
+  }
+  return problems;
+}
+
 }  // namespace sage_ext::testing

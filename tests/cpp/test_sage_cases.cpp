@@ -73,9 +73,10 @@ TEST(SageCases, ARowWithoutGradientMovesOnItsMomentum) {
   for (int64_t j = 0; j < p.cols; ++j) EXPECT_GT(p.param[j], 0.0);
 }
 
+// The sum of |g| over a column of 300 has to be a number of fp32, no more.
 TEST(SageCases, TinyAndHugeGradients) {
   for (const DType grad : {DType::float32, DType::bfloat16}) {
-    for (const double scale : {1e-20, 1e20}) {
+    for (const double scale : {1e-30, 1e36}) {
       for (const double eps : {0.0, 1e-8}) {
         SCOPED_TRACE(std::string(name(grad)) + ", gradients times " + std::to_string(scale));
         const Mix mix{DType::float32, grad, DType::float32};

@@ -8,11 +8,14 @@ using cpu::SinkGDOptions;
 using testing::kInf;
 using testing::kNaN;
 using testing::kSinkGDOptions;
+using testing::make_mixed;
 using testing::make_sinkgd;
+using testing::make_unit_case;
 using testing::Mix;
 using testing::Shape;
 using testing::SinkGDProblem;
 using testing::step_and_check;
+using testing::UnitCase;
 
 constexpr Shape kSmall{37, 130};
 constexpr Shape kShared{260, 600};
@@ -70,7 +73,7 @@ TEST(SinkGDCases, ZeroRowsAndColumnsStay) {
 
 TEST(SinkGDCases, TinyAndHugeGradients) {
   for (const DType grad : {DType::float32, DType::bfloat16}) {
-    for (const double scale : {1e-20, 1e20, 1e-30, 1e30}) {
+    for (const double scale : {1e-20, 1e20, 1e-34, 1e36}) {
       SCOPED_TRACE(std::string(name(grad)) + ", gradients times " + std::to_string(std::log10(scale)));
       std::vector<SinkGDProblem> problems = make_sinkgd({DType::float32, grad, {}}, {kSmall, kShared, {1, 9}}, 3);
       for (SinkGDProblem& p : problems) {
@@ -95,16 +98,82 @@ TEST(SinkGDCases, HugeGradientsWithEps) {
   ASSERT_NO_FATAL_FAILURE(step_and_check(problems, without_decay(1e-8), 1));
 }
 
-// With eps = 1e-8 a gradient of 1e-20 is scaled by 1e8 * sqrt(n) once, and then once more.
+// With eps = 1e-8 a gradient of 1e-20 is scaled by 1e8 * sqrt(n) once, and then once more; a subnormal one in three
+// iterations.
 TEST(SinkGDCases, TinyGradientsWithEps) {
-  std::vector<SinkGDProblem> problems = make_sinkgd(testing::kFloat, {kSmall, kShared}, 5);
-  for (SinkGDProblem& p : problems) {
-    fill(p.param, 0.0);
-    for (int64_t i = 0; i < p.grad.numel(); ++i) p.grad.set(i, p.grad[i] * 1e-20);
+  for (const double scale : {1e-20, 1e-41}) {
+    std::vector<SinkGDProblem> problems = make_sinkgd(testing::kFloat, {kSmall, kShared}, 5);
+    for (SinkGDProblem& p : problems) {
+      for (int64_t i = 0; i < p.grad.numel(); ++i) p.grad.set(i, p.grad[i] * scale);
+    }
+    for (const int iterations : {1, 5}) {
+      for (const bool unit : {false, true}) {
+        for (SinkGDProblem& p : problems) fill(p.param, 0.0);
+        SinkGDOptions options = without_decay(1e-8, iterations);
+        options.unit = unit;
+        ASSERT_NO_FATAL_FAILURE(step_and_check(problems, options, 1)) << scale << ", unit " << unit;
+      }
+    }
   }
-  for (const int iterations : {1, 5}) {
-    ASSERT_NO_FATAL_FAILURE(step_and_check(problems, without_decay(1e-8, iterations), 1));
+}
+
+TEST(SinkGDCases, LargeBesideSmall) {
+  for (const Shape& shape : {kSmall, kShared}) {
+    std::vector<SinkGDProblem> problems = make_mixed(shape);
+    for (const bool unit : {false, true}) {
+      for (const double eps : {0.0, 1e-8}) {
+        for (SinkGDProblem& p : problems) fill(p.param, 0.0);
+        SinkGDOptions options = without_decay(eps);
+        options.unit = unit;
+        ASSERT_NO_FATAL_FAILURE(step_and_check(problems, options, 2)) << "unit " << unit << ", eps " << eps;
+      }
+    }
+  }
+}
+
+TEST(SinkGDCases, ScalesOfTheUnitFormStayInRange) {
+  std::vector<UnitCase> cases(std::begin(testing::kUnitCases), std::end(testing::kUnitCases));
+  cases.push_back({{2, 70'000}, 20, 1.0});  // shared
+  for (const UnitCase& c : cases) {
+    for (const double eps : {0.0, 1e-8}) {
+      SCOPED_TRACE(describe(c.shape) + ", eps " + std::to_string(eps));
+      std::vector<SinkGDProblem> problems = make_unit_case(c);
+      SinkGDOptions options = without_decay(eps, c.iterations);
+      options.unit = true;
+      ASSERT_NO_FATAL_FAILURE(step_and_check(problems, options, 2));
+    }
+  }
+}
+
+// An eps of the size of the norms, which are then never at rest. It is added to norms of X itself, whatever the kernel
+// holds: the two forms differ.
+TEST(SinkGDCases, EpsNearTheNormsOfTheUnitForm) {
+  for (const double eps : {0.05, 0.9, 1.0, 3.0}) {
+    std::vector<SinkGDProblem> problems = make_sinkgd(testing::kFloat, {{2, 900}, {900, 2}, {20, 20}}, 25);
     for (SinkGDProblem& p : problems) fill(p.param, 0.0);
+    SinkGDOptions options = without_decay(eps, 30);
+    options.unit = true;
+    ASSERT_NO_FATAL_FAILURE(step_and_check(problems, options, 1)) << eps;
+  }
+}
+
+// Without eps the unit form is the other one over sqrt(rows), to a few roundings.
+TEST(SinkGDCases, TheUnitFormIsTheOtherOverTheRootOfTheRows) {
+  for (const Shape& shape : {kSmall, kShared, Shape{7, 900}, Shape{900, 7}}) {
+    std::vector<SinkGDProblem> problems = make_sinkgd(testing::kFloat, {shape, shape}, 26);
+    problems[1].grad.assign(problems[0].grad.bytes());
+    for (const bool unit : {false, true}) {
+      SinkGDProblem& p = problems[unit ? 1 : 0];
+      fill(p.param, 0.0);
+      SinkGDOptions options = without_decay(0.0);
+      options.unit = unit;
+      cpu::SinkGDStep({p.view()}, options).run(2);
+    }
+    const double root = std::sqrt(static_cast<double>(shape.rows));
+    for (int64_t i = 0; i < problems[0].param.numel(); ++i) {
+      const double expected = problems[0].param[i] / root;
+      ASSERT_NEAR(problems[1].param[i], expected, 8 * testing::kUlp * std::abs(expected)) << i;
+    }
   }
 }
 

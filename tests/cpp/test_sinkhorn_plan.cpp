@@ -65,6 +65,11 @@ void check_sinkhorn(int64_t rows, int64_t cols, int64_t vec, bool aligned, int32
   const int32_t most = aligned ? kSinkhornVectors : kUnalignedSinkhornVectors;
   if (p.vectors == kSplitRows) {
     ASSERT_GT(cols, int64_t{threads} * most * vec) << "fits";
+    // What the kernels take for granted: only wide blocks have code for these rows, one of which takes all threads,
+    // with more columns for each than a block that reads 16 bytes, or one element, at a time gives it.
+    ASSERT_EQ(threads, kWideSinkhornThreads);
+    ASSERT_EQ(p.team, threads);
+    ASSERT_GT(cols / (aligned ? vec : 1), threads);
   } else {
     ASSERT_TRUE(std::has_single_bit(static_cast<uint32_t>(p.vectors)));
     ASSERT_LE(p.vectors, most);
@@ -87,6 +92,7 @@ TEST(PlanSinkhorn, Invariants) {
         for (const bool aligned : {false, true}) {
           if (aligned && cols % vec != 0) continue;
           for (const int32_t threads : {kSinkhornThreads, kWideSinkhornThreads}) {
+            if (threads < sinkhorn_threads(cols, vec, aligned)) continue;
             for (const int64_t total : {rows * cols, int64_t{7'000'000'000}}) {
               ASSERT_NO_FATAL_FAILURE(check_sinkhorn(rows, cols, vec, aligned, threads, total));
             }
@@ -121,6 +127,22 @@ TEST(PlanSinkhorn, WideRows) {
   EXPECT_EQ(vectors(40000, 8), kSplitRows);
   EXPECT_EQ(vectors(16384, 4), 8);
   EXPECT_EQ(vectors(16388, 4), kSplitRows);
+}
+
+// Up to and beyond the widest row that each kind of block holds.
+TEST(PlanSinkhorn, RowsThatDoNotFitHaveWideBlocks) {
+  for (const int64_t vec : {4, 8}) {
+    for (const bool aligned : {false, true}) {
+      const int64_t held = (aligned ? kSinkhornVectors : kUnalignedSinkhornVectors) * vec;  // by a thread
+      for (const auto& [threads, is_split] :
+           {std::pair{kSinkhornThreads, false}, {kWideSinkhornThreads, false}, {kWideSinkhornThreads, true}}) {
+        const int64_t cols = (is_split ? kWideSinkhornThreads : threads) * held + (is_split ? vec : 0);
+        EXPECT_EQ(sinkhorn_threads(cols, vec, aligned), threads);
+        ASSERT_NO_FATAL_FAILURE(check_sinkhorn(64, cols, vec, aligned, threads, 64 * cols));
+        EXPECT_EQ(plan_sinkhorn(64, cols, vec, aligned, threads, 64 * cols).vectors == kSplitRows, is_split);
+      }
+    }
+  }
 }
 
 // Large models get tall blocks, whose sums are few; small ones enough blocks to go round.

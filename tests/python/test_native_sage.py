@@ -11,6 +11,8 @@ import torch
 from native_suite import NativeSuite, native  # noqa: F401
 from support import BF16, FP32
 
+from sage_ext import reference
+
 
 class TestSage(NativeSuite):
     rule = "sage"
@@ -29,10 +31,21 @@ class TestSage(NativeSuite):
         tensors = support.make(self.rule, self.shapes(), (BF16, FP32, FP32), scale=1e-2)
         self.compare(native, tensors, momentum_first=momentum_first, instant_damper=instant_damper, eps=eps)
 
-    @pytest.mark.parametrize("scale", [1e-20, 1e-9, 1e20])
+    @pytest.mark.parametrize("scale", [1e-20, 1e-9, 1e33])
     @pytest.mark.parametrize("eps", [0.0, 1e-8])
     def test_eps_where_gradients_are_near_it(self, native: ModuleType, scale: float, eps: float) -> None:  # noqa: F811
         self.compare(native, support.make(self.rule, self.shapes(), scale=scale), eps=eps)
+
+    def test_a_column_whose_sum_overflows_is_not_hidden(self, native: ModuleType) -> None:  # noqa: F811
+        """Gradients that float32 holds, and their sum over four rows, which it does not."""
+        tensors = support.make(self.rule, [(4, 3)])
+        tensors.grads[0][:, 1] = 1e38
+        for module in (native, reference):
+            stepped = tensors.clone()
+            support.call(module, self.rule, stepped)
+            assert stepped.params[0].isnan().any(dim=0).tolist() == [False, True, False], module
+        tensors.grads[0][:, 1] = 8e37
+        support.step_and_compare(native, self.rule, tensors)
 
     def test_momentum_orders_differ(self, native: ModuleType) -> None:  # noqa: F811
         """The two orders are not the same rule: with m and g opposed, more weight on g turns signs."""

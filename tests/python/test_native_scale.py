@@ -30,7 +30,7 @@ class TestRows(NativeSuite):
         tensors = support.make(self.rule, self.shapes(), (FP32, BF16, FP32))
         self.compare(native, tensors, steps=2, lr=0.5, normalization=normalization, eps=eps)
 
-    @pytest.mark.parametrize("scale", [1e-20, 1e20])
+    @pytest.mark.parametrize("scale", [1e-30, 1e35])
     def test_extreme_gradients_without_eps(self, native: ModuleType, scale: float) -> None:  # noqa: F811
         tensors = support.make(self.rule, support.MATRIX_SHAPES, scale=scale)
         before = [param.clone() for param in tensors.params]

@@ -52,6 +52,48 @@ class TestSinkgd(NativeSuite):
         tensors.grads[0] *= torch.logspace(-18, 18, 64)[:, None]
         support.step_and_compare(native, self.rule, tensors, eps=0.0, alpha=1.0)
 
+    @pytest.mark.parametrize("normalization", ["sqrt", "unit"])
+    @pytest.mark.parametrize("eps", [0.0, 1e-8])
+    def test_large_beside_small(self, native: ModuleType, normalization: str, eps: float) -> None:  # noqa: F811
+        """One matrix that holds numbers of 1e30 and of 1e-30, by rows, by elements and in four fields."""
+        tensors = support.make(self.rule, [(64, 34)] * 3)
+        large = torch.ones(3, 64, 34, dtype=torch.bool)
+        large[0, ::2] = False
+        large[1] = torch.randn(64, 34, device="cpu") > 0
+        large[2, :32, :17] = large[2, 32:, 17:] = False
+        for grad, is_large in zip(tensors.grads, large, strict=True):
+            grad.mul_(torch.where(is_large, 1e30, 1e-30))
+        support.step_and_compare(native, self.rule, tensors, normalization=normalization, eps=eps, alpha=1.0)
+
+    @pytest.mark.parametrize(
+        ("shape", "iterations", "scale"),
+        [
+            ((1, 4096), 40, 1.0),
+            ((4096, 8), 40, 1.0),
+            ((65536, 2), 15, 1e-8),
+            ((2, 65536), 20, 1.0),
+            ((64, 4096), 100, 1.0),
+            ((2, 65536), 5, 1e30),
+        ],
+    )
+    def test_scales_of_the_unit_form_stay_in_range(
+        self,
+        native: ModuleType,  # noqa: F811
+        shape: tuple[int, int],
+        iterations: int,
+        scale: float,
+    ) -> None:
+        """Iterated as it is written, the unit form's row and column scales leave float32 in each of these."""
+        settings = {"lr": 1.0, "alpha": 1.0, "weight_decay": 0.0, "iterations": iterations, "eps": 1e-8}
+        grad = scale * torch.randn(shape)
+        w, root, exact = torch.zeros(shape), torch.zeros(shape), torch.zeros(shape, dtype=torch.float64)
+        native.sinkgd_([w], [grad], normalization="unit", **settings)
+        native.sinkgd_([root], [grad], normalization="sqrt", **settings)
+        reference.sinkgd_([exact], [grad.double()], normalization="unit", **settings)
+        largest = exact.abs().max()
+        assert (w - exact).abs().max() <= 2e-6 * largest
+        assert (w - root.double() / shape[0] ** 0.5).abs().max() <= 2e-6 * largest
+
     def test_experts_are_normalised_one_matrix_at_a_time(self, native: ModuleType) -> None:  # noqa: F811
         experts = support.make(self.rule, [(3, 17, 29)])
         experts.grads[0] *= torch.tensor([1e-3, 1.0, 1e3])[:, None, None]

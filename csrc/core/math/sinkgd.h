@@ -10,9 +10,40 @@
 // diag(col_scale), and only the two vectors are kept.
 namespace sage_ext {
 
-// The norm that rows (or columns) of `length` entries are brought to.
-SAGE_EXT_HD double sinkgd_target(bool unit, int64_t length) {
-  return unit ? 1.0 : std::sqrt(static_cast<double>(length));
+// The two normalisations. "unit" takes every norm to 1; its iterate X is held as Y = f X, with a number f that is known
+// at every half of an iteration. Any f gives the same X, if eps is f times as large where norms of Y are taken. This f
+// keeps the scales where they are: a matrix whose entries all have the same size then is a fixed point of either half.
+// With f = 1 the row scales would grow by sqrt(rows / cols) in every iteration, and the column scales shrink by it,
+// until fp32 has neither.
+struct SinkGDForm {
+  bool unit;
+  double eps;
+};
+
+// What a half of an iteration does to every row (or column): its norm goes to `target`, and `eps` is added to it.
+struct SinkGDNorm {
+  double target, eps;
+};
+
+// The norm that rows (or columns) of `length` entries are brought to, where there are `count` of them; in the unit form
+// also f.
+SAGE_EXT_HD double sinkgd_target(const SinkGDForm& form, int64_t length, int64_t count) {
+  const double target = std::sqrt(static_cast<double>(length));
+  if (!form.unit) return target;
+  // With an eps of 1 and more nothing is at rest: X itself shrinks, and both scales with it.
+  return target + (form.eps < 1.0 ? form.eps : 1.0) * std::sqrt(static_cast<double>(count));
+}
+
+// Of the rows. Before the first iteration f is 1.
+SAGE_EXT_HD SinkGDNorm sinkgd_row_norm(const SinkGDForm& form, int64_t rows, int64_t cols, bool is_first) {
+  const double f = form.unit && !is_first ? sinkgd_target(form, rows, cols) : 1.0;
+  return {sinkgd_target(form, cols, rows), form.eps * f};
+}
+
+// Of the columns. The last iteration ends with X itself.
+SAGE_EXT_HD SinkGDNorm sinkgd_col_norm(const SinkGDForm& form, int64_t rows, int64_t cols, bool is_last) {
+  if (!form.unit) return {sinkgd_target(form, rows, cols), form.eps};
+  return {is_last ? 1.0 : sinkgd_target(form, rows, cols), form.eps * sinkgd_target(form, cols, rows)};
 }
 
 // The new scale of a row (or column) whose entries G_ij * other_scale have the sum of squares `sum_sq`:

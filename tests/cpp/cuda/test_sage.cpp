@@ -180,9 +180,10 @@ TEST(CudaSage, ZeroTensorsRowsAndColumns) {
   }
 }
 
+// The sum of |g| over a column of 300 has to be a number of fp32, no more.
 TEST(CudaSage, TinyAndHugeGradients) {
   for (const DType grad : {DType::float32, DType::bfloat16}) {
-    for (const double scale : {1e-20, 1e20}) {
+    for (const double scale : {1e-30, 1e36}) {
       for (const double eps : {0.0, 1e-8}) {
         for (const int where : {0, 1, 2}) {  // everywhere, in one row, in one column
           SCOPED_TRACE(std::string(name(grad)) + ", gradients times " + std::to_string(scale));

@@ -76,7 +76,7 @@ TEST_P(CudaScale, OptionsOverSteps) {
 }
 
 TEST_P(CudaScale, TinyAndHugeGradientsAndZeros) {
-  for (const double scale : {1e-20, 1e20}) {
+  for (const double scale : {1e-30, 1e35}) {
     for (const double eps : {0.0, 1e-8}) {
       ScaleOptions options = GetParam();
       options.eps = eps;

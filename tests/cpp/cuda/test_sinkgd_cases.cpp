@@ -11,10 +11,13 @@ using testing::cuda_step_and_check;
 using testing::kInf;
 using testing::kNaN;
 using testing::kSinkGDOptions;
+using testing::make_mixed;
 using testing::make_sinkgd;
+using testing::make_unit_case;
 using testing::Mix;
 using testing::Shape;
 using testing::SinkGDProblem;
+using testing::UnitCase;
 
 constexpr Shape kOdd{37, 130};       // one row block, if not more
 constexpr Shape kAligned{260, 152};  // several
@@ -72,7 +75,7 @@ TEST(CudaSinkGDCases, ZeroRowsAndColumnsStay) {
 
 TEST(CudaSinkGDCases, TinyAndHugeGradients) {
   for (const DType grad : {DType::float32, DType::bfloat16}) {
-    for (const double scale : {1e-20, 1e20, 1e-30, 1e30}) {
+    for (const double scale : {1e-20, 1e20, 1e-34, 1e36}) {
       SCOPED_TRACE(std::string(name(grad)) + ", gradients times " + std::to_string(std::log10(scale)));
       std::vector<SinkGDProblem> problems = make_sinkgd({DType::float32, grad, {}}, {kOdd, kAligned, {1, 9}}, 3);
       for (SinkGDProblem& p : problems) {
@@ -97,16 +100,53 @@ TEST(CudaSinkGDCases, HugeGradientsWithEps) {
   ASSERT_NO_FATAL_FAILURE(cuda_step_and_check(problems, without_decay(1e-8)));
 }
 
-// With eps = 1e-8 a gradient of 1e-20 is scaled by 1e8 * sqrt(n) once, and then once more.
+// With eps = 1e-8 a gradient of 1e-20 is scaled by 1e8 * sqrt(n) once, and then once more; a subnormal one in three
+// iterations.
 TEST(CudaSinkGDCases, TinyGradientsWithEps) {
-  std::vector<SinkGDProblem> problems = make_sinkgd(testing::kFloat, {kOdd, kAligned}, 5);
-  for (SinkGDProblem& p : problems) {
-    fill(p.param, 0.0);
-    for (int64_t i = 0; i < p.grad.numel(); ++i) p.grad.set(i, p.grad[i] * 1e-20);
+  for (const double scale : {1e-20, 1e-41}) {
+    std::vector<SinkGDProblem> problems = make_sinkgd(testing::kFloat, {kOdd, {100, 64}}, 5);
+    for (SinkGDProblem& p : problems) {
+      for (int64_t i = 0; i < p.grad.numel(); ++i) p.grad.set(i, p.grad[i] * scale);
+    }
+    for (const int iterations : {1, 5}) {
+      for (SinkGDProblem& p : problems) fill(p.param, 0.0);
+      SinkGDOptions options = without_decay(1e-8, iterations);
+      options.unit = scale < 1e-30;
+      ASSERT_NO_FATAL_FAILURE(cuda_step_and_check(problems, options)) << scale;
+    }
   }
-  for (const int iterations : {1, 5}) {
-    ASSERT_NO_FATAL_FAILURE(cuda_step_and_check(problems, without_decay(1e-8, iterations)));
+}
+
+TEST(CudaSinkGDCases, LargeBesideSmall) {
+  std::vector<SinkGDProblem> problems = make_mixed({36, 52});
+  for (const bool unit : {false, true}) {
+    for (const double eps : {0.0, 1e-8}) {
+      for (SinkGDProblem& p : problems) fill(p.param, 0.0);
+      SinkGDOptions options = without_decay(eps);
+      options.unit = unit;
+      ASSERT_NO_FATAL_FAILURE(cuda_step_and_check(problems, options)) << "unit " << unit << ", eps " << eps;
+    }
+  }
+}
+
+TEST(CudaSinkGDCases, ScalesOfTheUnitFormStayInRange) {
+  for (const UnitCase& c : testing::kUnitCases) {
+    SCOPED_TRACE(describe(c.shape));
+    std::vector<SinkGDProblem> problems = make_unit_case(c);
+    SinkGDOptions options = without_decay(1e-8, c.iterations);
+    options.unit = true;
+    ASSERT_NO_FATAL_FAILURE(cuda_step_and_check(problems, options));
+  }
+}
+
+// An eps of the size of the norms, which are then never at rest.
+TEST(CudaSinkGDCases, EpsNearTheNormsOfTheUnitForm) {
+  for (const double eps : {0.05, 1.0, 3.0}) {
+    std::vector<SinkGDProblem> problems = make_sinkgd(testing::kFloat, {{2, 400}, {400, 2}, {20, 20}}, 25);
     for (SinkGDProblem& p : problems) fill(p.param, 0.0);
+    SinkGDOptions options = without_decay(eps, 30);
+    options.unit = true;
+    ASSERT_NO_FATAL_FAILURE(cuda_step_and_check(problems, options)) << eps;
   }
 }
 
