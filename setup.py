@@ -120,8 +120,8 @@ def check_compiler() -> None:
         )
     if result.returncode:
         sys.exit(
-            f"sage_ext: {compiler!r} does not compile C++20. Install g++ 12 or newer, or name a compiler in CXX. "
-            f"It said: {result.stderr.strip()}"
+            f"sage_ext: {compiler!r} does not compile C++20. Install g++ 12 or newer, or name a compiler "
+            f"that does in CXX. It said: {result.stderr.strip()}"
         )
 
 
@@ -295,7 +295,7 @@ def native_extension() -> setuptools.Extension:
 
 
 class BuildNative(build_ext):
-    """Lets torch's command compile. It is imported only then, since sdists want no more than the files' names."""
+    """Lets torch's command compile. That is imported only then: sdists ask this one for the files, too."""
 
     def run(self) -> None:
         check_torch()
