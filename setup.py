@@ -323,4 +323,5 @@ def main() -> None:
     )
 
 
-main()
+if __name__ == "__main__":  # for builders, too
+    main()
