@@ -1,20 +1,34 @@
-"""Builds the extension module ``sage_ext._C``. Metadata is in pyproject.toml, sources in csrc/sources.txt.
+"""Builds the package and its extension module ``sage_ext._C``. Metadata is in pyproject.toml, sources in
+csrc/sources.txt.
+
+Only compiling needs torch, a compiler and perhaps a CUDA toolkit, and only then are they looked for: metadata
+and sdists are made with setuptools alone.
 
 ``SAGE_EXT_CUDA=1`` demands CUDA kernels, ``SAGE_EXT_CUDA=0`` leaves them out; unset builds them where torch
 has CUDA and there is a toolkit for it. ``TORCH_CUDA_ARCH_LIST`` says for which GPUs, as for any extension.
 """
 
+from __future__ import annotations
+
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
-from setuptools import setup
+import setuptools
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+OLDEST_SETUPTOOLS = 77
+OLDEST_TORCH = "2.6"
+# They make the metadata of what is compiled, which name its torch, unlike an sdist's.
+BUILD_COMMANDS = {"bdist_wheel", "develop", "dist_info", "editable_wheel", "install"}
 OLDEST_ARCH = (7, 5)
 # Jetson, Drive and handheld chips: who builds for one builds on it, or names it in TORCH_CUDA_ARCH_LIST.
 EMBEDDED_ARCHS = {(8, 7), (8, 8), (10, 1), (11, 0)}
@@ -38,13 +52,77 @@ class Toolkit:
         return str(self.home / "bin" / "nvcc")
 
 
-try:
-    import torch
-except ImportError as error:
-    sys.exit(
-        f"sage_ext: torch cannot be imported while building ({error}). The extension is compiled against the "
-        "torch that it will run with: install torch first, then run `pip install --no-build-isolation .`"
-    )
+def torch_version() -> str | None:
+    """The version of the torch here, or None. It is read from torch's file: importing torch takes seconds."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    file = Path(spec.origin).with_name("version.py")
+    found = re.search(r"^__version__ = '([^']+)'", file.read_text(), re.MULTILINE) if file.is_file() else None
+    return found.group(1) if found else None
+
+
+def release(version: str) -> tuple[int, int]:
+    """The part of a version of torch within which its binary interface stays the same."""
+    major, minor = re.match(r"(\d+)\.(\d+)", version).groups()
+    return int(major), int(minor)
+
+
+def requirements() -> list[str]:
+    """Compiled, the package needs the torch release that it was compiled with; an sdist leaves that open."""
+    found = torch_version()
+    if BUILD_COMMANDS.isdisjoint(sys.argv) or found is None or release(found) < release(OLDEST_TORCH):
+        return [f"torch>={OLDEST_TORCH}"]
+    major, minor = release(found)
+    return [f"torch=={major}.{minor}.*"]
+
+
+def check_torch() -> None:
+    """Exit with what to do where there is no torch to compile against."""
+    try:
+        import torch
+    except ImportError as error:
+        sys.exit(
+            f"sage_ext: torch cannot be imported while building ({error}). The extension is compiled against "
+            "the torch that it will run with: install torch first, then run "
+            "`pip install --no-build-isolation .`"
+        )
+    if release(torch.__version__) < release(OLDEST_TORCH):
+        sys.exit(
+            f"sage_ext: torch is {torch.__version__}, and has to be {OLDEST_TORCH} or newer: run "
+            f'`pip install --upgrade "torch>={OLDEST_TORCH}"` first'
+        )
+
+
+def check_compiler() -> None:
+    """Exit with what to install where there is no compiler for C++20, or no Python.h."""
+    compiler = os.environ.get("CXX", "c++")
+    include = sysconfig.get_path("include")
+    command = [*shlex.split(compiler), "-std=c++20", f"-I{include}", "-fsyntax-only", "-x", "c++", "-"]
+    try:
+        result = subprocess.run(
+            command,
+            check=False,
+            input="#include <Python.h>\n",
+            capture_output=True,
+            text=True,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except OSError as error:
+        sys.exit(
+            f"sage_ext: the C++ compiler {compiler!r} cannot be run ({error.strerror}). Install g++ 12 or "
+            "newer (Debian, Ubuntu: apt-get install build-essential), or name a compiler in CXX"
+        )
+    if re.search("Python.h: No such file|'Python.h' file not found", result.stderr):
+        sys.exit(
+            f"sage_ext: this Python's headers are missing: there is no Python.h in {include}. Install them "
+            "(Debian, Ubuntu: apt-get install python3-dev)"
+        )
+    if result.returncode:
+        sys.exit(
+            f"sage_ext: {compiler!r} does not compile C++20. Install g++ 12 or newer, or name a compiler "
+            f"that does in CXX. It said: {result.stderr.strip()}"
+        )
 
 
 def version() -> str:
@@ -93,6 +171,8 @@ def find_toolkit() -> Toolkit:
     Raises:
         CudaUnavailableError: torch has no CUDA, or there is no toolkit for it.
     """
+    import torch
+
     if torch.version.cuda is None:
         raise CudaUnavailableError(f"torch {torch.__version__} is a build without CUDA")
     home = toolkit_home()
@@ -130,6 +210,8 @@ def choose_toolkit() -> Toolkit | None:
 
 def default_archs(toolkit: Toolkit) -> list[tuple[int, int]]:
     """What to build for: the GPUs of this machine, else all that nvcc knows and that are worth their time."""
+    import torch
+
     listed = re.findall(r"^compute_(\d+)(\d)$", output_of(toolkit.nvcc, "--list-gpu-arch"), re.MULTILINE)
     known = sorted({(int(major), int(minor)) for major, minor in listed})
     visible = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
@@ -182,7 +264,8 @@ NVCC_FLAGS = [
 ]
 
 
-def main() -> None:
+def native_extension() -> setuptools.Extension:
+    """The extension module with all that torch and, where it is wanted, CUDA add to it."""
     toolkit = choose_toolkit()
     files = sources(with_cuda=toolkit is not None)
     cxx_flags, nvcc_flags = list(CXX_FLAGS), list(NVCC_FLAGS)
@@ -198,22 +281,47 @@ def main() -> None:
         nvcc_flags += [f"--threads={threads}", *gencode]
         # torch reads it on import, and without it takes the folder above nvcc's for the toolkit.
         os.environ["CUDA_HOME"] = str(toolkit.home)
-    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+    from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
     extension = CUDAExtension if toolkit else CppExtension
-    setup(
-        ext_modules=[
-            extension(
-                "sage_ext._C",
-                files,
-                include_dirs=[str(ROOT / "csrc")],
-                define_macros=[("SAGE_EXT_VERSION", f'"{version()}"')],
-                extra_compile_args={"cxx": cxx_flags, "nvcc": nvcc_flags},
-                extra_link_args=["-fopenmp"],
-            )
-        ],
-        cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)},
+    return extension(
+        "sage_ext._C",
+        files,
+        include_dirs=[str(ROOT / "csrc")],
+        define_macros=[("SAGE_EXT_VERSION", f'"{version()}"')],
+        extra_compile_args={"cxx": cxx_flags, "nvcc": nvcc_flags},
+        extra_link_args=["-fopenmp"],
     )
 
 
-main()
+class BuildNative(build_ext):
+    """Lets torch's command compile. That is imported only then: sdists ask this one for the files, too."""
+
+    def run(self) -> None:
+        check_torch()
+        check_compiler()
+        vars(self.extensions[0]).update(vars(native_extension()))
+        from torch.utils.cpp_extension import BuildExtension
+
+        command = BuildExtension(self.distribution)
+        # force: ninja knows what has changed.
+        vars(command).update({**vars(self), "force": True})
+        command.run()
+
+
+def main() -> None:
+    # Before setup() reads pyproject.toml: older releases take the licence in there for a mistake.
+    if int(setuptools.__version__.split(".")[0]) < OLDEST_SETUPTOOLS:
+        sys.exit(
+            f"sage_ext: setuptools is {setuptools.__version__}, and has to be {OLDEST_SETUPTOOLS} or newer: "
+            f'run `pip install --upgrade "setuptools>={OLDEST_SETUPTOOLS}"` first'
+        )
+    setuptools.setup(
+        install_requires=requirements(),
+        ext_modules=[setuptools.Extension("sage_ext._C", sources(with_cuda=True))],
+        cmdclass={"build_ext": BuildNative},
+    )
+
+
+if __name__ == "__main__":  # for builders, too
+    main()

@@ -1,11 +1,11 @@
 """Fused, memory-efficient optimizers for PyTorch: SAGE, SinkGD, Lion, Sign-SGD, SCALE,
 ALIAS, AdamW and hybrids of them.
 
-    from sage_ext.optimizers import FusedHybrid, FusedSAGE
+    from sage_ext import FusedHybrid, FusedSAGE
 
-``import sage_ext`` imports neither torch nor the compiled module: the submodules load at first use, and a
-compiled module that cannot be loaded explains itself when an optimizer first needs it. ``python -m sage_ext``
-shows what works.
+``import sage_ext`` imports neither torch nor the compiled module: the optimizers and the submodules load at
+first use. Where torch is missing, that raises an ``ImportError`` with the cure; a compiled module that cannot
+be loaded explains itself when an optimizer first needs it. ``python -m sage_ext`` shows what works.
 """
 
 from __future__ import annotations
@@ -19,17 +19,50 @@ if TYPE_CHECKING:
     from sage_ext import optimizers as optimizers
     from sage_ext import reference as reference
     from sage_ext import routing as routing
+    from sage_ext.optimizers import (
+        Description,
+        FusedAdamW,
+        FusedALIAS,
+        FusedALIASAdam,
+        FusedHybrid,
+        FusedLion,
+        FusedSAGE,
+        FusedSCALE,
+        FusedSignSGD,
+        FusedSinkGD,
+    )
+
+__all__ = [
+    "Description",
+    "FusedALIAS",
+    "FusedALIASAdam",
+    "FusedAdamW",
+    "FusedHybrid",
+    "FusedLion",
+    "FusedSAGE",
+    "FusedSCALE",
+    "FusedSignSGD",
+    "FusedSinkGD",
+    "__version__",
+    "optimizers",
+    "reference",
+    "routing",
+]
 
 _SUBMODULES = ("optimizers", "reference", "routing")
 
-__all__ = ["__version__", *_SUBMODULES]
 
+if not TYPE_CHECKING:  # a type checker would take it for leave to import any name
 
-def __getattr__(name: str) -> Any:
-    if name in _SUBMODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from sage_ext import _torch as _torch
+
+        if name in _SUBMODULES:
+            return importlib.import_module(f"{__name__}.{name}")
+        return getattr(importlib.import_module(f"{__name__}.optimizers"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_SUBMODULES})
+    return sorted({*globals(), *__all__})

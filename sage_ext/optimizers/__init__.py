@@ -1,5 +1,6 @@
 """The optimizers, each a ``torch.optim.Optimizer``."""
 
+from sage_ext import _torch as _torch
 from sage_ext.optimizers.adamw import FusedAdamW
 from sage_ext.optimizers.alias import FusedALIAS, FusedALIASAdam
 from sage_ext.optimizers.description import Description

@@ -4,6 +4,7 @@ Each function has the name and the signature of its native counterpart in ``sage
 native kernels take, these run in float64, on any device and with any strides.
 """
 
+from sage_ext import _torch as _torch
 from sage_ext.reference.adamw import adamw_
 from sage_ext.reference.alias import alias_, alias_adam_
 from sage_ext.reference.sage import sage_

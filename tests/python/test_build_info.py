@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import json
 import os
 import pickle
@@ -16,9 +18,10 @@ import pytest
 import support
 import torch
 from models import TinyLanguageModel
+from packaging.requirements import Requirement
 
 import sage_ext
-from sage_ext import _loader, selfcheck
+from sage_ext import _loader, optimizers, selfcheck
 from sage_ext import backend as backends
 from sage_ext.optimizers import FusedLion, FusedSAGE
 from sage_ext.optimizers.hybrid import RULES
@@ -26,6 +29,7 @@ from sage_ext.optimizers.hybrid import RULES
 ROOT = Path(sage_ext.__file__).parent.parent
 CAPABILITIES = ["default", "avx2", "avx512"]
 WITHOUT_NATIVE = "import sys; sys.modules['sage_ext._C'] = None\n"
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None\n"
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -62,7 +66,57 @@ class TestImport:
         assert output("import sage_ext; print(sage_ext.optimizers.FusedSAGE.__name__)") == "FusedSAGE"
         with pytest.raises(AttributeError, match="nonsense"):
             _ = sage_ext.nonsense
-        assert {"optimizers", "reference", "routing"} <= set(dir(sage_ext))
+
+    def test_optimizers_come_from_the_package_itself(self) -> None:
+        """All of them, at first use, and a type checker sees the same names."""
+        assert output("from sage_ext import FusedLion; print(FusedLion.__name__)") == "FusedLion"
+        submodules = {"optimizers", "reference", "routing"}
+        assert set(sage_ext.__all__) == {"__version__", *optimizers.__all__, *submodules}
+        assert set(sage_ext.__all__) <= set(dir(sage_ext))
+        for name in optimizers.__all__:
+            assert getattr(sage_ext, name) is getattr(optimizers, name)
+        tree = ast.parse(Path(sage_ext.__file__).read_text())
+        typed, untyped = (node for node in tree.body if isinstance(node, ast.If))
+        assert ast.unparse(typed.test) == "TYPE_CHECKING"
+        seen = {alias.name for node in typed.body for alias in node.names}
+        assert seen == {*optimizers.__all__, *submodules}
+        assert ast.unparse(untyped.test) == "not TYPE_CHECKING"
+        assert [node.name for node in untyped.body] == ["__getattr__"]
+        assert not hasattr(sage_ext, "FusedNonsense")
+        with pytest.raises(ImportError, match="cannot import name 'FusedNonsense'"):
+            from sage_ext import FusedNonsense  # noqa: F401
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "from sage_ext import FusedLion",
+            "from sage_ext import *",
+            "from sage_ext.optimizers import FusedLion",
+            "import sage_ext.reference",
+            "import sage_ext; sage_ext.routing",
+        ],
+    )
+    def test_without_torch(self, statement: str) -> None:
+        """The package is there; what needs torch says so, and what to do."""
+        code = WITHOUT_TORCH + (
+            "import sage_ext\n"
+            "print(sage_ext.__version__, hasattr(sage_ext, 'nonsense'), 'FusedLion' in dir(sage_ext))\n"
+            "try:\n"
+            f"    exec({statement!r})\n"
+            "except ImportError as error:\n"
+            "    print(error.name, error)"
+        )
+        first, second = output(code).splitlines()
+        assert first == f"{sage_ext.__version__} False True"
+        assert second.startswith("torch sage_ext needs torch, and there is none in this environment. Cure: ")
+        assert "pip install --no-build-isolation" in second
+
+    def test_torch_that_is_broken_speaks_for_itself(self, tmp_path: Path) -> None:
+        (tmp_path / "torch.py").write_text("import a_part_of_torch")
+        code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nfrom sage_ext import FusedLion"
+        result = run(code)
+        assert result.returncode == 1
+        assert result.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'a_part_of_torch'"
 
     def test_optimizers_import_without_the_compiled_module(self) -> None:
         code = WITHOUT_NATIVE + "from sage_ext.optimizers import FusedHybrid; print(FusedHybrid.__name__)"
@@ -252,6 +306,16 @@ class TestBuild:
         if info["cuda"]:  # the toolkit and torch have to be of the same major version
             assert info["cuda_version"].split(".")[0] == torch.version.cuda.split(".")[0]
         assert _loader.load().cpu_capability() in info["cpu_capabilities"]
+
+    def test_requires_the_release_of_torch_that_it_was_built_with(self) -> None:
+        requirements = [Requirement(text) for text in importlib.metadata.requires("sage_ext")]
+        (needed,) = [requirement for requirement in requirements if requirement.name == "torch"]
+        built = _loader.load().build_info()["torch_version"]
+        assert str(needed) == "torch=={}.{}.*".format(*built.split(".")[:2])
+        assert needed.specifier.contains(torch.__version__, prereleases=True)
+        another = ".".join([*built.split(".")[:1], str(int(built.split(".")[1]) + 1), "0"])
+        assert not needed.specifier.contains(another, prereleases=True)
+        assert _loader.version_mismatch(_loader.load().build_info(), another) is not None
 
     def test_diagnosis(self) -> None:
         result = run("import runpy; runpy.run_module('sage_ext', run_name='__main__')")
