@@ -246,3 +246,67 @@ def training() -> str:
     sentences = [f"- {line}" for line in verdict(results)]
     parts = [setting, table(columns, rows, left=2), "\n".join(sentences), prose(caution(results))]
     return "\n\n".join([*parts, "Settings:", "\n".join(used)])
+
+
+# ------------------------------------------------------------------------------------------------ low
+# precision
+
+
+def second_moment() -> str:
+    """What AdamW's state does in 16 bits, one effect at a time."""
+    cases = {"small": "400 gradients of 1e-3", "shrinking": "500 of 1, then 3,000 of 0.1"}
+    rows = [
+        (
+            row["weights"],
+            row["state"],
+            cases[row["case"]],
+            f"{row['exp_avg_sq_over_exact']:.2f}",
+            f"{row['step_over_lr']:.2f}",
+        )
+        for row in load("low_precision.json")["second_moment"]
+    ]
+    columns = ("weights", "state", "gradients", "`exp_avg_sq`, over the exact one", "step, over `lr`")
+    return table(columns, rows, left=3)
+
+
+def low_precision_in_short() -> str:
+    """What low-precision weights and state cost, in the README's words."""
+    found = load("low_precision.json")
+    losses = {(row["rule"], row["weights"], row["state"]): row for row in found["losses"]}
+    moments = {(row["weights"], row["state"], row["case"]): row for row in found["second_moment"]}
+    narrow, wide = losses["Lion", "bfloat16", "default"], losses["Lion", "float32", "float32"]
+    return prose(
+        "**Low precision.** A step smaller than half the last digit of a bf16 weight is lost:",
+        f"{100 * narrow['never_moved']:.0f} % of a small model's bf16 weights never moved under Lion's "
+        "default rate (loss",
+        f"{narrow['loss']:.2f}, {wide['loss']:.2f} with fp32 weights). Adam's moments are fp32 beside 16-bit "
+        "weights",
+        "unless you say otherwise: in fp16, gradients of 1e-3 made AdamW's step",
+        f"{moments['float16', 'float16', 'small']['step_over_lr']:.0f} times its rate, and in bf16 gradients "
+        "ten times smaller",
+        "than before left `exp_avg_sq` "
+        f"{moments['bfloat16', 'bfloat16', 'shrinking']['exp_avg_sq_over_exact']:.0f} times",
+        "too large after 3,000 steps. Momenta are kept in the weights' dtype: no loss from that was seen.",
+    )
+
+
+def low_precision_losses() -> str:
+    """A small model in each dtype: loss and weights that never moved."""
+    found = load("low_precision.json")
+    setting = found["setting"]
+    intro = prose(
+        f"A model of two small layers between an embedding and a head, {setting['steps']} steps, mean of "
+        f"{setting['seeds']} seeds: the loss of the last fifty steps, and which share of the weights never "
+        "changed (`python benchmarks/low_precision.py`)."
+    )
+    rows = [
+        (
+            row["rule"],
+            row["weights"],
+            row["state"],
+            "not finite" if row["loss"] is None else f"{row['loss']:.3f}",
+            f"{100 * row['never_moved']:.0f} %",
+        )
+        for row in found["losses"]
+    ]
+    return f"{intro}\n\n{table(('optimizer', 'weights', 'state', 'loss', 'never moved'), rows, left=3)}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def losses() -> list[dict[str, Any]]:
                     "rule": rule,
                     "weights": NAMES[weights],
                     "state": "default" if state is None else NAMES[state],
-                    "loss": sum(found) / SEEDS,
+                    "loss": None if math.isnan(sum(found)) else sum(found) / SEEDS,
                     "spread": max(found) - min(found),
                     "never_moved": sum(run["never_moved"] for run in runs) / SEEDS,
                 }

@@ -20,13 +20,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Page -> name of the part -> what makes its paragraphs.
 PARTS: dict[str, dict[str, list[Callable[[], str]]]] = {
-    "README.md": {"costs": [cpu.costs, gpu.in_short], "training": [cpu.training_in_short]},
+    "README.md": {
+        "costs": [cpu.costs, gpu.in_short],
+        "low-precision": [cpu.low_precision_in_short],
+        "training": [cpu.training_in_short],
+    },
     "docs/measurements.md": {
         "memory": [cpu.memory],
         "step-time": [cpu.step_time],
         "hybrid-profile": [cpu.hybrid_profile],
     },
     "docs/training.md": {"training": [cpu.training]},
+    "docs/numerics.md": {"low-precision": [cpu.second_moment, cpu.low_precision_losses]},
     "docs/gpu.md": {
         "on-gpu": [gpu.timed],
         "traffic": [gpu.traffic],
