@@ -9,7 +9,7 @@ import pytest
 import support
 import torch
 from native_suite import NativeSuite, native  # noqa: F401
-from support import BF16, FP32
+from support import BF16, FP32, FP64
 
 from sage_ext import reference
 
@@ -72,7 +72,7 @@ class TestSinkgd(NativeSuite):
             ((4096, 8), 40, 1.0),
             ((65536, 2), 15, 1e-8),
             ((2, 65536), 20, 1.0),
-            ((64, 4096), 100, 1.0),
+            ((16, 1024), 100, 1.0),
             ((2, 65536), 5, 1e30),
         ],
     )
@@ -84,15 +84,19 @@ class TestSinkgd(NativeSuite):
         scale: float,
     ) -> None:
         """Iterated as it is written, the unit form's row and column scales leave float32 in each of these."""
-        settings = {"lr": 1.0, "alpha": 1.0, "weight_decay": 0.0, "iterations": iterations, "eps": 1e-8}
         grad = scale * torch.randn(shape)
-        w, root, exact = torch.zeros(shape), torch.zeros(shape), torch.zeros(shape, dtype=torch.float64)
-        native.sinkgd_([w], [grad], normalization="unit", **settings)
-        native.sinkgd_([root], [grad], normalization="sqrt", **settings)
-        reference.sinkgd_([exact], [grad.double()], normalization="unit", **settings)
-        largest = exact.abs().max()
-        assert (w - exact).abs().max() <= 2e-6 * largest
-        assert (w - root.double() / shape[0] ** 0.5).abs().max() <= 2e-6 * largest
+
+        def update(module: ModuleType, dtype: torch.dtype, eps: float, normalization: str) -> torch.Tensor:
+            w = torch.zeros(shape, dtype=dtype)
+            settings = {"lr": 1.0, "alpha": 1.0, "weight_decay": 0.0, "iterations": iterations, "eps": eps}
+            module.sinkgd_([w], [grad.to(dtype)], normalization=normalization, **settings)
+            return w.double()
+
+        exact = update(reference, FP64, 1e-8, "unit")
+        assert (update(native, FP32, 1e-8, "unit") - exact).abs().max() <= 2e-6 * exact.abs().max()
+        # Without eps it is the other form, divided by sqrt(m).
+        other = update(native, FP32, 0.0, "sqrt") / shape[0] ** 0.5
+        assert (update(native, FP32, 0.0, "unit") - other).abs().max() <= 1e-6 * other.abs().max()
 
     def test_experts_are_normalised_one_matrix_at_a_time(self, native: ModuleType) -> None:  # noqa: F811
         experts = support.make(self.rule, [(3, 17, 29)])
