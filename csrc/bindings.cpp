@@ -7,8 +7,8 @@
 
 #include <utility>
 
-#include "cpu/isa.h"
-#include "ops/ops.h"
+#include "cpu/common/isa.h"
+#include "ops/rules.h"
 
 namespace py = pybind11;
 

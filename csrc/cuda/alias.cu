@@ -4,7 +4,7 @@
 
 #include "cuda/alias_advance.cuh"
 #include "cuda/alias_move.cuh"
-#include "cuda/workspace.h"
+#include "cuda/common/workspace.h"
 
 // Between the launches lives the workspace: a slot for every block that looks at gradients, one for every block that
 // moves parameters, and a counter of the latter.

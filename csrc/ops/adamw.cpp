@@ -1,11 +1,11 @@
 #include "cpu/adamw.h"
 
 #include "core/math/adamw.h"
-#include "ops/common.h"
+#include "ops/common/rule_plan.h"
 
 #ifdef SAGE_EXT_WITH_CUDA
 #include "cuda/adamw.h"
-#include "ops/cuda.h"
+#include "ops/common/cuda_step.h"
 #endif
 
 namespace sage_ext::ops {

@@ -1,10 +1,10 @@
 #include "cpu/alias_adam.h"
 
-#include "ops/common.h"
+#include "ops/common/rule_plan.h"
 
 #ifdef SAGE_EXT_WITH_CUDA
 #include "cuda/alias_adam.h"
-#include "ops/cuda.h"
+#include "ops/common/cuda_step.h"
 #endif
 
 namespace sage_ext::ops {

@@ -2,11 +2,11 @@
 
 #include <cmath>
 
-#include "ops/common.h"
+#include "ops/common/rule_plan.h"
 
 #ifdef SAGE_EXT_WITH_CUDA
 #include "cuda/sage.h"
-#include "ops/cuda.h"
+#include "ops/common/cuda_step.h"
 #endif
 
 namespace sage_ext::ops {

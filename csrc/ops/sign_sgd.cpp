@@ -2,11 +2,11 @@
 
 #include <stdexcept>
 
-#include "ops/common.h"
+#include "ops/common/rule_plan.h"
 
 #ifdef SAGE_EXT_WITH_CUDA
 #include "cuda/sign_sgd.h"
-#include "ops/cuda.h"
+#include "ops/common/cuda_step.h"
 #endif
 
 namespace sage_ext::ops {

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "ops/common.h"
+#include "ops/common/rule_plan.h"
 
 #ifdef SAGE_EXT_WITH_CUDA
 #include "cuda/sinkgd.h"
-#include "ops/cuda.h"
+#include "ops/common/cuda_step.h"
 #endif
 
 namespace sage_ext::ops {

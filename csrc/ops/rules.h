@@ -8,7 +8,7 @@
 #include <variant>
 #include <vector>
 
-#include "ops/checks.h"
+#include "ops/common/checks.h"
 
 // The rules over tensors. plan_*() checks every argument and changes nothing; the plan that it returns holds
 // the tensors, and run() carries it out. Several plans can so be checked before the first one runs.

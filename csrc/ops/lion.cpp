@@ -1,10 +1,10 @@
-#include "cpu/sign.h"
+#include "cpu/lion.h"
 
-#include "ops/common.h"
+#include "ops/common/rule_plan.h"
 
 #ifdef SAGE_EXT_WITH_CUDA
-#include "cuda/sign.h"
-#include "ops/cuda.h"
+#include "cuda/lion.h"
+#include "ops/common/cuda_step.h"
 #endif
 
 namespace sage_ext::ops {

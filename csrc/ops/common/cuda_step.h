@@ -3,8 +3,8 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include "cuda/step_scalars.h"
-#include "ops/ops.h"
+#include "cuda/common/step_scalars.h"
+#include "ops/rules.h"
 
 // What the rules' steps on a CUDA device share. Only in builds with CUDA.
 namespace sage_ext::ops {

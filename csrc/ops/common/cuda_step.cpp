@@ -1,5 +1,5 @@
 #ifdef SAGE_EXT_WITH_CUDA  // this file is in the list of every build
-#include "ops/cuda.h"
+#include "ops/common/cuda_step.h"
 
 #include <ATen/Functions.h>
 

@@ -1,4 +1,4 @@
-#include "ops/common.h"
+#include "ops/common/rule_plan.h"
 
 #include <ATen/Parallel.h>
 #include <c10/core/Scalar.h>
@@ -8,7 +8,7 @@
 #include "core/math/common.h"
 
 #ifdef SAGE_EXT_WITH_CUDA
-#include "ops/cuda.h"
+#include "ops/common/cuda_step.h"
 #endif
 
 namespace sage_ext::ops {

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "ops/ops.h"
+#include "ops/rules.h"
 
 // What the rules' plans share.
 namespace sage_ext::ops {
