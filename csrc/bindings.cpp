@@ -121,10 +121,10 @@ PlanPtr make_adamw(TensorList params, TensorList grads, TensorList exp_avgs, Ten
 
 PlanPtr make_alias(TensorList params, TensorList grads, TensorList signs, TensorList prev_grads, TensorList scalars,
                    py::object lr, bool memory_efficient, std::string gap, double lower_bound, double max_step,
-                   int64_t warmup_steps, int64_t update_every, double weight_decay, py::object loss, std::string mode,
+                   int64_t warmup_steps, int64_t update_every, double weight_decay, py::object loss, std::string phase,
                    bool maximize, OptionalTensor grad_scale, OptionalTensor found_inf, py::object describe) {
   ops::AliasArgs args{memory_efficient, std::move(gap), lower_bound,  max_step,
-                      warmup_steps,     update_every,   std::nullopt, std::move(mode)};
+                      warmup_steps,     update_every,   std::nullopt, std::move(phase)};
   if (!loss.is_none()) args.loss = number_or_tensor(loss);
   return ops::plan_alias(
       std::move(params), std::move(grads), std::move(signs), std::move(prev_grads), std::move(scalars), std::move(args),
@@ -229,10 +229,10 @@ void adamw_op(at::TensorList params, at::TensorList grads, at::TensorList exp_av
 void alias_op(at::TensorList params, at::TensorList grads, at::TensorList signs, at::TensorList prev_grads,
               at::TensorList scalars, double lr, bool memory_efficient, std::string_view gap, double lower_bound,
               double max_step, int64_t warmup_steps, int64_t update_every, double weight_decay,
-              const OptionalTensor& loss, std::string_view mode, bool maximize, const OptionalTensor& grad_scale,
+              const OptionalTensor& loss, std::string_view phase, bool maximize, const OptionalTensor& grad_scale,
               const OptionalTensor& found_inf) {
   ops::AliasArgs args{memory_efficient, std::string(gap), lower_bound,  max_step,
-                      warmup_steps,     update_every,     std::nullopt, std::string(mode)};
+                      warmup_steps,     update_every,     std::nullopt, std::string(phase)};
   if (loss.has_value()) args.loss = *loss;
   ops::plan_alias(params.vec(), grads.vec(), signs.vec(), prev_grads.vec(), scalars.vec(), std::move(args),
                   dispatcher_args(lr, weight_decay, maximize, grad_scale, found_inf))
@@ -290,7 +290,7 @@ TORCH_LIBRARY(sage_ext, m) {
   m.def(
       "alias_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] signs, Tensor(c!)[] prev_grads, "
       "Tensor(d!)[] scalars, *, float lr, bool memory_efficient, str gap, float lower_bound, float max_step, "
-      "int warmup_steps, int update_every, float weight_decay, Tensor? loss=None, str mode=\"step\", "
+      "int warmup_steps, int update_every, float weight_decay, Tensor? loss=None, str phase=\"step\", "
       "bool maximize=False, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()");
   m.def(
       "alias_adam_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
@@ -344,7 +344,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
               py::arg("signs"), py::arg("prev_grads"), py::arg("scalars"), py::kw_only(), py::arg("lr"),
               py::arg("memory_efficient"), py::arg("gap"), py::arg("lower_bound"), py::arg("max_step"),
               py::arg("warmup_steps"), py::arg("update_every"), py::arg("weight_decay"), py::arg("loss") = py::none(),
-              py::arg("mode") = "step", py::arg("maximize") = false, py::arg("grad_scale") = py::none(),
+              py::arg("phase") = "step", py::arg("maximize") = false, py::arg("grad_scale") = py::none(),
               py::arg("found_inf") = py::none());
   define_rule(m, step, "alias_adam", &make_alias_adam, "One ALIAS-Adam step, in place.", py::arg("params"),
               py::arg("grads"), py::arg("exp_avgs"), py::arg("exp_avg_sqs"), py::arg("signs"), py::arg("scalars"),

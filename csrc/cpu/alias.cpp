@@ -68,7 +68,7 @@ void alias_step(std::span<const AliasTensor> tensors, const AliasOptions& option
                    static_cast<float>(shared.grad_factor), threads);
   }
   alias_advance(shared, seen, step.lr, step.loss, step.grad_factor, options);
-  if (options.mode == AliasMode::refresh) return;
+  if (options.phase == AliasPhase::refresh) return;
 
   const auto gamma = static_cast<float>(shared.step_size);
   const float decay = decay_factor(shared.step_size, options.weight_decay);

@@ -15,11 +15,11 @@ namespace sage_ext::ops {
 
 namespace {
 
-AliasMode mode_of(const std::string& name) {
-  if (name == "step") return AliasMode::step;
-  if (name == "move") return AliasMode::move;
-  if (name == "refresh") return AliasMode::refresh;
-  throw std::invalid_argument("mode is '" + name + "'; it may be 'step', 'move' or 'refresh'");
+AliasPhase phase_of(const std::string& name) {
+  if (name == "step") return AliasPhase::step;
+  if (name == "move") return AliasPhase::move;
+  if (name == "refresh") return AliasPhase::refresh;
+  throw std::invalid_argument("phase is '" + name + "'; it may be 'step', 'move' or 'refresh'");
 }
 
 AliasOptions options_of(const AliasArgs& args, double weight_decay) {
@@ -31,7 +31,7 @@ AliasOptions options_of(const AliasArgs& args, double weight_decay) {
   if (args.warmup_steps < 0) throw std::invalid_argument("warmup_steps must be at least 0");
   if (args.update_every < 1) throw std::invalid_argument("update_every must be at least 1");
   return {args.memory_efficient, args.gap == "descent", args.lower_bound,  args.max_step,
-          weight_decay,          args.warmup_steps,     args.update_every, mode_of(args.mode)};
+          weight_decay,          args.warmup_steps,     args.update_every, phase_of(args.phase)};
 }
 
 class AliasPlan final : public RulePlan {
@@ -88,7 +88,7 @@ class AliasPlan final : public RulePlan {
       }
       return;
     }
-    if (params_.empty() || options_.descent || options_.mode == AliasMode::refresh || on_cuda()) return;
+    if (params_.empty() || options_.descent || options_.phase == AliasPhase::refresh || on_cuda()) return;
     if (shared()->step == 0.0) {
       throw std::invalid_argument(
           "loss is None, but the first step with gap='lower_bound' needs it: call step(closure) or step(loss=...)");

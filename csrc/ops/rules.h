@@ -64,7 +64,7 @@ struct AliasArgs {
   double lower_bound, max_step;
   int64_t warmup_steps, update_every;
   std::optional<std::variant<double, at::Tensor>> loss;  // of the first step, for the lower bound
-  std::string mode = "step";                             // or "move" or "refresh"
+  std::string phase = "step";                            // or "move" or "refresh"
 };
 
 struct AliasAdamArgs {

@@ -145,7 +145,7 @@ void with_tensors(const Rule& rule, Model& model, const Use& use) {
                                .weight_decay = 0.1,
                                .warmup_steps = 0,
                                .update_every = 1,
-                               .mode = AliasMode::step};
+                               .phase = AliasPhase::step};
     AliasScalars shared{};
     shared.step = 1.0;  // the first step does not look at what is kept of a gradient
     use(cuda::alias_workspace_bytes(tensors),
