@@ -14,7 +14,7 @@ namespace sage_ext::ops {
 // kernels run too: it may be freed as soon as they are enqueued.
 class CudaStep {
  public:
-  CudaStep(at::Device device, const CommonArgs& args);
+  CudaStep(at::Device device, const CommonCall& call);
   CudaStep(const CudaStep&) = delete;
   CudaStep& operator=(const CudaStep&) = delete;
 

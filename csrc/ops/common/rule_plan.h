@@ -1,5 +1,6 @@
 #pragma once
 
+#include "ops/common/checks.h"
 #include "ops/rules.h"
 
 // What the rules' plans share.
@@ -7,22 +8,27 @@ namespace sage_ext::ops {
 
 class CudaStep;
 
-// A plan over parameters on one device. A rule's constructor checks its tensors and numbers, run() does the rest.
-class RulePlan : public Plan {
+// A plan over parameters on one device, as far as it needs to know no rule.
+class AnyRulePlan : public Plan {
  public:
   void run() final;
 
  protected:
   using Lists = std::vector<const TensorList*>;
 
-  RulePlan(TensorList params, TensorList steps, CommonArgs common)
-      : params_(std::move(params)), steps_(std::move(steps)), common_(std::move(common)) {}
+  explicit AnyRulePlan(CommonCall call)
+      : params_(std::move(value_of<"params">(call))),
+        grads_(std::move(value_of<"grads">(call))),
+        common_(std::move(call)) {}
 
-  // Checks lr, weight_decay, grad_scale and found_inf, for parameters that have been checked.
+  // Checks what every rule takes beside tensors, for parameters that have been checked.
   void check_common();
 
   // Every list that a step writes.
   virtual Lists written() const = 0;
+
+  // One more step, where the rule counts them. On a CUDA device the kernels do it.
+  virtual void count_step() = 0;
 
   // The step on the CPU, but for the step counters and for steps that found_inf skips.
   virtual void run_cpu() = 0;
@@ -32,24 +38,63 @@ class RulePlan : public Plan {
 #endif
 
   // The learning rate of a step on the CPU, where check_common() has read it.
-  double lr() const { return std::get<double>(common_.lr); }
+  double lr() const { return std::get<double>(value_of<"lr">(common_)); }
+
+  // The factor of every gradient on load, on the CPU: 1 / grad_scale, negated to maximize.
+  double grad_factor() const;
 
   bool on_cuda() const { return !params_.empty() && params_[0].is_cuda(); }
 
-  TensorList params_, grads_, steps_;
-  CommonArgs common_;
+  TensorList params_, grads_;
+  CommonCall common_;
 };
-
-// A floating tensor with one element; `otherwise` says in messages what may be there in its place.
-void check_scalar(const char* name, const char* otherwise, const at::Tensor& tensor);
-
-// The factor of every gradient on load, on the CPU: 1 / grad_scale, negated to maximize.
-double grad_factor(const CommonArgs& args);
 
 // The number of threads that torch would use now (torch.set_num_threads).
 int num_threads();
 
 // A step counter on the CPU.
 float& step_count(const at::Tensor& step);
+
+// A plan of `Rule`. Its constructor checks the tensors, those of the numbers have been by then; run_cpu() and
+// run_cuda() do the rest.
+template <typename Rule>
+class RulePlan : public AnyRulePlan {
+ protected:
+  explicit RulePlan(Call<Rule> call) : AnyRulePlan(std::move(call.common)), own_(std::move(call.own)) {
+    check_arguments(own_, typename Rule::Arguments());
+  }
+
+  // An argument or list by name.
+  template <Text Name>
+  const auto& arg() const {
+    if constexpr (has_value<decltype(own_), Name>) {
+      return value_of<Name>(own_);
+    } else {
+      return value_of<Name>(common_);
+    }
+  }
+
+  // The state of parameter i in a list.
+  template <Text Name>
+  const at::Tensor& state(size_t i) const {
+    return value_of<Name>(own_)[i];
+  }
+
+  Lists written() const final { return written_in(typename Rule::States()); }
+
+ private:
+  template <typename... States>
+  Lists written_in(Types<States...>) const {
+    return {&params_, &value_of<States::text>(own_)...};
+  }
+
+  void count_step() final {
+    if constexpr (has_value<decltype(own_), "steps">) {
+      for (const at::Tensor& step : value_of<"steps">(own_)) step_count(step) += 1.0f;
+    }
+  }
+
+  Values<Joined<typename Rule::States, typename Rule::Arguments>> own_;
+};
 
 }  // namespace sage_ext::ops
