@@ -39,7 +39,7 @@ SOURCES := $(shell find csrc sage_ext -type f -not -name '*.so' -not -path '*/__
 CMAKE_FLAGS := -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test test-python test-cpp test-cpp-sanitized test-cuda-build benchmark lint clean FORCE
+.PHONY: demo test test-python test-cpp test-cpp-sanitized test-cuda-build benchmark stub lint clean FORCE
 
 demo: $(VENV)/.installed $(VENV)/.examples
 	$(BIN)/python examples/train_llama.py demo
@@ -68,6 +68,10 @@ benchmark: $(VENV)/.installed $(VENV)/.examples
 	$(BIN)/python benchmarks/step_time.py --json benchmarks/results/step_time.json
 	$(BIN)/python benchmarks/memory.py --json benchmarks/results/memory.json
 	$(BIN)/python benchmarks/update_docs.py
+
+# The stub of the native module, after the arguments of a rule have changed in csrc/ops/rules.h.
+stub: $(VENV)/.installed
+	$(BIN)/python tools/stub.py
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-// The Python module sage_ext._C, and the same functions as torch.ops.sage_ext.*.
+// The Python module sage_ext._C, and the same functions as torch.ops.sage_ext.*, made from the rules' declarations.
 // torch/extension.h has all of torch in it, and takes longer to compile than everything in here.
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
@@ -7,34 +7,76 @@
 
 #include <utility>
 
-#include "cpu/isa.h"
-#include "ops/ops.h"
+#include "cpu/common/isa.h"
+#include "ops/common/signature.h"
 
 namespace py = pybind11;
 
 namespace sage_ext {
 namespace {
 
-using ops::CommonArgs;
-using ops::Describe;
-using ops::PlanPtr;
-using ops::TensorList;
-using OptionalTensor = std::optional<at::Tensor>;
+using namespace ops;  // NOLINT: every name in here is of the rules
 
 // A tensor stays one: a scheduler or a captured graph may write it, and to read it may mean to wait for a GPU.
-std::variant<double, at::Tensor> number_or_tensor(const py::object& value) {
+Number number_or_tensor(const py::object& value) {
   if (THPVariable_Check(value.ptr())) return py::cast<at::Tensor>(value);
   return py::cast<double>(value);
 }
 
-CommonArgs common_args(const py::object& lr, double weight_decay, bool maximize, OptionalTensor grad_scale,
-                       OptionalTensor found_inf, const py::object& describe) {
-  CommonArgs args{number_or_tensor(lr), weight_decay, maximize, std::move(grad_scale), std::move(found_inf), {}};
-  if (!describe.is_none()) {
-    args.describe = [describe](int64_t index) { return py::cast<std::string>(describe(index)); };
+// How a value of type T comes from Python: as what, and how it is made of that.
+template <typename T>
+struct FromPython {
+  using Type = T;
+  static T convert(T value) { return value; }
+};
+template <>
+struct FromPython<Number> {
+  using Type = py::object;
+  static Number convert(const py::object& value) { return number_or_tensor(value); }
+};
+template <>
+struct FromPython<std::optional<Number>> {
+  using Type = py::object;
+  static std::optional<Number> convert(const py::object& value) {
+    if (value.is_none()) return std::nullopt;
+    return number_or_tensor(value);
   }
-  return args;
-}
+};
+
+// And from the dispatcher.
+template <typename T>
+struct FromDispatcher {
+  using Type = T;
+  static T convert(T value) { return value; }
+};
+template <>
+struct FromDispatcher<TensorList> {
+  using Type = at::TensorList;
+  static TensorList convert(at::TensorList value) { return value.vec(); }
+};
+template <>
+struct FromDispatcher<std::string> {
+  using Type = std::string_view;
+  static std::string convert(std::string_view value) { return std::string(value); }
+};
+template <>
+struct FromDispatcher<std::optional<at::Tensor>> {
+  using Type = const std::optional<at::Tensor>&;
+  static std::optional<at::Tensor> convert(const std::optional<at::Tensor>& value) { return value; }
+};
+template <>
+struct FromDispatcher<Number> {
+  using Type = double;
+  static Number convert(double value) { return value; }
+};
+template <>
+struct FromDispatcher<std::optional<Number>> {
+  using Type = const std::optional<at::Tensor>&;
+  static std::optional<Number> convert(const std::optional<at::Tensor>& value) {
+    if (!value.has_value()) return std::nullopt;
+    return *value;
+  }
+};
 
 // Plans of several groups: every one is checked as it is added, and nothing changes before run().
 class Step {
@@ -53,93 +95,76 @@ class Step {
   std::vector<PlanPtr> plans_;
 };
 
-// Defines Step.<name>(..., describe=None) and the function <name>_(...), which is one such step on its own. `make`
-// turns the arguments into a plan; `arguments` are their py::arg's.
-template <typename... Args, typename... Extra>
-void define_rule(py::module_& module, py::class_<Step>& step_class, const char* name, PlanPtr (*make)(Args...),
-                 const char* doc, const Extra&... arguments) {
-  step_class.def(
-      name, [make](Step& step, Args... args) { step.add(make(std::forward<Args>(args)...)); }, doc, arguments...,
-      py::arg("describe") = py::none());
-  module.def((std::string(name) + "_").c_str(),
-             [make](Args... args) {
-               const PlanPtr plan = make(std::forward<Args>(args)...);
-               const py::gil_scoped_release release;
-               plan->run();
-             },
-             doc, arguments..., py::arg("describe") = py::none());
-}
+// A rule as a function, with its lists and arguments in the order of its signature.
+template <typename Rule, typename Lists = ListsOf<Rule>, typename Arguments = ArgumentsOf<Rule>>
+struct Function;
 
-PlanPtr make_sage(TensorList params, TensorList grads, TensorList exp_avgs, TensorList s_ranges, TensorList steps,
-                  py::object lr, double beta1, double beta2, double eps, double weight_decay, bool momentum_first,
-                  bool instant_damper, bool maximize, OptionalTensor grad_scale, OptionalTensor found_inf,
-                  py::object describe) {
-  return ops::plan_sage(std::move(params), std::move(grads), std::move(exp_avgs), std::move(s_ranges), std::move(steps),
-                        {beta1, beta2, eps, momentum_first, instant_damper},
-                        common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe));
-}
+template <typename Rule, typename... L, typename... A>
+struct Function<Rule, Types<L...>, Types<A...>> {
+  template <typename Declared>
+  using Python = FromPython<typename Declared::Type>;
+  template <typename Declared>
+  using Dispatcher = FromDispatcher<typename Declared::Type>;
 
-PlanPtr make_sinkgd(TensorList params, TensorList grads, py::object lr, int64_t iterations, double alpha, double eps,
-                    double weight_decay, std::string normalization, bool maximize, OptionalTensor grad_scale,
-                    OptionalTensor found_inf, py::object describe) {
-  return ops::plan_sinkgd(
-      std::move(params), std::move(grads), {iterations, alpha, eps, std::move(normalization)},
-      common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe));
-}
+  static PlanPtr plan(typename Python<L>::Type... lists, typename Python<A>::Type... arguments,
+                      const py::object& describe) {
+    Call<Rule> call;
+    ((value_of<L::text>(call) = Python<L>::convert(std::move(lists))), ...);
+    ((value_of<A::text>(call) = Python<A>::convert(std::move(arguments))), ...);
+    if (!describe.is_none()) {
+      call.common.describe = [describe](int64_t index) { return py::cast<std::string>(describe(index)); };
+    }
+    return Rule::plan(std::move(call));
+  }
 
-PlanPtr make_lion(TensorList params, TensorList grads, TensorList exp_avgs, py::object lr, double beta1, double beta2,
-                  double weight_decay, bool maximize, OptionalTensor grad_scale, OptionalTensor found_inf,
-                  py::object describe) {
-  return ops::plan_lion(std::move(params), std::move(grads), std::move(exp_avgs), {beta1, beta2},
-                        common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe));
-}
+  template <typename Argument>
+  static auto keyword() {
+    if constexpr (Argument::has_default) {
+      return py::arg(Argument::name()) = Argument::default_value();
+    } else {
+      return py::arg(Argument::name());
+    }
+  }
 
-PlanPtr make_sign_sgd(TensorList params, TensorList grads, TensorList exp_avgs, py::object lr, double momentum,
-                      double weight_decay, bool maximize, OptionalTensor grad_scale, OptionalTensor found_inf,
-                      py::object describe) {
-  return ops::plan_sign_sgd(
-      std::move(params), std::move(grads), std::move(exp_avgs), {momentum},
-      common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe));
-}
+  // Step.<name>(..., describe=None), and the function <name>_(...), which is one such step on its own.
+  static void define(py::module_& module, py::class_<Step>& step_class) {
+    step_class.def(
+        Rule::name,
+        [](Step& step, typename Python<L>::Type... lists, typename Python<A>::Type... arguments,
+           const py::object& describe) { step.add(plan(std::move(lists)..., std::move(arguments)..., describe)); },
+        Rule::doc, py::arg(L::name())..., py::kw_only(), keyword<A>()..., py::arg("describe") = py::none());
+    module.def(
+        (std::string(Rule::name) + "_").c_str(),
+        [](typename Python<L>::Type... lists, typename Python<A>::Type... arguments, const py::object& describe) {
+          const PlanPtr made = plan(std::move(lists)..., std::move(arguments)..., describe);
+          const py::gil_scoped_release release;
+          made->run();
+        },
+        Rule::doc, py::arg(L::name())..., py::kw_only(), keyword<A>()..., py::arg("describe") = py::none());
+  }
 
-PlanPtr make_scale(TensorList params, TensorList grads, TensorList exp_avgs, py::object lr, double momentum,
-                   int64_t dim, double eps, double weight_decay, std::string normalization, bool maximize,
-                   OptionalTensor grad_scale, OptionalTensor found_inf, py::object describe) {
-  return ops::plan_scale(
-      std::move(params), std::move(grads), std::move(exp_avgs), {momentum, dim, eps, std::move(normalization)},
-      common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe));
-}
+  // torch.ops.sage_ext.<name>_: the same plan.
+  static void dispatched(typename Dispatcher<L>::Type... lists, typename Dispatcher<A>::Type... arguments) {
+    Call<Rule> call;
+    ((value_of<L::text>(call) = Dispatcher<L>::convert(lists)), ...);
+    ((value_of<A::text>(call) = Dispatcher<A>::convert(arguments)), ...);
+    Rule::plan(std::move(call))->run();
+  }
 
-PlanPtr make_adamw(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs, TensorList steps,
-                   py::object lr, double beta1, double beta2, double eps, double weight_decay, bool maximize,
-                   OptionalTensor grad_scale, OptionalTensor found_inf, py::object describe) {
-  return ops::plan_adamw(
-      std::move(params), std::move(grads), std::move(exp_avgs), std::move(exp_avg_sqs), std::move(steps),
-      {beta1, beta2, eps},
-      common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe));
-}
-
-PlanPtr make_alias(TensorList params, TensorList grads, TensorList signs, TensorList prev_grads, TensorList scalars,
-                   py::object lr, bool memory_efficient, std::string gap, double lower_bound, double max_step,
-                   int64_t warmup_steps, int64_t update_every, double weight_decay, py::object loss, std::string mode,
-                   bool maximize, OptionalTensor grad_scale, OptionalTensor found_inf, py::object describe) {
-  ops::AliasArgs args{memory_efficient, std::move(gap), lower_bound,  max_step,
-                      warmup_steps,     update_every,   std::nullopt, std::move(mode)};
-  if (!loss.is_none()) args.loss = number_or_tensor(loss);
-  return ops::plan_alias(
-      std::move(params), std::move(grads), std::move(signs), std::move(prev_grads), std::move(scalars), std::move(args),
-      common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe));
-}
-
-PlanPtr make_alias_adam(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs,
-                        TensorList signs, TensorList scalars, py::object lr, double beta1, double beta2, double eps,
-                        double weight_decay, bool maximize, OptionalTensor grad_scale, OptionalTensor found_inf,
-                        py::object describe) {
-  return ops::plan_alias_adam(
-      std::move(params), std::move(grads), std::move(exp_avgs), std::move(exp_avg_sqs), std::move(signs),
-      std::move(scalars), {beta1, beta2, eps},
-      common_args(lr, weight_decay, maximize, std::move(grad_scale), std::move(found_inf), describe));
-}
+  // For tools/stub.py: the doc string, and (name, type, default) of every parameter, with None where it has none.
+  static py::tuple description() {
+    py::list lists, keywords;
+    (lists.append(py::make_tuple(L::name(), type_name<typename L::Type>.python, py::none())), ...);
+    const auto add = [&]<typename Argument>(Types<Argument>) {
+      py::object value = py::none();
+      if constexpr (Argument::has_default) value = py::str(literal(Argument::default_value()));
+      keywords.append(py::make_tuple(Argument::name(), type_name<typename Argument::Type>.python, value));
+    };
+    (add(Types<A>()), ...);
+    keywords.append(py::make_tuple("describe", "Callable[[int], str] | None", "None"));
+    return py::make_tuple(Rule::doc, lists, keywords);
+  }
+};
 
 py::dict build_info() {
   py::dict info;
@@ -170,132 +195,25 @@ py::dict build_info() {
   return info;
 }
 
-// torch.ops.sage_ext.*: the same plans behind the dispatcher.
-CommonArgs dispatcher_args(double lr, double weight_decay, bool maximize, const OptionalTensor& grad_scale,
-                           const OptionalTensor& found_inf) {
-  return {lr, weight_decay, maximize, grad_scale, found_inf, {}};
-}
-
-void sage_op(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, at::TensorList s_ranges,
-             at::TensorList steps, double lr, double beta1, double beta2, double eps, double weight_decay,
-             bool momentum_first, bool instant_damper, bool maximize, const OptionalTensor& grad_scale,
-             const OptionalTensor& found_inf) {
-  ops::plan_sage(params.vec(), grads.vec(), exp_avgs.vec(), s_ranges.vec(), steps.vec(),
-                 {beta1, beta2, eps, momentum_first, instant_damper},
-                 dispatcher_args(lr, weight_decay, maximize, grad_scale, found_inf))
-      ->run();
-}
-
-void sinkgd_op(at::TensorList params, at::TensorList grads, double lr, int64_t iterations, double alpha, double eps,
-               double weight_decay, std::string_view normalization, bool maximize, const OptionalTensor& grad_scale,
-               const OptionalTensor& found_inf) {
-  ops::plan_sinkgd(params.vec(), grads.vec(), {iterations, alpha, eps, std::string(normalization)},
-                   dispatcher_args(lr, weight_decay, maximize, grad_scale, found_inf))
-      ->run();
-}
-
-void lion_op(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, double lr, double beta1,
-             double beta2, double weight_decay, bool maximize, const OptionalTensor& grad_scale,
-             const OptionalTensor& found_inf) {
-  ops::plan_lion(params.vec(), grads.vec(), exp_avgs.vec(), {beta1, beta2},
-                 dispatcher_args(lr, weight_decay, maximize, grad_scale, found_inf))
-      ->run();
-}
-
-void sign_sgd_op(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, double lr, double momentum,
-                 double weight_decay, bool maximize, const OptionalTensor& grad_scale,
-                 const OptionalTensor& found_inf) {
-  ops::plan_sign_sgd(params.vec(), grads.vec(), exp_avgs.vec(), {momentum},
-                     dispatcher_args(lr, weight_decay, maximize, grad_scale, found_inf))
-      ->run();
-}
-
-void scale_op(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, double lr, double momentum,
-              int64_t dim, double eps, double weight_decay, std::string_view normalization, bool maximize,
-              const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
-  ops::plan_scale(params.vec(), grads.vec(), exp_avgs.vec(), {momentum, dim, eps, std::string(normalization)},
-                  dispatcher_args(lr, weight_decay, maximize, grad_scale, found_inf))
-      ->run();
-}
-
-void adamw_op(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, at::TensorList exp_avg_sqs,
-              at::TensorList steps, double lr, double beta1, double beta2, double eps, double weight_decay,
-              bool maximize, const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
-  ops::plan_adamw(params.vec(), grads.vec(), exp_avgs.vec(), exp_avg_sqs.vec(), steps.vec(), {beta1, beta2, eps},
-                  dispatcher_args(lr, weight_decay, maximize, grad_scale, found_inf))
-      ->run();
-}
-
-void alias_op(at::TensorList params, at::TensorList grads, at::TensorList signs, at::TensorList prev_grads,
-              at::TensorList scalars, double lr, bool memory_efficient, std::string_view gap, double lower_bound,
-              double max_step, int64_t warmup_steps, int64_t update_every, double weight_decay,
-              const OptionalTensor& loss, std::string_view mode, bool maximize, const OptionalTensor& grad_scale,
-              const OptionalTensor& found_inf) {
-  ops::AliasArgs args{memory_efficient, std::string(gap), lower_bound,  max_step,
-                      warmup_steps,     update_every,     std::nullopt, std::string(mode)};
-  if (loss.has_value()) args.loss = *loss;
-  ops::plan_alias(params.vec(), grads.vec(), signs.vec(), prev_grads.vec(), scalars.vec(), std::move(args),
-                  dispatcher_args(lr, weight_decay, maximize, grad_scale, found_inf))
-      ->run();
-}
-
-void alias_adam_op(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, at::TensorList exp_avg_sqs,
-                   at::TensorList signs, at::TensorList scalars, double lr, double beta1, double beta2, double eps,
-                   double weight_decay, bool maximize, const OptionalTensor& grad_scale,
-                   const OptionalTensor& found_inf) {
-  ops::plan_alias_adam(params.vec(), grads.vec(), exp_avgs.vec(), exp_avg_sqs.vec(), signs.vec(), scalars.vec(),
-                       {beta1, beta2, eps}, dispatcher_args(lr, weight_decay, maximize, grad_scale, found_inf))
-      ->run();
+py::dict signatures() {
+  py::dict result;
+  for_each_rule([&]<typename Rule>(Types<Rule>) { result[Rule::name] = Function<Rule>::description(); });
+  return result;
 }
 
 // The same functions for every device: a plan looks at its tensors.
 void implement(torch::Library& library) {
-  library.impl("sage_", &sage_op);
-  library.impl("sinkgd_", &sinkgd_op);
-  library.impl("lion_", &lion_op);
-  library.impl("sign_sgd_", &sign_sgd_op);
-  library.impl("scale_", &scale_op);
-  library.impl("adamw_", &adamw_op);
-  library.impl("alias_", &alias_op);
-  library.impl("alias_adam_", &alias_adam_op);
+  for_each_rule([&]<typename Rule>(Types<Rule>) {
+    library.impl((std::string(Rule::name) + "_").c_str(), &Function<Rule>::dispatched);
+  });
 }
 
 }  // namespace
 }  // namespace sage_ext
 
 TORCH_LIBRARY(sage_ext, m) {
-  m.def(
-      "sage_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] s_ranges, "
-      "Tensor(d!)[] steps, *, float lr, float beta1, float beta2, float eps, float weight_decay, "
-      "bool momentum_first=False, bool instant_damper=True, bool maximize=False, Tensor? grad_scale=None, "
-      "Tensor? found_inf=None) -> ()");
-  m.def(
-      "sinkgd_(Tensor(a!)[] params, Tensor[] grads, *, float lr, int iterations, float alpha, float eps, "
-      "float weight_decay, str normalization=\"sqrt\", bool maximize=False, Tensor? grad_scale=None, "
-      "Tensor? found_inf=None) -> ()");
-  m.def(
-      "lion_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, *, float lr, float beta1, float beta2, "
-      "float weight_decay, bool maximize=False, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()");
-  m.def(
-      "sign_sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, *, float lr, float momentum, "
-      "float weight_decay, bool maximize=False, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()");
-  m.def(
-      "scale_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, *, float lr, float momentum, int dim, "
-      "float eps, float weight_decay, str normalization=\"rms\", bool maximize=False, Tensor? grad_scale=None, "
-      "Tensor? found_inf=None) -> ()");
-  m.def(
-      "adamw_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
-      "Tensor(d!)[] steps, *, float lr, float beta1, float beta2, float eps, float weight_decay, "
-      "bool maximize=False, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()");
-  m.def(
-      "alias_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] signs, Tensor(c!)[] prev_grads, "
-      "Tensor(d!)[] scalars, *, float lr, bool memory_efficient, str gap, float lower_bound, float max_step, "
-      "int warmup_steps, int update_every, float weight_decay, Tensor? loss=None, str mode=\"step\", "
-      "bool maximize=False, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()");
-  m.def(
-      "alias_adam_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
-      "Tensor(d!)[] signs, Tensor(e!)[] scalars, *, float lr, float beta1, float beta2, float eps, "
-      "float weight_decay, bool maximize=False, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()");
+  sage_ext::ops::for_each_rule(
+      [&]<typename Rule>(sage_ext::ops::Types<Rule>) { m.def(sage_ext::ops::schema<Rule>().c_str()); });
 }
 
 TORCH_LIBRARY_IMPL(sage_ext, CPU, m) { sage_ext::implement(m); }
@@ -311,43 +229,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def(
       "cpu_capability", [] { return cpu::isa_name(cpu::active_isa()); },
       "The instruction set of the CPU kernels: 'default', 'avx2' or 'avx512'.");
+  m.def("signatures", &signatures, "What every rule takes, as its declaration says it; the stub is made from this.");
 
   py::class_<Step> step(m, "Step", "Plans of several groups of tensors: all are checked before one runs.");
   step.def(py::init<>()).def("run", &Step::run, "Runs every plan in the order of adding, then forgets them.");
-
-  define_rule(m, step, "sage", &make_sage, "One SAGE step, in place.", py::arg("params"), py::arg("grads"),
-              py::arg("exp_avgs"), py::arg("s_ranges"), py::arg("steps"), py::kw_only(), py::arg("lr"),
-              py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"),
-              py::arg("momentum_first") = false, py::arg("instant_damper") = true, py::arg("maximize") = false,
-              py::arg("grad_scale") = py::none(), py::arg("found_inf") = py::none());
-  define_rule(m, step, "sinkgd", &make_sinkgd, "One SinkGD step, in place.", py::arg("params"), py::arg("grads"),
-              py::kw_only(), py::arg("lr"), py::arg("iterations"), py::arg("alpha"), py::arg("eps"),
-              py::arg("weight_decay"), py::arg("normalization") = "sqrt", py::arg("maximize") = false,
-              py::arg("grad_scale") = py::none(), py::arg("found_inf") = py::none());
-  define_rule(m, step, "lion", &make_lion, "One Lion step, in place.", py::arg("params"), py::arg("grads"),
-              py::arg("exp_avgs"), py::kw_only(), py::arg("lr"), py::arg("beta1"), py::arg("beta2"),
-              py::arg("weight_decay"), py::arg("maximize") = false, py::arg("grad_scale") = py::none(),
-              py::arg("found_inf") = py::none());
-  define_rule(m, step, "sign_sgd", &make_sign_sgd, "One step of Sign-SGD or, with momentum, Signum, in place.",
-              py::arg("params"), py::arg("grads"), py::arg("exp_avgs"), py::kw_only(), py::arg("lr"),
-              py::arg("momentum"), py::arg("weight_decay"), py::arg("maximize") = false,
-              py::arg("grad_scale") = py::none(), py::arg("found_inf") = py::none());
-  define_rule(m, step, "scale", &make_scale, "One SCALE step, in place.", py::arg("params"), py::arg("grads"),
-              py::arg("exp_avgs"), py::kw_only(), py::arg("lr"), py::arg("momentum"), py::arg("dim"), py::arg("eps"),
-              py::arg("weight_decay"), py::arg("normalization") = "rms", py::arg("maximize") = false,
-              py::arg("grad_scale") = py::none(), py::arg("found_inf") = py::none());
-  define_rule(m, step, "adamw", &make_adamw, "One AdamW step, in place.", py::arg("params"), py::arg("grads"),
-              py::arg("exp_avgs"), py::arg("exp_avg_sqs"), py::arg("steps"), py::kw_only(), py::arg("lr"),
-              py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"), py::arg("maximize") = false,
-              py::arg("grad_scale") = py::none(), py::arg("found_inf") = py::none());
-  define_rule(m, step, "alias", &make_alias, "One ALIAS step, in place.", py::arg("params"), py::arg("grads"),
-              py::arg("signs"), py::arg("prev_grads"), py::arg("scalars"), py::kw_only(), py::arg("lr"),
-              py::arg("memory_efficient"), py::arg("gap"), py::arg("lower_bound"), py::arg("max_step"),
-              py::arg("warmup_steps"), py::arg("update_every"), py::arg("weight_decay"), py::arg("loss") = py::none(),
-              py::arg("mode") = "step", py::arg("maximize") = false, py::arg("grad_scale") = py::none(),
-              py::arg("found_inf") = py::none());
-  define_rule(m, step, "alias_adam", &make_alias_adam, "One ALIAS-Adam step, in place.", py::arg("params"),
-              py::arg("grads"), py::arg("exp_avgs"), py::arg("exp_avg_sqs"), py::arg("signs"), py::arg("scalars"),
-              py::kw_only(), py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"),
-              py::arg("maximize") = false, py::arg("grad_scale") = py::none(), py::arg("found_inf") = py::none());
+  for_each_rule([&]<typename Rule>(Types<Rule>) { Function<Rule>::define(m, step); });
 }

@@ -5,6 +5,8 @@ All tensors of a call are on one device, the step counters too; ``lr`` (if a ten
 current stream and the host reads no value from the device: it never waits, and a CUDA graph can capture the
 call. Where a rule has a ``momentum``, ``exp_avgs`` is empty if that is 0. ALIAS takes one tensor of scalars
 for all of a call's, and empty lists for what its form does not keep (see sage_ext.reference.alias_).
+
+Written by tools/stub.py from csrc/ops/rules.h, where the rules are declared: ``make stub`` writes it anew.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +18,11 @@ __version__: str
 
 def build_info() -> dict[str, Any]: ...
 def cpu_capability() -> str: ...
+def signatures() -> dict[str, tuple[str, list[Parameter], list[Parameter]]]:
+    """For every rule what its function says of itself, its lists of tensors, and its keyword arguments."""
+
+# Name, type, and default, which is None where there is none.
+Parameter = tuple[str, str, str | None]
 
 class Step:
     """Plans of several groups: each method checks its arguments and changes nothing, run() runs them all.
@@ -44,7 +51,8 @@ class Step:
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
         describe: Callable[[int], str] | None = None,
-    ) -> None: ...
+    ) -> None:
+        """One SAGE step, in place."""
     def sinkgd(
         self,
         params: Sequence[Tensor],
@@ -60,7 +68,8 @@ class Step:
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
         describe: Callable[[int], str] | None = None,
-    ) -> None: ...
+    ) -> None:
+        """One SinkGD step, in place."""
     def lion(
         self,
         params: Sequence[Tensor],
@@ -75,7 +84,8 @@ class Step:
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
         describe: Callable[[int], str] | None = None,
-    ) -> None: ...
+    ) -> None:
+        """One Lion step, in place."""
     def sign_sgd(
         self,
         params: Sequence[Tensor],
@@ -89,7 +99,8 @@ class Step:
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
         describe: Callable[[int], str] | None = None,
-    ) -> None: ...
+    ) -> None:
+        """One step of Sign-SGD or, with momentum, Signum, in place."""
     def scale(
         self,
         params: Sequence[Tensor],
@@ -106,7 +117,27 @@ class Step:
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
         describe: Callable[[int], str] | None = None,
-    ) -> None: ...
+    ) -> None:
+        """One SCALE step, in place."""
+    def adamw(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        exp_avgs: Sequence[Tensor],
+        exp_avg_sqs: Sequence[Tensor],
+        steps: Sequence[Tensor],
+        *,
+        lr: float | Tensor,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        maximize: bool = False,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+        describe: Callable[[int], str] | None = None,
+    ) -> None:
+        """One AdamW step, in place."""
     def alias(
         self,
         params: Sequence[Tensor],
@@ -124,12 +155,13 @@ class Step:
         update_every: int,
         weight_decay: float,
         loss: float | Tensor | None = None,
-        mode: str = "step",
+        phase: str = "step",
         maximize: bool = False,
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
         describe: Callable[[int], str] | None = None,
-    ) -> None: ...
+    ) -> None:
+        """One ALIAS step, in place."""
     def alias_adam(
         self,
         params: Sequence[Tensor],
@@ -148,25 +180,8 @@ class Step:
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
         describe: Callable[[int], str] | None = None,
-    ) -> None: ...
-    def adamw(
-        self,
-        params: Sequence[Tensor],
-        grads: Sequence[Tensor],
-        exp_avgs: Sequence[Tensor],
-        exp_avg_sqs: Sequence[Tensor],
-        steps: Sequence[Tensor],
-        *,
-        lr: float | Tensor,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        maximize: bool = False,
-        grad_scale: Tensor | None = None,
-        found_inf: Tensor | None = None,
-        describe: Callable[[int], str] | None = None,
-    ) -> None: ...
+    ) -> None:
+        """One ALIAS-Adam step, in place."""
 
 def sage_(
     params: Sequence[Tensor],
@@ -186,7 +201,9 @@ def sage_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     describe: Callable[[int], str] | None = None,
-) -> None: ...
+) -> None:
+    """One SAGE step, in place."""
+
 def sinkgd_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -201,7 +218,9 @@ def sinkgd_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     describe: Callable[[int], str] | None = None,
-) -> None: ...
+) -> None:
+    """One SinkGD step, in place."""
+
 def lion_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -215,7 +234,9 @@ def lion_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     describe: Callable[[int], str] | None = None,
-) -> None: ...
+) -> None:
+    """One Lion step, in place."""
+
 def sign_sgd_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -228,7 +249,9 @@ def sign_sgd_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     describe: Callable[[int], str] | None = None,
-) -> None: ...
+) -> None:
+    """One step of Sign-SGD or, with momentum, Signum, in place."""
+
 def scale_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -244,7 +267,28 @@ def scale_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     describe: Callable[[int], str] | None = None,
-) -> None: ...
+) -> None:
+    """One SCALE step, in place."""
+
+def adamw_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    maximize: bool = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    describe: Callable[[int], str] | None = None,
+) -> None:
+    """One AdamW step, in place."""
+
 def alias_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -261,12 +305,14 @@ def alias_(
     update_every: int,
     weight_decay: float,
     loss: float | Tensor | None = None,
-    mode: str = "step",
+    phase: str = "step",
     maximize: bool = False,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     describe: Callable[[int], str] | None = None,
-) -> None: ...
+) -> None:
+    """One ALIAS step, in place."""
+
 def alias_adam_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -284,21 +330,5 @@ def alias_adam_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     describe: Callable[[int], str] | None = None,
-) -> None: ...
-def adamw_(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    *,
-    lr: float | Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    maximize: bool = False,
-    grad_scale: Tensor | None = None,
-    found_inf: Tensor | None = None,
-    describe: Callable[[int], str] | None = None,
-) -> None: ...
+) -> None:
+    """One ALIAS-Adam step, in place."""

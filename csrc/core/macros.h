@@ -6,7 +6,7 @@
 #define SAGE_EXT_HD __host__ __device__ __forceinline__
 #elif defined(__GNUC__)
 // always_inline is what lets one definition be compiled into loops of several instruction sets: a
-// function that stayed out of line would keep the baseline's instructions (see cpu/foreach_isa.inl).
+// function that stayed out of line would keep the baseline's instructions (see cpu/common/foreach_isa.inl).
 #define SAGE_EXT_HD inline __attribute__((always_inline))
 #else
 #define SAGE_EXT_HD inline

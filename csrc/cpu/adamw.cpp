@@ -1,7 +1,7 @@
 #include "cpu/adamw.h"
 
-#include "cpu/isa.h"
-#include "cpu/map.h"
+#include "cpu/common/isa.h"
+#include "cpu/common/map.h"
 
 namespace sage_ext::cpu {
 
@@ -10,7 +10,7 @@ using AdamWChunk = void (*)(const AdamWTensor&, int64_t begin, int64_t end, floa
 }  // namespace sage_ext::cpu
 
 #define SAGE_EXT_ISA_SOURCE "cpu/adamw_kernels.inl"
-#include "cpu/foreach_isa.inl"
+#include "cpu/common/foreach_isa.inl"
 
 namespace sage_ext::cpu {
 

@@ -5,9 +5,9 @@
 
 #include "core/math/sign.h"
 #include "core/sign_planes.h"
-#include "cpu/isa.h"
-#include "cpu/map.h"
-#include "cpu/observe.h"
+#include "cpu/common/isa.h"
+#include "cpu/common/map.h"
+#include "cpu/common/observe.h"
 
 namespace sage_ext::cpu {
 
@@ -22,7 +22,7 @@ using AliasMove = Displacement (*)(const AliasTensor&, int64_t begin, int64_t en
 }  // namespace sage_ext::cpu
 
 #define SAGE_EXT_ISA_SOURCE "cpu/alias_kernels.inl"
-#include "cpu/foreach_isa.inl"
+#include "cpu/common/foreach_isa.inl"
 
 namespace sage_ext::cpu {
 
@@ -68,7 +68,7 @@ void alias_step(std::span<const AliasTensor> tensors, const AliasOptions& option
                    static_cast<float>(shared.grad_factor), threads);
   }
   alias_advance(shared, seen, step.lr, step.loss, step.grad_factor, options);
-  if (options.mode == AliasMode::refresh) return;
+  if (options.phase == AliasPhase::refresh) return;
 
   const auto gamma = static_cast<float>(shared.step_size);
   const float decay = decay_factor(shared.step_size, options.weight_decay);

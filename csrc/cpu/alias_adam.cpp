@@ -2,9 +2,9 @@
 
 #include <vector>
 
-#include "cpu/isa.h"
-#include "cpu/map.h"
-#include "cpu/observe.h"
+#include "cpu/common/isa.h"
+#include "cpu/common/map.h"
+#include "cpu/common/observe.h"
 
 namespace sage_ext::cpu {
 
@@ -13,7 +13,7 @@ using AliasAdamChunk = void (*)(const AliasAdamTensor&, int64_t begin, int64_t e
 }  // namespace sage_ext::cpu
 
 #define SAGE_EXT_ISA_SOURCE "cpu/alias_adam_kernels.inl"
-#include "cpu/foreach_isa.inl"
+#include "cpu/common/foreach_isa.inl"
 
 namespace sage_ext::cpu {
 

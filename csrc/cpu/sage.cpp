@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cpu/isa.h"
-#include "cpu/map.h"
-#include "cpu/parallel.h"
+#include "cpu/common/isa.h"
+#include "cpu/common/map.h"
+#include "cpu/common/parallel.h"
 
 namespace sage_ext::cpu {
 
@@ -32,7 +32,7 @@ using SageChunk = void (*)(const SageTensor&, int64_t width, int64_t begin, int6
 }  // namespace sage_ext::cpu
 
 #define SAGE_EXT_ISA_SOURCE "cpu/sage_kernels.inl"
-#include "cpu/foreach_isa.inl"
+#include "cpu/common/foreach_isa.inl"
 
 namespace sage_ext::cpu {
 

@@ -3,9 +3,9 @@
 #include <algorithm>
 
 #include "core/math/scale.h"
-#include "cpu/isa.h"
-#include "cpu/map.h"
-#include "cpu/parallel.h"
+#include "cpu/common/isa.h"
+#include "cpu/common/map.h"
+#include "cpu/common/parallel.h"
 
 namespace sage_ext::cpu {
 
@@ -52,7 +52,7 @@ const void* source(const ScaleMatrix& m) { return m.exp_avg != nullptr ? m.exp_a
 }  // namespace sage_ext::cpu
 
 #define SAGE_EXT_ISA_SOURCE "cpu/scale_kernels.inl"
-#include "cpu/foreach_isa.inl"
+#include "cpu/common/foreach_isa.inl"
 
 namespace sage_ext::cpu {
 

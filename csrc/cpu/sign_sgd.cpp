@@ -1,8 +1,8 @@
 #include "cpu/sign_sgd.h"
 
 #include "core/math/sign.h"
-#include "cpu/isa.h"
-#include "cpu/map.h"
+#include "cpu/common/isa.h"
+#include "cpu/common/map.h"
 
 namespace sage_ext::cpu {
 
@@ -13,7 +13,7 @@ using SignSGDChunk = void (*)(const SignSGDTensor&, int64_t begin, int64_t end, 
 }  // namespace sage_ext::cpu
 
 #define SAGE_EXT_ISA_SOURCE "cpu/sign_sgd_kernels.inl"
-#include "cpu/foreach_isa.inl"
+#include "cpu/common/foreach_isa.inl"
 
 namespace sage_ext::cpu {
 

@@ -7,8 +7,8 @@
 #include <memory>
 
 #include "core/math/sinkgd.h"
-#include "cpu/isa.h"
-#include "cpu/parallel.h"
+#include "cpu/common/isa.h"
+#include "cpu/common/parallel.h"
 
 namespace sage_ext::cpu {
 
@@ -42,7 +42,7 @@ int64_t numel(const SinkGDMatrix& m) { return m.rows * m.cols; }
 }  // namespace sage_ext::cpu
 
 #define SAGE_EXT_ISA_SOURCE "cpu/sinkgd_kernels.inl"
-#include "cpu/foreach_isa.inl"
+#include "cpu/common/foreach_isa.inl"
 
 namespace sage_ext::cpu {
 

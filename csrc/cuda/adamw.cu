@@ -3,10 +3,10 @@
 #include <array>
 
 #include "core/math/adamw.h"
-#include "cuda/elements.cuh"
-#include "cuda/multi_tensor.cuh"
-#include "cuda/shared.cuh"
-#include "cuda/step_scalars.cuh"
+#include "cuda/common/elements.cuh"
+#include "cuda/common/multi_tensor.cuh"
+#include "cuda/common/shared.cuh"
+#include "cuda/common/step_scalars.cuh"
 
 namespace sage_ext::cuda {
 

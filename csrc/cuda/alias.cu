@@ -4,7 +4,7 @@
 
 #include "cuda/alias_advance.cuh"
 #include "cuda/alias_move.cuh"
-#include "cuda/workspace.h"
+#include "cuda/common/workspace.h"
 
 // Between the launches lives the workspace: a slot for every block that looks at gradients, one for every block that
 // moves parameters, and a counter of the latter.
@@ -134,10 +134,10 @@ void alias_step(std::span<const AliasTensor> tensors, const AliasOptions& option
   launch_observe(plan, common, stream);
   launch("alias_advance", &alias_advance_kernel, 1, kAdvanceThreads, stream,
          AdvanceParams{common, plan.seen, plan.blocks, loss.tensor, loss.value, plan.finished});
-  if (options.mode == AliasMode::refresh) return;
+  if (options.phase == AliasPhase::refresh) return;
   // Planes have the signs of this gradient in steps that record it. Which steps do is known on the device.
   const bool has_signs = options.memory_efficient && options.descent;
-  const bool looks_at_step = has_signs && options.mode == AliasMode::step && options.update_every > 1;
+  const bool looks_at_step = has_signs && options.phase == AliasPhase::step && options.update_every > 1;
   const MoveCommon move{common, looks_at_step, plan.moved, static_cast<unsigned>(plan.blocks), plan.finished};
   if (has_signs) launch_move_signs(plan, move, stream);
   if (!has_signs || looks_at_step) launch_move(plan, move, stream);

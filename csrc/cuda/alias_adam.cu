@@ -2,11 +2,11 @@
 
 #include <array>
 
-#include "cuda/block_slots.cuh"
-#include "cuda/multi_tensor.cuh"
-#include "cuda/observe_signs.cuh"
-#include "cuda/step_scalars.cuh"
-#include "cuda/workspace.h"
+#include "cuda/common/block_slots.cuh"
+#include "cuda/common/multi_tensor.cuh"
+#include "cuda/common/observe_signs.cuh"
+#include "cuda/common/step_scalars.cuh"
+#include "cuda/common/workspace.h"
 
 // Between the launches lives the workspace: a slot for every block that looks at gradients.
 namespace sage_ext::cuda {

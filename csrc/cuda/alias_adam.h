@@ -7,7 +7,7 @@
 
 #include "core/dtype.h"
 #include "core/math/alias_adam.h"
-#include "cuda/step_scalars.h"
+#include "cuda/common/step_scalars.h"
 
 namespace sage_ext::cuda {
 

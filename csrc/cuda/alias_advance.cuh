@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kAdvanceThreads) alias_advance_kernel(const __
   const double loss = p.loss_tensor != nullptr ? static_cast<double>(load_uniform(p.loss_tensor)) : p.loss;
   alias_advance(s, seen, learning_rate(p.common.scalars), loss, grad_factor(p.common.scalars), p.common.options);
   // Without elements nothing moves.
-  if (p.count == 0 && p.common.options.mode != AliasMode::refresh) s.displacement = 0.0;
+  if (p.count == 0 && p.common.options.phase != AliasPhase::refresh) s.displacement = 0.0;
   store_scalars(p.common.shared, s);
   store_one(p.finished, 0u);
 }

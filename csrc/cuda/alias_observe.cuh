@@ -1,10 +1,10 @@
 #pragma once
 
 #include "core/math/alias.h"
-#include "cuda/block_slots.cuh"
-#include "cuda/multi_tensor.cuh"
-#include "cuda/observe_signs.cuh"
-#include "cuda/step_scalars.cuh"
+#include "cuda/common/block_slots.cuh"
+#include "cuda/common/multi_tensor.cuh"
+#include "cuda/common/observe_signs.cuh"
+#include "cuda/common/step_scalars.cuh"
 
 // The first launch of ALIAS: looks at the gradients, and records them.
 namespace sage_ext::cuda {

@@ -3,10 +3,10 @@
 #include <array>
 #include <cmath>
 
-#include "cuda/matrix_place.cuh"
+#include "cuda/common/matrix_place.cuh"
+#include "cuda/common/workspace.h"
 #include "cuda/sage_average.cuh"
 #include "cuda/sage_sums.cuh"
-#include "cuda/workspace.h"
 
 // Three launches. Between them lives the workspace: for each tensor a counter of blocks, the partial sums of squares
 // of these blocks, and one fp32 array: slots of sums of |g|, [slots, cols], whose first row becomes s, then lr * H.

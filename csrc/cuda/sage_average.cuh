@@ -1,11 +1,11 @@
 #pragma once
 
 #include "core/math/sage.h"
-#include "cuda/column_slots.cuh"
-#include "cuda/elements.cuh"
-#include "cuda/multi_tensor.cuh"
-#include "cuda/reduce.cuh"
-#include "cuda/step_scalars.cuh"
+#include "cuda/common/column_slots.cuh"
+#include "cuda/common/elements.cuh"
+#include "cuda/common/multi_tensor.cuh"
+#include "cuda/common/reduce.cuh"
+#include "cuda/common/step_scalars.cuh"
 
 // The second launch of SAGE: from partial sums of |g| to the step size of every column.
 namespace sage_ext::cuda {

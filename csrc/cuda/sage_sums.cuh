@@ -2,9 +2,9 @@
 
 #include <cmath>
 
-#include "cuda/column_sums.cuh"
-#include "cuda/multi_tensor.cuh"
-#include "cuda/step_scalars.cuh"
+#include "cuda/common/column_sums.cuh"
+#include "cuda/common/multi_tensor.cuh"
+#include "cuda/common/step_scalars.cuh"
 
 // The first launch of SAGE: partial sums of |g| over blocks of rows.
 namespace sage_ext::cuda {

@@ -3,10 +3,10 @@
 #include <array>
 #include <bit>
 
-#include "cuda/matrix_place.cuh"
+#include "cuda/common/matrix_place.cuh"
+#include "cuda/common/workspace.h"
 #include "cuda/scale_columns.cuh"
 #include "cuda/scale_rows.cuh"
-#include "cuda/workspace.h"
 
 // Between the launches lives the workspace: 1 / norm of every row; or slots of partial sums of squares, whose first row
 // becomes 1 / norm of every column.

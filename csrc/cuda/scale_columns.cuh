@@ -1,6 +1,6 @@
 #pragma once
 
-#include "cuda/column_slots.cuh"
+#include "cuda/common/column_slots.cuh"
 #include "cuda/scale_rows.cuh"
 
 // The first two launches of SCALE over columns: partial sums of squares, and the momentum on the way; then 1 / norm.

@@ -1,8 +1,8 @@
 #pragma once
 
-#include "cuda/multi_tensor.cuh"
+#include "cuda/common/multi_tensor.cuh"
+#include "cuda/common/step_scalars.cuh"
 #include "cuda/scale_source.cuh"
-#include "cuda/step_scalars.cuh"
 
 // The first launch of SCALE over rows: 1 / norm of every row, and the momentum on the way.
 namespace sage_ext::cuda {

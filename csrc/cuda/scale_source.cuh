@@ -1,9 +1,9 @@
 #pragma once
 
 #include "core/math/scale.h"
-#include "cuda/column_sums.cuh"
-#include "cuda/elements.cuh"
-#include "cuda/reduce.cuh"
+#include "cuda/common/column_sums.cuh"
+#include "cuda/common/elements.cuh"
+#include "cuda/common/reduce.cuh"
 
 // What SCALE normalises. Each element is asked for once.
 namespace sage_ext::cuda {

@@ -3,8 +3,8 @@
 #include <array>
 
 #include "core/math/sign.h"
-#include "cuda/sign_launches.cuh"
-#include "cuda/step_scalars.cuh"
+#include "cuda/common/sign_launches.cuh"
+#include "cuda/common/step_scalars.cuh"
 
 namespace sage_ext::cuda {
 

@@ -4,10 +4,10 @@
 #include <cmath>
 
 #include "core/math/sinkgd.h"
-#include "cuda/matrix_place.cuh"
-#include "cuda/reduce.cuh"
+#include "cuda/common/matrix_place.cuh"
+#include "cuda/common/reduce.cuh"
+#include "cuda/common/workspace.h"
 #include "cuda/sinkgd_table.cuh"
-#include "cuda/workspace.h"
 
 namespace sage_ext::cuda {
 

@@ -6,7 +6,7 @@
 #include <span>
 
 #include "core/dtype.h"
-#include "cuda/step_scalars.h"
+#include "cuda/common/step_scalars.h"
 
 namespace sage_ext::cuda {
 

@@ -4,9 +4,9 @@
 
 #include "core/launch_plan.h"
 #include "core/math/sinkgd.h"
-#include "cuda/reduce.cuh"
-#include "cuda/shared.cuh"
-#include "cuda/vec128.cuh"
+#include "cuda/common/reduce.cuh"
+#include "cuda/common/shared.cuh"
+#include "cuda/common/vec128.cuh"
 
 // The row half of a SinkGD iteration, with the rows' share of the column sums: rows that fit into registers.
 namespace sage_ext::cuda {

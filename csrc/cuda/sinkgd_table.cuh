@@ -3,8 +3,8 @@
 #include <cmath>
 
 #include "core/math/sinkgd.h"
-#include "cuda/multi_tensor.cuh"
-#include "cuda/step_scalars.cuh"
+#include "cuda/common/multi_tensor.cuh"
+#include "cuda/common/step_scalars.cuh"
 
 // What the launches of SinkGD share.
 namespace sage_ext::cuda {

@@ -1,67 +1,49 @@
 #include "cpu/alias.h"
 
-#include <cmath>
 #include <stdexcept>
 
 #include "core/sign_planes.h"
-#include "ops/common.h"
+#include "ops/common/rule_plan.h"
 
 #ifdef SAGE_EXT_WITH_CUDA
 #include "cuda/alias.h"
-#include "ops/cuda.h"
+#include "ops/common/cuda_step.h"
 #endif
 
 namespace sage_ext::ops {
 
 namespace {
 
-AliasMode mode_of(const std::string& name) {
-  if (name == "step") return AliasMode::step;
-  if (name == "move") return AliasMode::move;
-  if (name == "refresh") return AliasMode::refresh;
-  throw std::invalid_argument("mode is '" + name + "'; it may be 'step', 'move' or 'refresh'");
+AliasPhase phase_of(const std::string& name) {
+  if (name == "move") return AliasPhase::move;
+  return name == "refresh" ? AliasPhase::refresh : AliasPhase::step;
 }
 
-AliasOptions options_of(const AliasArgs& args, double weight_decay) {
-  if (args.gap != "descent" && args.gap != "lower_bound") {
-    throw std::invalid_argument("gap is '" + args.gap + "'; it may be 'descent' or 'lower_bound'");
-  }
-  if (!std::isfinite(args.lower_bound)) throw std::invalid_argument("lower_bound must be finite");
-  check_not_negative("max_step", args.max_step);
-  if (args.warmup_steps < 0) throw std::invalid_argument("warmup_steps must be at least 0");
-  if (args.update_every < 1) throw std::invalid_argument("update_every must be at least 1");
-  return {args.memory_efficient, args.gap == "descent", args.lower_bound,  args.max_step,
-          weight_decay,          args.warmup_steps,     args.update_every, mode_of(args.mode)};
-}
-
-class AliasPlan final : public RulePlan {
+class AliasPlan final : public RulePlan<Alias> {
  public:
-  AliasPlan(TensorList params, TensorList grads, TensorList signs, TensorList prev_grads, TensorList scalars,
-            AliasArgs args, CommonArgs common)
-      : RulePlan(std::move(params), {}, std::move(common)),
-        signs_(std::move(signs)),
-        prev_grads_(std::move(prev_grads)),
-        scalars_(std::move(scalars)),
-        options_(options_of(args, common_.weight_decay)),
-        loss_(std::move(args.loss)) {
+  explicit AliasPlan(Call<Alias> call)
+      : RulePlan(std::move(call)),
+        options_{arg<"memory_efficient">(), arg<"gap">() == "descent", arg<"lower_bound">(),  arg<"max_step">(),
+                 arg<"weight_decay">(),     arg<"warmup_steps">(),     arg<"update_every">(), phase_of(arg<"phase">())},
+        loss_(arg<"loss">()) {
     // The sign planes go by the row-major order.
     const Checker checker(params_, Layout::row_major, common_.describe);
     check_common();
     if (keeps_signs()) {
-      checker.signs("signs", signs_);
+      checker.signs("signs", arg<"signs">());
     } else {
-      check_none("signs", signs_);
+      check_none("signs", arg<"signs">());
     }
     if (options_.memory_efficient) {
-      check_none("prev_grads", prev_grads_);
+      check_none("prev_grads", arg<"prev_grads">());
     } else {
-      checker.state("prev_grads", prev_grads_);
+      checker.state("prev_grads", arg<"prev_grads">());
     }
-    checker.shared_scalars("scalars", scalars_, kAliasScalars);
-    grads_ = checker.grads(grads);
-    for (size_t i = 0; i < prev_grads_.size(); ++i) {
-      if (prev_grads_[i].scalar_type() != grads_[i].scalar_type()) {
-        checker.fail("prev_grads", i, prev_grads_[i],
+    checker.shared_scalars("scalars", arg<"scalars">(), kAliasScalars);
+    grads_ = checker.grads(grads_);
+    for (size_t i = 0; i < arg<"prev_grads">().size(); ++i) {
+      if (state<"prev_grads">(i).scalar_type() != grads_[i].scalar_type()) {
+        checker.fail("prev_grads", i, state<"prev_grads">(i),
                      std::string("it must have the gradient's dtype, which is ") + name(dtype_of(grads_[i])) +
                          "; if that has changed, clear the optimizer's state for this parameter");
       }
@@ -88,21 +70,18 @@ class AliasPlan final : public RulePlan {
       }
       return;
     }
-    if (params_.empty() || options_.descent || options_.mode == AliasMode::refresh || on_cuda()) return;
+    if (params_.empty() || options_.descent || options_.phase == AliasPhase::refresh || on_cuda()) return;
     if (shared()->step == 0.0) {
       throw std::invalid_argument(
           "loss is None, but the first step with gap='lower_bound' needs it: call step(closure) or step(loss=...)");
     }
   }
 
-  Lists written() const override { return {&params_, &signs_, &prev_grads_, &scalars_}; }
-
-  AliasScalars* shared() const { return static_cast<AliasScalars*>(scalars_[0].mutable_data_ptr()); }
+  AliasScalars* shared() const { return static_cast<AliasScalars*>(state<"scalars">(0).mutable_data_ptr()); }
 
   void run_cpu() override {
     const double loss = loss_.has_value() ? std::get<double>(*loss_) : 0.0;
-    cpu::alias_step(tensors<cpu::AliasTensor>(), options_, {lr(), loss, grad_factor(common_)}, *shared(),
-                    num_threads());
+    cpu::alias_step(tensors<cpu::AliasTensor>(), options_, {lr(), loss, grad_factor()}, *shared(), num_threads());
   }
 
 #ifdef SAGE_EXT_WITH_CUDA
@@ -127,24 +106,19 @@ class AliasPlan final : public RulePlan {
     result.reserve(params_.size());
     for (size_t i = 0; i < params_.size(); ++i) {
       result.push_back({params_[i].mutable_data_ptr(), grads_[i].const_data_ptr(),
-                        signs_.empty() ? nullptr : static_cast<uint32_t*>(signs_[i].mutable_data_ptr()),
-                        prev_grads_.empty() ? nullptr : prev_grads_[i].mutable_data_ptr(), params_[i].numel(),
-                        dtype_of(params_[i]), dtype_of(grads_[i])});
+                        arg<"signs">().empty() ? nullptr : static_cast<uint32_t*>(state<"signs">(i).mutable_data_ptr()),
+                        arg<"prev_grads">().empty() ? nullptr : state<"prev_grads">(i).mutable_data_ptr(),
+                        params_[i].numel(), dtype_of(params_[i]), dtype_of(grads_[i])});
     }
     return result;
   }
 
-  TensorList signs_, prev_grads_, scalars_;
   AliasOptions options_;
-  std::optional<std::variant<double, at::Tensor>> loss_;
+  std::optional<Number> loss_;
 };
 
 }  // namespace
 
-PlanPtr plan_alias(TensorList params, TensorList grads, TensorList signs, TensorList prev_grads, TensorList scalars,
-                   AliasArgs args, CommonArgs common) {
-  return std::make_unique<AliasPlan>(std::move(params), std::move(grads), std::move(signs), std::move(prev_grads),
-                                     std::move(scalars), std::move(args), std::move(common));
-}
+PlanPtr Alias::plan(Call<Alias> call) { return std::make_unique<AliasPlan>(std::move(call)); }
 
 }  // namespace sage_ext::ops

@@ -2,30 +2,26 @@
 
 #include <stdexcept>
 
-#include "ops/common.h"
+#include "ops/common/rule_plan.h"
 
 #ifdef SAGE_EXT_WITH_CUDA
 #include "cuda/scale.h"
-#include "ops/cuda.h"
+#include "ops/common/cuda_step.h"
 #endif
 
 namespace sage_ext::ops {
 
+void NormDim::check(const char* name, int64_t value) {
+  if (value == 0 || value == 1) return;
+  throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) +
+                              "; it may be 0 (a norm for every column) or 1 (a norm for every row)");
+}
+
 namespace {
 
-class ScalePlan final : public RulePlan {
+class ScalePlan final : public RulePlan<Scale> {
  public:
-  ScalePlan(TensorList params, TensorList grads, TensorList exp_avgs, ScaleArgs args, CommonArgs common)
-      : RulePlan(std::move(params), {}, std::move(common)), exp_avgs_(std::move(exp_avgs)), args_(std::move(args)) {
-    check_beta("momentum", args_.momentum);
-    check_not_negative("eps", args_.eps);
-    if (args_.dim != 0 && args_.dim != 1) {
-      throw std::invalid_argument("dim is " + std::to_string(args_.dim) +
-                                  "; it may be 0 (a norm for every column) or 1 (a norm for every row)");
-    }
-    if (args_.normalization != "rms" && args_.normalization != "l2") {
-      throw std::invalid_argument("normalization is \"" + args_.normalization + "\"; it may be \"rms\" or \"l2\"");
-    }
+  explicit ScalePlan(Call<Scale> call) : RulePlan(std::move(call)) {
     const Checker checker(params_, Layout::row_major, common_.describe);
     check_common();
     for (size_t i = 0; i < params_.size(); ++i) {
@@ -35,14 +31,12 @@ class ScalePlan final : public RulePlan {
                      "AdamW, as FusedHybrid does");
       }
     }
-    checker.momentum("exp_avgs", exp_avgs_, args_.momentum);
-    grads_ = checker.grads(grads);
+    checker.momentum("exp_avgs", arg<"exp_avgs">(), arg<"momentum">());
+    grads_ = checker.grads(grads_);
     checker.no_overlap(written(), grads_);
   }
 
  private:
-  Lists written() const override { return {&params_, &exp_avgs_}; }
-
   void run_cpu() override {
     std::vector<cpu::ScaleMatrix> matrices;
     matrices.reserve(params_.size());
@@ -52,12 +46,12 @@ class ScalePlan final : public RulePlan {
       const int64_t cols = param.size(-1);
       const int64_t rows = columns() ? param.size(-2) : param.numel() / cols;
       for (int64_t begin = 0; begin < param.numel(); begin += rows * cols) {
-        matrices.push_back({written(param, begin), read(grads_[i], begin), exp_avg(i, begin), rows, cols,
+        matrices.push_back({write_pointer(param, begin), read_pointer(grads_[i], begin), exp_avg(i, begin), rows, cols,
                             dtype_of(param), dtype_of(grads_[i]), exp_avg_dtype(i)});
       }
     }
-    cpu::ScaleStep step(std::move(matrices), {lr(), args_.momentum, args_.eps, common_.weight_decay, rms(), columns(),
-                                              grad_factor(common_)});
+    cpu::ScaleStep step(std::move(matrices), {lr(), arg<"momentum">(), arg<"eps">(), arg<"weight_decay">(), rms(),
+                                              columns(), grad_factor()});
     step.run(num_threads());
   }
 
@@ -70,39 +64,36 @@ class ScalePlan final : public RulePlan {
       if (param.numel() == 0) continue;
       const int64_t rows = param.size(-2);
       const int64_t cols = param.size(-1);
-      tensors.push_back({written(param, 0), read(grads_[i], 0), exp_avg(i, 0), param.numel() / (rows * cols), rows,
-                         cols, dtype_of(param), dtype_of(grads_[i]), exp_avg_dtype(i)});
+      tensors.push_back({write_pointer(param, 0), read_pointer(grads_[i], 0), exp_avg(i, 0),
+                         param.numel() / (rows * cols), rows, cols, dtype_of(param), dtype_of(grads_[i]),
+                         exp_avg_dtype(i)});
     }
-    const cuda::ScaleOptions options{args_.momentum, args_.eps, common_.weight_decay, rms(), columns()};
+    const cuda::ScaleOptions options{arg<"momentum">(), arg<"eps">(), arg<"weight_decay">(), rms(), columns()};
     cuda::scale_step(tensors, options, step.scalars(), step.workspace(cuda::scale_workspace_bytes(tensors, options)),
                      step.stream());
   }
 #endif
 
   // Addresses of elements.
-  static void* written(const at::Tensor& tensor, int64_t element) {
+  static void* write_pointer(const at::Tensor& tensor, int64_t element) {
     return static_cast<char*>(tensor.mutable_data_ptr()) + element * static_cast<int64_t>(tensor.element_size());
   }
-  static const void* read(const at::Tensor& tensor, int64_t element) {
+  static const void* read_pointer(const at::Tensor& tensor, int64_t element) {
     return static_cast<const char*>(tensor.const_data_ptr()) + element * static_cast<int64_t>(tensor.element_size());
   }
   void* exp_avg(size_t i, int64_t element) const {
-    return exp_avgs_.empty() ? nullptr : written(exp_avgs_[i], element);
+    return arg<"exp_avgs">().empty() ? nullptr : write_pointer(state<"exp_avgs">(i), element);
   }
 
-  DType exp_avg_dtype(size_t i) const { return exp_avgs_.empty() ? DType::float32 : dtype_of(exp_avgs_[i]); }
-  bool rms() const { return args_.normalization == "rms"; }
-  bool columns() const { return args_.dim == 0; }
-
-  TensorList exp_avgs_;
-  ScaleArgs args_;
+  DType exp_avg_dtype(size_t i) const {
+    return arg<"exp_avgs">().empty() ? DType::float32 : dtype_of(state<"exp_avgs">(i));
+  }
+  bool rms() const { return arg<"normalization">() == "rms"; }
+  bool columns() const { return arg<"dim">() == 0; }
 };
 
 }  // namespace
 
-PlanPtr plan_scale(TensorList params, TensorList grads, TensorList exp_avgs, ScaleArgs args, CommonArgs common) {
-  return std::make_unique<ScalePlan>(std::move(params), std::move(grads), std::move(exp_avgs), std::move(args),
-                                     std::move(common));
-}
+PlanPtr Scale::plan(Call<Scale> call) { return std::make_unique<ScalePlan>(std::move(call)); }
 
 }  // namespace sage_ext::ops

@@ -1,13 +1,12 @@
 #include "cpu/sinkgd.h"
 
 #include <algorithm>
-#include <stdexcept>
 
-#include "ops/common.h"
+#include "ops/common/rule_plan.h"
 
 #ifdef SAGE_EXT_WITH_CUDA
 #include "cuda/sinkgd.h"
-#include "ops/cuda.h"
+#include "ops/common/cuda_step.h"
 #endif
 
 namespace sage_ext::ops {
@@ -16,18 +15,9 @@ namespace {
 
 constexpr int64_t kMaxCudaSide = int64_t{1} << 30;  // the kernels count rows and columns in 32 bits
 
-class SinkGDPlan final : public RulePlan {
+class SinkGDPlan final : public RulePlan<SinkGD> {
  public:
-  SinkGDPlan(TensorList params, TensorList grads, SinkGDArgs args, CommonArgs common)
-      : RulePlan(std::move(params), {}, std::move(common)), args_(std::move(args)) {
-    check_not_negative("alpha", args_.alpha);
-    check_not_negative("eps", args_.eps);
-    if (args_.iterations < 1 || args_.iterations > 1000) {
-      throw std::invalid_argument("iterations is " + std::to_string(args_.iterations) + "; it must be in [1, 1000]");
-    }
-    if (args_.normalization != "sqrt" && args_.normalization != "unit") {
-      throw std::invalid_argument("normalization is \"" + args_.normalization + "\"; it may be \"sqrt\" or \"unit\"");
-    }
+  explicit SinkGDPlan(Call<SinkGD> call) : RulePlan(std::move(call)) {
     const Checker checker(params_, Layout::row_major, common_.describe);
     check_common();
     for (size_t i = 0; i < params_.size(); ++i) {
@@ -42,13 +32,11 @@ class SinkGDPlan final : public RulePlan {
                      "rule");
       }
     }
-    grads_ = checker.grads(grads);
+    grads_ = checker.grads(grads_);
     checker.no_overlap(written(), grads_);
   }
 
  private:
-  Lists written() const override { return {&params_}; }
-
   void run_cpu() override {
     std::vector<cpu::SinkGDMatrix> matrices;
     matrices.reserve(params_.size());
@@ -67,8 +55,8 @@ class SinkGDPlan final : public RulePlan {
                             rows, cols, param_dtype, grad_dtype});
       }
     }
-    cpu::SinkGDStep step(std::move(matrices), {lr(), args_.alpha, args_.eps, common_.weight_decay, iterations(), unit(),
-                                               grad_factor(common_)});
+    cpu::SinkGDStep step(std::move(matrices), {lr(), arg<"alpha">(), arg<"eps">(), arg<"weight_decay">(), iterations(),
+                                               unit(), grad_factor()});
     step.run(num_threads());
   }
 
@@ -84,21 +72,17 @@ class SinkGDPlan final : public RulePlan {
       tensors.push_back({param.mutable_data_ptr(), grads_[i].const_data_ptr(), param.numel() / (rows * cols), rows,
                          cols, dtype_of(param), dtype_of(grads_[i])});
     }
-    cuda::sinkgd_step(tensors, {args_.alpha, args_.eps, common_.weight_decay, iterations(), unit()}, step.scalars(),
-                      step.workspace(cuda::sinkgd_workspace_bytes(tensors)), step.stream());
+    cuda::sinkgd_step(tensors, {arg<"alpha">(), arg<"eps">(), arg<"weight_decay">(), iterations(), unit()},
+                      step.scalars(), step.workspace(cuda::sinkgd_workspace_bytes(tensors)), step.stream());
   }
 #endif
 
-  int iterations() const { return static_cast<int>(args_.iterations); }
-  bool unit() const { return args_.normalization == "unit"; }
-
-  SinkGDArgs args_;
+  int iterations() const { return static_cast<int>(arg<"iterations">()); }
+  bool unit() const { return arg<"normalization">() == "unit"; }
 };
 
 }  // namespace
 
-PlanPtr plan_sinkgd(TensorList params, TensorList grads, SinkGDArgs args, CommonArgs common) {
-  return std::make_unique<SinkGDPlan>(std::move(params), std::move(grads), std::move(args), std::move(common));
-}
+PlanPtr SinkGD::plan(Call<SinkGD> call) { return std::make_unique<SinkGDPlan>(std::move(call)); }
 
 }  // namespace sage_ext::ops

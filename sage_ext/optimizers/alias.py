@@ -94,8 +94,8 @@ class AliasRule(Rule):
         return values[ALIAS_SCALARS.index("step_size")] if values[ALIAS_SCALARS.index("step")] else math.nan
 
     def arguments(self, group: Group, *, again: bool = False) -> dict[str, Any]:
-        mode = "refresh" if again else "move" if group["same_batch"] else "step"
-        return {**super().arguments(group), "mode": mode}
+        phase = "refresh" if again else "move" if group["same_batch"] else "step"
+        return {**super().arguments(group), "phase": phase}
 
 
 ALIAS = AliasRule()

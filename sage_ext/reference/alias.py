@@ -64,7 +64,7 @@ def alias_(
     update_every: int,
     weight_decay: float,
     loss: float | Tensor | None = None,
-    mode: str = "step",
+    phase: str = "step",
     maximize: bool = False,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
@@ -101,7 +101,7 @@ def alias_(
         warmup_steps: how many steps take ``lr``.
         update_every: eta and d are brought up to date in step 2, and every so many steps from there.
         loss: f(x_0), which the first step with the lower-bound gap needs; a number or one element.
-        mode: ``"step"`` for all of it. ``"move"`` does the step without bringing eta and d up to date, and
+        phase: ``"step"`` for all of it. ``"move"`` does the step without bringing eta and d up to date, and
             ``"refresh"`` only brings them up to date, from g and the gradient of the last step: with a
             gradient of the same batch in between, the two are the stochastic form of the method.
         maximize: negates g on load.
@@ -121,13 +121,13 @@ def alias_(
     if not params or is_skipped(found_inf):
         return
     shared = dict(zip(ALIAS_SCALARS, scalars[0].tolist(), strict=True))
-    step = shared["step"] + (mode != "refresh")
-    if mode == "step":
+    step = shared["step"] + (phase != "refresh")
+    if phase == "step":
         refreshes = step >= 2 and (step - 2) % update_every == 0
         records = (step - 1) % update_every == 0
     else:
-        refreshes, records = mode == "refresh", mode == "move"
-    if step == 1 and mode != "refresh" and not descent and loss is None:
+        refreshes, records = phase == "refresh", phase == "move"
+    if step == 1 and phase != "refresh" and not descent and loss is None:
         raise ValueError(
             'loss: got None, but the first step with gap="lower_bound" needs it: call step(closure) or '
             "step(loss=...)"
@@ -158,7 +158,7 @@ def alias_(
             for prev_grad, grad in zip(prev_grads, grads, strict=False):
                 prev_grad.copy_(grad)
 
-    if mode != "refresh":
+    if phase != "refresh":
         shared["step"] = step
         if step == 1 and loss is not None and not descent:
             shared["d"] = _nan_max(float(loss) - lower_bound, 0.0)

@@ -21,7 +21,7 @@ inline constexpr AliasOptions kAliasOptions{.memory_efficient = true,
                                             .weight_decay = 0.1,
                                             .warmup_steps = 0,
                                             .update_every = 1,
-                                            .mode = AliasMode::step};
+                                            .phase = AliasPhase::step};
 
 // All forms and gaps.
 inline std::vector<AliasOptions> alias_forms() {
@@ -38,8 +38,8 @@ inline std::vector<AliasOptions> alias_forms() {
 
 inline std::string describe(const AliasOptions& o) {
   return std::string(o.memory_efficient ? "memory-efficient" : "base") + (o.descent ? ", descent" : ", lower bound") +
-         ", warm-up " + std::to_string(o.warmup_steps) + ", every " + std::to_string(o.update_every) + ", mode " +
-         std::to_string(static_cast<int>(o.mode));
+         ", warm-up " + std::to_string(o.warmup_steps) + ", every " + std::to_string(o.update_every) + ", phase " +
+         std::to_string(static_cast<int>(o.phase));
 }
 
 // What a call gets beside tensors and options.
@@ -189,12 +189,12 @@ class AliasExpected {
   AliasExpected(const AliasProblem& problem, const AliasInputs& inputs)
       : before_(problem.copy()), inputs_(inputs), factor_(static_cast<float>(inputs.grad_factor)) {
     const AliasOptions& o = before_.options;
-    step_ = before_.shared().step + (o.mode == AliasMode::refresh ? 0 : 1);
+    step_ = before_.shared().step + (o.phase == AliasPhase::refresh ? 0 : 1);
     const auto number = static_cast<int64_t>(step_);
-    const bool is_step = o.mode == AliasMode::step;
-    refreshes_ = is_step ? number >= 2 && (number - 2) % o.update_every == 0 : o.mode == AliasMode::refresh;
-    records_ = is_step ? (number - 1) % o.update_every == 0 : o.mode == AliasMode::move;
-    moves_ = o.mode != AliasMode::refresh;
+    const bool is_step = o.phase == AliasPhase::step;
+    refreshes_ = is_step ? number >= 2 && (number - 2) % o.update_every == 0 : o.phase == AliasPhase::refresh;
+    records_ = is_step ? (number - 1) % o.update_every == 0 : o.phase == AliasPhase::move;
+    moves_ = o.phase != AliasPhase::refresh;
     observe();
   }
 

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <vector>
 
-#include "cpu/sign.h"
+#include "cpu/lion.h"
 #include "support.h"
 
 // A tensor for Lion and what one step should make of it, in fp64.

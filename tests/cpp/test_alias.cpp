@@ -25,7 +25,7 @@ void step_and_check(AliasProblem& problem, const AliasInputs& inputs = {}, int t
 
 // Some steps, each with gradients of its own.
 void steps_and_check(AliasProblem& problem, int steps, const AliasInputs& inputs = {}, int threads = 1) {
-  Random random(3 * static_cast<uint64_t>(problem.shared().step) + static_cast<uint64_t>(problem.options.mode));
+  Random random(3 * static_cast<uint64_t>(problem.shared().step) + static_cast<uint64_t>(problem.options.phase));
   for (int i = 1; i <= steps; ++i) {
     SCOPED_TRACE("step " + std::to_string(i));
     problem.fill_grads(random);
@@ -148,9 +148,9 @@ TEST_P(AliasStep, TheSameBatchTwice) {
     AliasProblem problem = make_alias(GetParam(), testing::kBFloat, {300, 4097}, 5);
     problem.options.update_every = update_every;
     for (int i = 0; i < 3; ++i) {
-      problem.options.mode = AliasMode::move;
+      problem.options.phase = AliasPhase::move;
       ASSERT_NO_FATAL_FAILURE(steps_and_check(problem, 1));
-      problem.options.mode = AliasMode::refresh;
+      problem.options.phase = AliasPhase::refresh;
       ASSERT_NO_FATAL_FAILURE(steps_and_check(problem, 1));
     }
     EXPECT_EQ(problem.shared().step, 3.0);

@@ -1,4 +1,4 @@
-#include "cpu/elements.h"
+#include "cpu/common/elements.h"
 
 #include <cmath>
 #include <vector>
@@ -6,7 +6,7 @@
 #include "support.h"
 
 namespace sage_ext::cpu::test_isa {
-#include "cpu/elements.inl"
+#include "cpu/common/elements.inl"
 }
 
 namespace sage_ext::cpu {

@@ -1,11 +1,11 @@
-#include "cpu/isa.h"
+#include "cpu/common/isa.h"
 
 #include <cstdlib>
 #include <iostream>
 #include <stdexcept>
 #include <string>
 
-#include "cpu/foreach_isa_config.h"
+#include "cpu/common/foreach_isa_config.h"
 #include "support.h"
 
 namespace sage_ext::cpu {

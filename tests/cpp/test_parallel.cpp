@@ -1,9 +1,9 @@
-#include "cpu/parallel.h"
+#include "cpu/common/parallel.h"
 
 #include <atomic>
 #include <vector>
 
-#include "cpu/map.h"
+#include "cpu/common/map.h"
 #include "support.h"
 
 namespace sage_ext::cpu {

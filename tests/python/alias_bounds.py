@@ -43,8 +43,8 @@ def loaded(grad: Tensor, settings: dict[str, Any]) -> Tensor:
 
 
 def refreshes(step: float, settings: dict[str, Any]) -> bool:
-    if settings["mode"] != "step":
-        return settings["mode"] == "refresh"
+    if settings["phase"] != "step":
+        return settings["phase"] == "refresh"
     return step >= 2 and (step - 2) % settings["update_every"] == 0
 
 
@@ -75,7 +75,7 @@ def alias_scalars(before: Tensors, after: Tensors, settings: dict[str, Any]) -> 
 
 def _step_size_error(new: dict[str, float], error: dict[str, float], settings: dict[str, Any]) -> float:
     gamma = new["step_size"]
-    if settings["mode"] == "refresh" or not math.isfinite(gamma):
+    if settings["phase"] == "refresh" or not math.isfinite(gamma):
         return 0.0
     result = EXACT * gamma
     if new["step"] > settings["warmup_steps"] and new["eta"] != 0:
@@ -120,7 +120,7 @@ def check_alias_scalars(
     """Fail unless the shared scalars are those of the reference, and the displacement what was stored."""
     got, expected = (named(t.shared["scalars"][0]) for t in (tensors, after))
     error = dict(errors)
-    if settings["mode"] != "refresh" and tensors.params:
+    if settings["phase"] != "refresh" and tensors.params:
         memory_efficient = settings["memory_efficient"]
         expected["displacement"] = displacement(before.params, tensors.params, memory_efficient)
         relative = SUM_OF_LIKE_TERMS if memory_efficient else 2 * UNIT

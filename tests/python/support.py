@@ -153,7 +153,7 @@ def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 def hyper(rule: str, **changes: Any) -> dict[str, Any]:
     """Keyword arguments of a rule's function: its defaults with ``changes`` (``betas`` included)."""
-    extra = {key: changes.pop(key) for key in ("grad_scale", "found_inf", "loss", "mode") if key in changes}
+    extra = {key: changes.pop(key) for key in ("grad_scale", "found_inf", "loss", "phase") if key in changes}
     group = {**defaults_of(rule), **changes}
     if RULES[rule_of(rule)].takes_loss(group):
         extra.setdefault("loss", LOSS)

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -384,6 +385,11 @@ class TestBuild:
                 param.grad = torch.ones_like(param)
             FusedSAGE(model.parameters(), backend="native").step()
             assert torch.get_num_threads() == count
+
+    def test_stub_is_what_the_module_says(self) -> None:
+        script = Path(__file__).parents[2] / "tools" / "stub.py"
+        stub = SimpleNamespace(**runpy.run_path(str(script)))
+        assert stub.STUB.read_text() == stub.render(_loader.load()), "out of date: make stub"
 
     def test_functions_are_in_the_dispatcher(self) -> None:
         _loader.load()

@@ -50,11 +50,11 @@ class TestAlias(NativeSuite):
         """What same_batch=True does: move with one gradient, then refresh eta and d with another."""
         tensors = support.make(self.rule, self.shapes())
         for step in range(3):
-            for mode in ("move", "refresh"):
+            for phase in ("move", "refresh"):
                 before = [param.clone() for param in tensors.params]
-                support.step_and_compare(native, self.rule, tensors, mode=mode, weight_decay=0.1)
-                tensors.grads = support.new_grads(tensors, FP32, seed=7 * step + len(mode))
-                if mode == "refresh":
+                support.step_and_compare(native, self.rule, tensors, phase=phase, weight_decay=0.1)
+                tensors.grads = support.new_grads(tensors, FP32, seed=7 * step + len(phase))
+                if phase == "refresh":
                     support.assert_same_bits(before, tensors.params)
         assert scalars_of(tensors)["step"] == 3
 
@@ -268,7 +268,7 @@ def test_states_that_do_not_fit(native: ModuleType, changes: dict[str, Any], mat
     ("name", "value"),
     [
         ("gap", "upper"),
-        ("mode", "half"),
+        ("phase", "half"),
         ("max_step", -1.0),
         ("max_step", math.nan),
         ("lower_bound", math.inf),

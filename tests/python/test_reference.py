@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import support
@@ -254,17 +253,19 @@ class TestEveryRule:
 
     def test_same_signature_as_native(self, rule: str) -> None:
         """A function of the reference can stand in for its native counterpart, argument by argument."""
+        import ast
         import inspect
 
         from sage_ext import _loader
 
-        native: ModuleType = _loader.load()
-        names = list(inspect.signature(getattr(reference, f"{support.rule_of(rule)}_")).parameters)
-        text = getattr(native, f"{support.rule_of(rule)}_").__doc__
-        found = [
-            part.split(":")[0].strip() for part in text[text.index("(") + 1 : text.index(")")].split(",")
-        ]
-        assert [name for name in found if name not in ("*", "describe")] == names
+        _, lists, keywords = _loader.load().signatures()[support.rule_of(rule)]
+        native = [(name, False, inspect.Parameter.empty) for name, *_ in lists]
+        for name, _, default in keywords:
+            value = inspect.Parameter.empty if default is None else ast.literal_eval(default)
+            native.append((name, True, value))
+        found = inspect.signature(getattr(reference, f"{support.rule_of(rule)}_")).parameters.values()
+        assert native.pop() == ("describe", True, None)
+        assert native == [(p.name, p.kind is p.KEYWORD_ONLY, p.default) for p in found]
 
     def test_stub_has_the_signature_of_the_native_functions(self, rule: str) -> None:
         """By name, in order, and with a default where there is one, as _C.pyi says it of both forms."""

@@ -27,7 +27,7 @@ struct AliasScalars {
 inline constexpr int64_t kAliasScalars = sizeof(AliasScalars) / sizeof(double);
 
 // What a call does. `step` is the whole; with same_batch it is two calls, with the gradient taken anew between them.
-enum class AliasMode : uint8_t {
+enum class AliasPhase : uint8_t {
   step,    // refresh eta and d from this gradient and the last one, record this one, move
   move,    // record this gradient, move
   refresh  // refresh eta and d from this gradient and the recorded one
@@ -38,7 +38,7 @@ struct AliasOptions {
   bool descent;  // the gap proxy: descent, or the lower bound
   double lower_bound, max_step, weight_decay;
   int64_t warmup_steps, update_every;
-  AliasMode mode;
+  AliasPhase phase;
 };
 
 // Sums over all elements of a gradient g and the one before it, p. A form fills in what it needs.
@@ -50,19 +50,19 @@ struct AliasObservation {
 
 // The number of the step that this call is about, from 1.
 SAGE_EXT_HD double alias_step(const AliasScalars& s, const AliasOptions& o) {
-  return o.mode == AliasMode::refresh ? s.step : s.step + 1.0;
+  return o.phase == AliasPhase::refresh ? s.step : s.step + 1.0;
 }
 
 // Whether eta and d are brought up to date: in step 2, the first with a gradient before it, and every `update_every`
 // steps from there.
 SAGE_EXT_HD bool alias_refreshes(double step, const AliasOptions& o) {
-  if (o.mode != AliasMode::step) return o.mode == AliasMode::refresh;
+  if (o.phase != AliasPhase::step) return o.phase == AliasPhase::refresh;
   return step >= 2.0 && (static_cast<int64_t>(step) - 2) % o.update_every == 0;
 }
 
 // Whether the gradient is recorded: before every step that refreshes.
 SAGE_EXT_HD bool alias_records(double step, const AliasOptions& o) {
-  if (o.mode != AliasMode::step) return o.mode == AliasMode::move;
+  if (o.phase != AliasPhase::step) return o.phase == AliasPhase::move;
   return (static_cast<int64_t>(step) - 1) % o.update_every == 0;
 }
 
@@ -101,7 +101,7 @@ SAGE_EXT_HD void alias_advance(AliasScalars& s, const AliasObservation& seen, do
     s.grad_min = seen.grad_min;
     s.grad_factor = grad_factor;
   }
-  if (o.mode == AliasMode::refresh) return;
+  if (o.phase == AliasPhase::refresh) return;
   s.step = step;
   if (!o.descent && step == 1.0) s.d = keep_nan_max(loss - o.lower_bound, 0.0);
   s.step_size = alias_step_size(s, lr, o);

@@ -35,7 +35,7 @@ inline void cuda_step_and_check(AliasProblem& problem, const AliasInputs& inputs
 // Some steps, each with gradients of its own.
 inline void cuda_steps_and_check(AliasProblem& problem, int steps, const AliasInputs& inputs = {}) {
   // Other gradients in every call.
-  Random random(3 * static_cast<uint64_t>(problem.shared().step) + static_cast<uint64_t>(problem.options.mode));
+  Random random(3 * static_cast<uint64_t>(problem.shared().step) + static_cast<uint64_t>(problem.options.phase));
   for (int step = 1; step <= steps; ++step) {
     SCOPED_TRACE("step " + std::to_string(step));
     problem.fill_grads(random);

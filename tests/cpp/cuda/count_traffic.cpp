@@ -9,11 +9,11 @@
 #include "cuda/adamw.h"
 #include "cuda/alias.h"
 #include "cuda/alias_adam.h"
-#include "cuda/block_slots.cuh"
-#include "cuda/elements.cuh"
-#include "cuda/launch.h"
+#include "cuda/common/block_slots.cuh"
+#include "cuda/common/elements.cuh"
+#include "cuda/common/launch.h"
+#include "cuda/lion.h"
 #include "cuda/sage.h"
-#include "cuda/sign.h"
 #include "cuda/sign_sgd.h"
 #include "cuda/sinkgd.h"
 #include "llama_shapes.h"
@@ -145,7 +145,7 @@ void with_tensors(const Rule& rule, Model& model, const Use& use) {
                                .weight_decay = 0.1,
                                .warmup_steps = 0,
                                .update_every = 1,
-                               .mode = AliasMode::step};
+                               .phase = AliasPhase::step};
     AliasScalars shared{};
     shared.step = 1.0;  // the first step does not look at what is kept of a gradient
     use(cuda::alias_workspace_bytes(tensors),

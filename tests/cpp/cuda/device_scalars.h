@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "cuda/step_scalars.h"
+#include "cuda/common/step_scalars.h"
 #include "support.h"
 
 namespace sage_ext::testing {

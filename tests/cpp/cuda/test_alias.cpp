@@ -106,9 +106,9 @@ TEST_P(CudaAlias, TheSameBatchTwice) {
     AliasProblem problem = make_alias(GetParam(), testing::kBFloat, {300, 4097}, 7);
     problem.options.update_every = update_every;
     for (int step = 0; step < 3; ++step) {
-      problem.options.mode = AliasMode::move;
+      problem.options.phase = AliasPhase::move;
       ASSERT_NO_FATAL_FAILURE(cuda_steps_and_check(problem, 1));
-      problem.options.mode = AliasMode::refresh;
+      problem.options.phase = AliasPhase::refresh;
       ASSERT_NO_FATAL_FAILURE(cuda_steps_and_check(problem, 1));
     }
     EXPECT_EQ(problem.shared().step, 3.0);
@@ -211,11 +211,11 @@ TEST_P(CudaAlias, NothingToDo) {
 }
 
 TEST_P(CudaAlias, FoundInfChangesNothing) {
-  for (const AliasMode mode : {AliasMode::step, AliasMode::move, AliasMode::refresh}) {
+  for (const AliasPhase phase : {AliasPhase::step, AliasPhase::move, AliasPhase::refresh}) {
     AliasProblem problem = make_alias(GetParam(), testing::kBFloat, {777, 0, 40000}, 15);
     problem.options.update_every = 2;
     ASSERT_NO_FATAL_FAILURE(cuda_steps_and_check(problem, 2));
-    problem.options.mode = mode;
+    problem.options.phase = phase;
     const std::vector<std::byte> before = problem.bytes();
     const auto launches =
         testing::launches_of([&] { cuda_alias_step(problem, {}, DeviceScalars(1e-2, 1.0, false, 1.0f).get()); });

@@ -1,7 +1,7 @@
 // ALIAS-Adam's kernels against fp64: storage types, sizes, options, scalars of every tensor, launches.
 #include "alias_adam_problem.h"
 #include "cuda/alias_adam.h"
-#include "cuda/block_slots.cuh"
+#include "cuda/common/block_slots.cuh"
 #include "device_scalars.h"
 #include "launches.h"
 #include "llama_shapes.h"

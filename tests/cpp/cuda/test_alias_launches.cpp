@@ -40,9 +40,9 @@ TEST_P(CudaAliasLaunches, OneForEachPhaseAndMix) {
   const Names rarely = names();
   EXPECT_EQ(rarely, has_signs(o) ? (Names{observe, "alias_advance", move, "alias_move"})
                                  : (Names{observe, "alias_advance", move}));
-  problem.options.mode = AliasMode::move;
+  problem.options.phase = AliasPhase::move;
   EXPECT_EQ(names(), (Names{observe, "alias_advance", move}));
-  problem.options.mode = AliasMode::refresh;
+  problem.options.phase = AliasPhase::refresh;
   EXPECT_EQ(names(), (Names{observe, "alias_advance"}));
   // Another dtype of the gradient: to look at, and to move where gradients are read again.
   AliasProblem more = make_alias(o, {DType::float32, DType::bfloat16, DType::bfloat16}, {100}, 1);

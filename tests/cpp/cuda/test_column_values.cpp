@@ -1,5 +1,5 @@
 // The column operand of updates: the column of every element, whatever the width and where a chunk starts.
-#include "cuda/matrix_place.cuh"
+#include "cuda/common/matrix_place.cuh"
 
 #include <vector>
 

@@ -1,5 +1,5 @@
 // Lion's kernel against fp64 and against the bits of the CPU's: storage types, sizes, options, launches.
-#include "cuda/sign.h"
+#include "cuda/lion.h"
 #include "device_scalars.h"
 #include "launches.h"
 #include "lion_problem.h"

@@ -1,10 +1,10 @@
 // The rules on a language model: a Llama of 7B parameters in plans, and a small one on the emulator, with the bytes
 // that a step moves.
 #include "cuda/adamw.h"
-#include "cuda/elements.cuh"
-#include "cuda/launch.h"
+#include "cuda/common/elements.cuh"
+#include "cuda/common/launch.h"
+#include "cuda/lion.h"
 #include "cuda/sage.h"
-#include "cuda/sign.h"
 #include "llama_shapes.h"
 #include "sinkgd_support.h"
 

@@ -1,5 +1,5 @@
 // What SAGE's launches cost, and that their order of blocks, warps and lanes does not show.
-#include "cuda/multi_tensor.cuh"
+#include "cuda/common/multi_tensor.cuh"
 #include "cuda/sage_support.h"
 
 namespace sage_ext {

@@ -1,5 +1,5 @@
 // What SinkGD's launches cost, and that their order of blocks, warps and lanes does not show.
-#include "cuda/elements.cuh"
+#include "cuda/common/elements.cuh"
 #include "sinkgd_support.h"
 
 namespace sage_ext {

@@ -1,4 +1,4 @@
-#include "ops/checks.h"
+#include "ops/common/checks.h"
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/Functions.h>
@@ -46,15 +46,51 @@ DType dtype_of(const at::Tensor& tensor) {
   }
 }
 
-void check_not_negative(const char* name, double value) {
-  if (std::isfinite(value) && value >= 0.0) return;
-  throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) +
-                              "; it must be finite and at least 0");
+namespace {
+
+[[noreturn]] void refuse(const char* name, const std::string& value, const std::string& expected) {
+  throw std::invalid_argument(std::string(name) + " is " + value + "; it " + expected);
 }
 
-void check_beta(const char* name, double value) {
+}  // namespace
+
+void NotNegative::check(const char* name, double value) {
+  if (std::isfinite(value) && value >= 0.0) return;
+  refuse(name, std::to_string(value), "must be finite and at least 0");
+}
+
+void Finite::check(const char* name, double value) {
+  if (!std::isfinite(value)) refuse(name, std::to_string(value), "must be finite");
+}
+
+void Beta::check(const char* name, double value) {
   if (value >= 0.0 && value < 1.0) return;
-  throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + "; it must be in [0, 1)");
+  refuse(name, std::to_string(value), "must be in [0, 1)");
+}
+
+void check_integer(const char* name, int64_t value, int64_t min, int64_t max) {
+  if (value >= min && value <= max) return;
+  const bool bounded = max != std::numeric_limits<int64_t>::max();
+  refuse(name, std::to_string(value),
+         bounded ? "must be in [" + std::to_string(min) + ", " + std::to_string(max) + "]"
+                 : "must be at least " + std::to_string(min));
+}
+
+void check_choice(const char* name, const std::string& value, const std::vector<const char*>& choices) {
+  std::string expected;
+  for (size_t i = 0; i < choices.size(); ++i) {
+    if (value == choices[i]) return;
+    expected += i == 0 ? "may be " : i + 1 < choices.size() ? ", " : " or ";
+    expected += std::string("\"") + choices[i] + "\"";
+  }
+  refuse(name, "\"" + value + "\"", expected);
+}
+
+void check_scalar(const char* name, const char* otherwise, const at::Tensor& tensor) {
+  if (!tensor.defined() || tensor.numel() != 1 || !at::isFloatingType(tensor.scalar_type())) {
+    throw std::invalid_argument(std::string(name) + " must be " + otherwise +
+                                " or a floating-point tensor with one element");
+  }
 }
 
 void Checker::fail(const char* list, size_t index, const at::Tensor& tensor, const std::string& what) const {

@@ -3,7 +3,7 @@
 #include <limits>
 
 #include "core/math/common.h"
-#include "cuda/shared.cuh"
+#include "cuda/common/shared.cuh"
 
 // Sums in a fixed order: trees over lanes and warps, never atomics.
 namespace sage_ext::cuda {

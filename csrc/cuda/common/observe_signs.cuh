@@ -1,6 +1,6 @@
 #pragma once
 
-#include "cuda/sign_planes.cuh"
+#include "cuda/common/sign_planes.cuh"
 
 // What ALIAS and ALIAS-Adam ask of a gradient g and the signs of the one before it, p.
 namespace sage_ext::cuda {

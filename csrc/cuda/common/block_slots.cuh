@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "core/launch_plan.h"
-#include "cuda/elements.cuh"
+#include "cuda/common/elements.cuh"
 
 // Element-wise passes with a sum or a maximum over all elements: every block leaves its share in a slot of its own, and
 // one block reads all slots, in an order that does not depend on how the others were scheduled.

@@ -1,4 +1,4 @@
-#include "cpu/blocks.inl"
+#include "cpu/common/blocks.inl"
 
 namespace {
 

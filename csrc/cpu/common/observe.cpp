@@ -1,10 +1,10 @@
-#include "cpu/observe.h"
+#include "cpu/common/observe.h"
 
 #include <cstring>
 
 #include "core/math/sign.h"
 #include "core/sign_planes.h"
-#include "cpu/isa.h"
+#include "cpu/common/isa.h"
 
 namespace sage_ext::cpu {
 
@@ -14,8 +14,8 @@ using ObservePair = Observation (*)(const void* grad, Span, float factor, void* 
 
 }  // namespace sage_ext::cpu
 
-#define SAGE_EXT_ISA_SOURCE "cpu/observe_kernels.inl"
-#include "cpu/foreach_isa.inl"
+#define SAGE_EXT_ISA_SOURCE "cpu/common/observe_kernels.inl"
+#include "cpu/common/foreach_isa.inl"
 
 namespace sage_ext::cpu {
 

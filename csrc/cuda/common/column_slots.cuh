@@ -1,8 +1,8 @@
 #pragma once
 
 #include "core/launch_plan.h"
-#include "cuda/shared.cuh"
-#include "cuda/vec128.cuh"
+#include "cuda/common/shared.cuh"
+#include "cuda/common/vec128.cuh"
 
 // Sums over the columns of a matrix in two launches. Here the second: adds up what column_sums.cuh left in the slots.
 namespace sage_ext::cuda {

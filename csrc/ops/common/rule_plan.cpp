@@ -1,24 +1,15 @@
-#include "ops/common.h"
+#include "ops/common/rule_plan.h"
 
 #include <ATen/Parallel.h>
 #include <c10/core/Scalar.h>
 
-#include <stdexcept>
-
 #include "core/math/common.h"
 
 #ifdef SAGE_EXT_WITH_CUDA
-#include "ops/cuda.h"
+#include "ops/common/cuda_step.h"
 #endif
 
 namespace sage_ext::ops {
-
-void check_scalar(const char* name, const char* otherwise, const at::Tensor& tensor) {
-  if (!tensor.defined() || tensor.numel() != 1 || !at::isFloatingType(tensor.scalar_type())) {
-    throw std::invalid_argument(std::string(name) + " must be " + otherwise +
-                                " or a floating-point tensor with one element");
-  }
-}
 
 namespace {
 
@@ -26,8 +17,8 @@ void check_optional_scalar(const char* name, const std::optional<at::Tensor>& te
   if (tensor.has_value()) check_scalar(name, "None", *tensor);
 }
 
-bool skips_step(const CommonArgs& args) {
-  return args.found_inf.has_value() && args.found_inf->item().toDouble() != 0.0;
+bool skips_step(const std::optional<at::Tensor>& found_inf) {
+  return found_inf.has_value() && found_inf->item().toDouble() != 0.0;
 }
 
 // Tells autograd that these tensors were written, as an in-place operation does.
@@ -39,19 +30,20 @@ void bump_versions(const TensorList& tensors) {
 
 }  // namespace
 
-void RulePlan::check_common() {
-  if (const auto* tensor = std::get_if<at::Tensor>(&common_.lr)) {
+void AnyRulePlan::check_common() {
+  Number& lr = value_of<"lr">(common_);
+  if (const auto* tensor = std::get_if<at::Tensor>(&lr)) {
     check_scalar("lr", "a number", *tensor);
     // A device's own learning rate is for its kernels to read: the host would have to wait for it.
-    if (!on_cuda() || tensor->is_cpu()) common_.lr = tensor->item().toDouble();
+    if (!on_cuda() || tensor->is_cpu()) lr = tensor->item().toDouble();
   }
-  if (const auto* number = std::get_if<double>(&common_.lr)) check_not_negative("lr", *number);
-  check_not_negative("weight_decay", common_.weight_decay);
-  check_optional_scalar("grad_scale", common_.grad_scale);
-  check_optional_scalar("found_inf", common_.found_inf);
+  if (const auto* number = std::get_if<double>(&lr)) NotNegative::check("lr", *number);
+  check_arguments(common_, Common::Last());
+  check_optional_scalar("grad_scale", value_of<"grad_scale">(common_));
+  check_optional_scalar("found_inf", value_of<"found_inf">(common_));
 }
 
-void RulePlan::run() {
+void AnyRulePlan::run() {
   if (params_.empty()) return;
 #ifdef SAGE_EXT_WITH_CUDA
   if (on_cuda()) {
@@ -63,15 +55,15 @@ void RulePlan::run() {
     return;
   }
 #endif
-  if (skips_step(common_)) return;
+  if (skips_step(value_of<"found_inf">(common_))) return;
   run_cpu();
-  for (const at::Tensor& step : steps_) step_count(step) += 1.0f;
+  count_step();
   for (const TensorList* list : written()) bump_versions(*list);
 }
 
-double grad_factor(const CommonArgs& args) {
-  const double scale = args.grad_scale.has_value() ? args.grad_scale->item().toDouble() : 1.0;
-  return gradient_factor(args.maximize, scale);
+double AnyRulePlan::grad_factor() const {
+  const std::optional<at::Tensor>& scale = value_of<"grad_scale">(common_);
+  return gradient_factor(value_of<"maximize">(common_), scale.has_value() ? scale->item().toDouble() : 1.0);
 }
 
 int num_threads() { return at::get_num_threads(); }

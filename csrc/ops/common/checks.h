@@ -1,21 +1,14 @@
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
-#include <cstdint>
-#include <functional>
 #include <string>
 #include <vector>
 
 #include "core/dtype.h"
+#include "ops/common/arguments.h"
 
 // Every check of the tensors that come in from Python. All of them throw std::invalid_argument (ValueError in
 // Python) with a message that names the list, the index, what was found and what to do; none changes anything.
 namespace sage_ext::ops {
-
-// Names a parameter by its index in the list, for messages only; may be empty.
-using Describe = std::function<std::string(int64_t)>;
-using TensorList = std::vector<at::Tensor>;
 
 // How the elements of a parameter may lie in memory.
 enum class Layout {
@@ -78,8 +71,7 @@ class Checker {
 // The kernels' name for a tensor's dtype, which has been checked.
 DType dtype_of(const at::Tensor& tensor);
 
-// Hyperparameters: finite, and at least 0 or in [0, 1).
-void check_not_negative(const char* name, double value);
-void check_beta(const char* name, double value);
+// A floating tensor with one element; `otherwise` says in messages what may be there in its place.
+void check_scalar(const char* name, const char* otherwise, const at::Tensor& tensor);
 
 }  // namespace sage_ext::ops

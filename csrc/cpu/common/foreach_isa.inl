@@ -5,8 +5,8 @@
 // NOTE: [no weak symbols] Kernel files define functions with internal linkage only (they stand in an unnamed
 // namespace), and call nothing out of line but libm. An inline function with external linkage that was emitted
 // for AVX-512 could be the copy that the linker keeps for everyone.
-#include "cpu/elements.h"
-#include "cpu/foreach_isa_config.h"
+#include "cpu/common/elements.h"
+#include "cpu/common/foreach_isa_config.h"
 
 // Whether a fused multiply-add is one instruction. (__FMA__ does not tell: GCC 12 leaves it as the command line
 // set it, whatever `#pragma GCC target` says.)
@@ -20,7 +20,7 @@
 #define SAGE_EXT_ISA_LANES 4
 
 namespace sage_ext::cpu::baseline {
-#include "cpu/elements.inl"
+#include "cpu/common/elements.inl"
 #include SAGE_EXT_ISA_SOURCE
 }  // namespace sage_ext::cpu::baseline
 
@@ -37,7 +37,7 @@ namespace sage_ext::cpu::baseline {
 #pragma GCC target("avx2,fma,prefer-vector-width=256")
 #endif
 namespace sage_ext::cpu::avx2 {
-#include "cpu/elements.inl"
+#include "cpu/common/elements.inl"
 #include SAGE_EXT_ISA_SOURCE
 }  // namespace sage_ext::cpu::avx2
 #if defined(__clang__)
@@ -52,7 +52,7 @@ namespace sage_ext::cpu::avx2 {
 #undef SAGE_EXT_ISA_LANES
 #define SAGE_EXT_ISA_LANES 16
 namespace sage_ext::cpu::avx512 {
-#include "cpu/elements.inl"
+#include "cpu/common/elements.inl"
 #include SAGE_EXT_ISA_SOURCE
 }  // namespace sage_ext::cpu::avx512
 #if defined(__clang__)

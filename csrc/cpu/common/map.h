@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "core/launch_plan.h"
-#include "cpu/parallel.h"
+#include "cpu/common/parallel.h"
 
 namespace sage_ext::cpu {
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "cuda/vec128.cuh"
+#include "cuda/common/vec128.cuh"
 
 // Element-wise passes: a block updates one chunk of a tensor, 16 bytes of its widest array a thread at a time.
 namespace sage_ext::cuda {

@@ -1,8 +1,8 @@
 #pragma once
 
 #include "core/math/common.h"
-#include "cuda/step_scalars.h"
-#include "cuda/vec128.cuh"
+#include "cuda/common/step_scalars.h"
+#include "cuda/common/vec128.cuh"
 
 namespace sage_ext::cuda {
 

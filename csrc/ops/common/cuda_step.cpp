@@ -1,20 +1,21 @@
 #ifdef SAGE_EXT_WITH_CUDA  // this file is in the list of every build
-#include "ops/cuda.h"
+#include "ops/common/cuda_step.h"
 
 #include <ATen/Functions.h>
 
 namespace sage_ext::ops {
 
-CudaStep::CudaStep(at::Device device, const CommonArgs& args)
+CudaStep::CudaStep(at::Device device, const CommonCall& call)
     : guard_(device), device_(device), stream_(c10::cuda::getCurrentCUDAStream(device.index()).stream()) {
-  if (const auto* number = std::get_if<double>(&args.lr)) {
+  const Number& lr = value_of<"lr">(call);
+  if (const auto* number = std::get_if<double>(&lr)) {
     scalars_.lr = *number;
   } else {
-    scalars_.lr_tensor = on_device(std::get<at::Tensor>(args.lr));
+    scalars_.lr_tensor = on_device(std::get<at::Tensor>(lr));
   }
-  if (args.grad_scale.has_value()) scalars_.grad_scale = on_device(*args.grad_scale);
-  if (args.found_inf.has_value()) scalars_.found_inf = on_device(*args.found_inf);
-  scalars_.maximize = args.maximize;
+  if (const auto& scale = value_of<"grad_scale">(call)) scalars_.grad_scale = on_device(*scale);
+  if (const auto& flag = value_of<"found_inf">(call)) scalars_.found_inf = on_device(*flag);
+  scalars_.maximize = value_of<"maximize">(call);
 }
 
 void* CudaStep::workspace(int64_t bytes) {

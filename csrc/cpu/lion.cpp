@@ -1,8 +1,8 @@
-#include "cpu/sign.h"
+#include "cpu/lion.h"
 
 #include "core/math/sign.h"
-#include "cpu/isa.h"
-#include "cpu/map.h"
+#include "cpu/common/isa.h"
+#include "cpu/common/map.h"
 
 namespace sage_ext::cpu {
 
@@ -11,8 +11,8 @@ using LionChunk = void (*)(const LionTensor&, int64_t begin, int64_t end, float 
 
 }  // namespace sage_ext::cpu
 
-#define SAGE_EXT_ISA_SOURCE "cpu/sign_kernels.inl"
-#include "cpu/foreach_isa.inl"
+#define SAGE_EXT_ISA_SOURCE "cpu/lion_kernels.inl"
+#include "cpu/common/foreach_isa.inl"
 
 namespace sage_ext::cpu {
 

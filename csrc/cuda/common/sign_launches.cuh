@@ -1,7 +1,7 @@
 #pragma once
 
-#include "cuda/elements.cuh"
-#include "cuda/multi_tensor.cuh"
+#include "cuda/common/elements.cuh"
+#include "cuda/common/multi_tensor.cuh"
 
 // What the launches of Lion, Sign-SGD and Signum share.
 namespace sage_ext::cuda {

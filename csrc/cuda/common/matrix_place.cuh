@@ -1,6 +1,6 @@
 #pragma once
 
-#include "cuda/elements.cuh"
+#include "cuda/common/elements.cuh"
 
 namespace sage_ext::cuda {
 

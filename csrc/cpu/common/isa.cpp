@@ -1,10 +1,10 @@
-#include "cpu/isa.h"
+#include "cpu/common/isa.h"
 
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
 
-#include "cpu/foreach_isa_config.h"
+#include "cpu/common/foreach_isa_config.h"
 
 namespace sage_ext::cpu {
 

@@ -3,8 +3,8 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include "cuda/step_scalars.h"
-#include "ops/ops.h"
+#include "cuda/common/step_scalars.h"
+#include "ops/rules.h"
 
 // What the rules' steps on a CUDA device share. Only in builds with CUDA.
 namespace sage_ext::ops {
@@ -14,7 +14,7 @@ namespace sage_ext::ops {
 // kernels run too: it may be freed as soon as they are enqueued.
 class CudaStep {
  public:
-  CudaStep(at::Device device, const CommonArgs& args);
+  CudaStep(at::Device device, const CommonCall& call);
   CudaStep(const CudaStep&) = delete;
   CudaStep& operator=(const CudaStep&) = delete;
 

@@ -2,8 +2,8 @@
 
 #include "core/math/sign.h"
 #include "core/sign_planes.h"
-#include "cuda/elements.cuh"
-#include "cuda/reduce.cuh"
+#include "cuda/common/elements.cuh"
+#include "cuda/common/reduce.cuh"
 
 // An element-wise pass over an array and the bit planes of signs beside it.
 //

@@ -9,7 +9,7 @@
 
 #include "core/dtype.h"
 #include "core/launch_plan.h"
-#include "cuda/launch.h"
+#include "cuda/common/launch.h"
 
 // One launch over many tensors: their pointers and sizes travel by value in the kernel's parameter, and a block
 // finds its tensor by a search in the prefix sums of the tensors' blocks.
