@@ -36,7 +36,7 @@ JOBS := $(or $(MAX_JOBS),$(shell nproc))
 
 SOURCES := $(shell find csrc sage_ext -type f -not -name '*.so' -not -path '*/__pycache__/*') \
   setup.py pyproject.toml MANIFEST.in README.md LICENSE
-CMAKE_FLAGS := -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
+CMAKE_FLAGS := -G Ninja '-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)'
 export HF_HUB_OFFLINE := 1
 
 .PHONY: demo test test-python test-cpp test-cpp-sanitized test-cuda-build benchmark stub lint clean FORCE
@@ -158,7 +158,7 @@ $(VENV)/.gtest: | $(VENV)/.torch
 
 # ninja comes with the venv, so that a bare machine needs CMake and a compiler only.
 build/cpp/.built: $(CPP_SOURCES) $(VENV)/.installed | $(VENV)/.gtest
-	cmake -S . -B build/cpp $(CMAKE_FLAGS) -DSAGE_EXT_CPU_OBJECTS=$(abspath build/cpu/objects/csrc)
+	cmake -S . -B build/cpp $(CMAKE_FLAGS) '-DSAGE_EXT_CPU_OBJECTS=$(abspath build/cpu/objects/csrc)'
 	cmake --build build/cpp
 	touch $@
 

@@ -310,6 +310,8 @@ class BuildNative(build_ext):
 
 
 def main() -> None:
+    if sys.version_info < (3, 10):  # noqa: UP036 (pip looks at pyproject.toml later)
+        sys.exit("sage_ext: it needs Python 3.10 or newer, and this is {}.{}".format(*sys.version_info))
     # Before setup() reads pyproject.toml: older releases take the licence in there for a mistake.
     if int(setuptools.__version__.split(".")[0]) < OLDEST_SETUPTOOLS:
         sys.exit(
