@@ -161,13 +161,19 @@ void Checker::storage_dtype(const char* name, size_t index, const at::Tensor& te
 }
 
 void Checker::has_memory(const char* name, size_t index, const at::Tensor& tensor) const {
-  if (tensor.numel() == 0 || !tensor.has_storage()) return;
-  const size_t needed = at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), tensor.itemsize(),
-                                                         static_cast<size_t>(tensor.storage_offset()));
-  if (tensor.storage().nbytes() >= needed) return;
+  const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
+  const auto numel = static_cast<size_t>(impl.numel());
+  if (numel == 0 || !impl.has_storage()) return;
+  const size_t bytes = impl.unsafe_storage().nbytes();
+  const auto offset = static_cast<size_t>(impl.storage_offset());
+  size_t needed = (offset + numel) * impl.itemsize();
+  if (!impl.is_non_overlapping_and_dense()) {
+    needed = at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), impl.itemsize(), offset);
+  }
+  if (bytes >= needed) return;
   fail(name, index, tensor,
-       "its memory has been freed (storage().resize_(0)): it has " + std::to_string(tensor.storage().nbytes()) +
-           " of the " + std::to_string(needed) +
+       "its memory has been freed (storage().resize_(0)): it has " + std::to_string(bytes) + " of the " +
+           std::to_string(needed) +
            " bytes that its shape takes; have what freed it bring it back before optimizer.step()");
 }
 
