@@ -13,14 +13,11 @@ that was under way. ``nice -n 19`` in front makes it give way to everything else
 
 import os
 import sys
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# In place of this folder, whose modules would hide others' of the same name.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from train.runner import main  # noqa: E402
+from lab.runner import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,11 +8,11 @@ from typing import Any
 
 from llama.errors import UsageError
 
-from train import search
-from train.contenders import Contender, contenders
-from train.packages import missing
-from train.plan import Run, configured, round_robin, run_at_best, run_id, search_run
-from train.scales import Scale
+from lab import search
+from lab.contenders import Contender, contenders
+from lab.packages import missing
+from lab.plan import Run, configured, round_robin, run_at_best, run_id, search_run
+from lab.scales import Scale
 
 SEEDS = (1, 2, 3)
 ALL_MATRICES = ("embedding", "matrix", "lm_head")
@@ -315,7 +315,7 @@ def _grid_then_seeds(
 
 
 def _seed(scale, contender, study, case, variant, label, ids, change, seed, given) -> Run:
-    from train.plan import best_rates
+    from lab.plan import best_rates
 
     return Run(
         id=run_id(study, contender.name, f"seed{case}", seed),

@@ -6,5 +6,5 @@ The model and the reading of text are the example's (``examples/llama``), which 
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "examples"))

@@ -19,7 +19,7 @@ import numpy as np
 from llama import corpus
 from llama.errors import UsageError
 
-from train import ROOT
+from lab import ROOT
 
 CACHE = ROOT / "runs" / "train" / "text"
 FORMAT = 1  # part of the key: raise it when the way the tokens are made changes

@@ -12,7 +12,7 @@ from typing import Any
 
 from llama.errors import UsageError
 
-from train import ROOT
+from lab import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results" / "train"
 FORMAT = 1

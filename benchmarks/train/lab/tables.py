@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from train import search
-from train.plan import Run
-from train.store import Store
+from lab import search
+from lab.plan import Run
+from lab.store import Store
 
 
 def perplexity(result: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import shlex
 import sys
 import time
 from dataclasses import replace
@@ -15,9 +16,9 @@ from typing import Any
 
 from llama.errors import UsageError
 
-from train import ROOT, store, studies, tables, text, worker
-from train.plan import Run
-from train.scales import SCALES, Scale
+from lab import ROOT, store, studies, tables, text, worker
+from lab.plan import Run
+from lab.scales import SCALES, Scale
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -183,7 +184,8 @@ def _command(options: argparse.Namespace) -> str:
     words = ["python benchmarks/train/run.py"]
     if options.scale != "cpu":
         words.append(f"--scale {options.scale}")
-    words += [f"--text {name}" for name in options.text]
+    if options.text:
+        words.append(f"--text {shlex.join(options.text)}")
     return " ".join(words)
 
 

@@ -9,9 +9,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from train import ROOT
+from lab import ROOT
 
-PRELOAD = "train.preload"
+PRELOAD = "lab.preload"
 
 
 def start(head: dict[str, Any], tokens: Path, path: Path) -> BaseProcess:
@@ -19,7 +19,7 @@ def start(head: dict[str, Any], tokens: Path, path: Path) -> BaseProcess:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([PRELOAD])
     # The server that imports torch once knows nothing of this process's sys.path but this.
-    here = [str(ROOT / "benchmarks"), str(ROOT / "examples")]
+    here = [str(ROOT / "benchmarks" / "train"), str(ROOT / "examples")]
     os.environ["PYTHONPATH"] = os.pathsep.join([*here, *filter(None, [os.environ.get("PYTHONPATH")])])
     process = context.Process(target=work, args=(head, tokens, path), daemon=True)
     process.start()
@@ -29,7 +29,7 @@ def start(head: dict[str, Any], tokens: Path, path: Path) -> BaseProcess:
 def work(head: dict[str, Any], tokens: Path, path: Path) -> None:
     """Runs and writes ``path``: what ``head`` has, versions, result and curve."""
     sys.stdout = sys.stderr  # some packages greet on standard output
-    from train import single, store, text
+    from lab import single, store, text
 
     outcome = single.execute(head["config"], text.load(tokens))
     store.write(path, {**head, "versions": store.versions(), **outcome})

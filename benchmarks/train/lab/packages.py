@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
-from train.contenders import EVERYTHING, MATRICES, RULES, VECTOR_RATE, Contender, Group, by, ours, vectors
+from lab.contenders import EVERYTHING, MATRICES, RULES, VECTOR_RATE, Contender, Group, by, ours, vectors
 
 RANK = 32  # of GaLore's and APOLLO's projections: a sixth of the width at scale "cpu"
 
@@ -157,7 +157,7 @@ PACKAGES = [
     Contender(
         "adamw-8bit",
         "bitsandbytes' AdamW with both moments in 8 bits",
-        on_matrices("bitsandbytes.AdamW8bit", **RULES["adamw"]),
+        on_matrices("bitsandbytes.optim.AdamW8bit", **RULES["adamw"]),
         4,
         package="bitsandbytes",
         module="bitsandbytes",

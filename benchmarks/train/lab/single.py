@@ -15,8 +15,8 @@ from llama.loop import lr_factor
 from llama.model import build_model, next_token_loss
 from torch import nn
 
-from train import build
-from train.text import Text
+from lab import build
+from lab.text import Text
 
 CURVE_POINTS = 32  # the training loss is kept as so many means over equal parts of the run
 
@@ -55,6 +55,7 @@ class Run:
         sizes: list[list[float]] = []
         validation: list[dict[str, float]] = []
         optimizer_ms: list[float] = []
+        settings = build.settings(self.optimizers)
         wall, cpu = time.perf_counter(), time.process_time()
         self._mode("train")
         for step in range(self.steps):
@@ -88,17 +89,22 @@ class Run:
                 "diverged": diverged,
                 "steps": len(optimizer_ms),
                 "parameters": sum(p.numel() for p in self.model.parameters()),
-                "state_bytes": build.state_bytes(self.optimizers),
+                "state_bytes": build.state_bytes(self.optimizers) + self._average_bytes(),
                 "optimizer_ms": _short(median(optimizer_ms)) if optimizer_ms else None,
                 "wall_seconds": round(wall, 1),
                 "cpu_seconds": round(cpu, 1),
             },
+            "optimizers": settings,
             "curve": {
                 "train_loss": _thin(losses, self.steps),
                 "step_size": [_thin(list(each), self.steps) for each in zip(*sizes, strict=True)],
                 "validation": [{key: _short(value) for key, value in point.items()} for point in validation],
             },
         }
+
+    def _average_bytes(self) -> int:
+        average = self.averager.averaged_model.parameters() if self.averager else ()
+        return sum(p.numel() * p.element_size() for p in average)
 
     @property
     def _tokens_per_step(self) -> int:
@@ -163,7 +169,7 @@ class Run:
 
 
 def execute(config: dict[str, Any], text: Text) -> dict[str, Any]:
-    """Trains with ``config`` and returns ``{"result": ..., "curve": ...}``."""
+    """Trains with ``config`` and returns the parts "result", "optimizers" and "curve" of its JSON."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     torch.set_flush_denormal(True)
     return Run(config, text).train()

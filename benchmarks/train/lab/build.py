@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from llama.optim import state_bytes as _tensor_bytes
 from torch import nn
 from torch.optim import Optimizer
 
@@ -58,19 +57,50 @@ def _build(by: str, groups: list[dict[str, Any]]) -> Optimizer:
     return cls(groups, **shared)
 
 
+def settings(optimizers: Iterable[Optimizer]) -> dict[str, list[dict[str, Any]]]:
+    """Class -> its groups with every hyperparameter that they have, those that nobody gave too."""
+    simple = (bool, int, float, str, type(None), list, tuple)
+    return {
+        type(optimizer).__name__: [
+            {
+                key: value
+                for key, value in group.items()
+                if key != "params" and isinstance(value, simple) and not _holds_tensors(value)
+            }
+            for group in optimizer.param_groups
+        ]
+        for optimizer in optimizers
+    }
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and any(isinstance(item, torch.Tensor) for item in value)
+
+
 def state_bytes(optimizers: Iterable[Optimizer]) -> int:
-    """Bytes that the optimizers keep from step to step, tensors inside of objects (a projection) too."""
-    total = 0
+    """Bytes of all tensors that the optimizers keep from step to step; storage that is shared counts once.
+
+    Some keep them in their groups, in lists or inside of objects (a projection): all of that is looked into.
+    """
+    storages: dict[int, int] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                if key not in ("params", "lr"):
+                    visit(inner)
+        elif isinstance(value, (list, tuple)):
+            for inner in value:
+                visit(inner)
+        elif hasattr(value, "__dict__"):
+            visit(vars(value))
+
     for optimizer in optimizers:
-        total += _tensor_bytes(optimizer)
         for state in optimizer.state.values():
-            for value in state.values():
-                if not isinstance(value, torch.Tensor) and hasattr(value, "__dict__"):
-                    total += sum(_bytes(held) for held in vars(value).values())
-    return total
-
-
-def _bytes(value: Any) -> int:
-    if isinstance(value, torch.Tensor):
-        return value.untyped_storage().nbytes()
-    return sum(map(_bytes, value)) if isinstance(value, (list, tuple)) else 0
+            visit(state)
+        for group in optimizer.param_groups:
+            visit(group)
+    return sum(storages.values())

@@ -234,7 +234,7 @@ _OURS = [
 
 def contenders() -> dict[str, Contender]:
     """All of them, in the order in which they are run: by tier, then as listed."""
-    from train.packages import PACKAGES
+    from lab.packages import PACKAGES
 
     everyone = sorted([*_OURS, *PACKAGES], key=lambda contender: contender.tier)
     return {contender.name: contender for contender in everyone}

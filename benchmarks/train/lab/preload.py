@@ -2,6 +2,6 @@
 
 import transformers.models.llama.modeling_llama  # noqa: F401
 
-import train.single
-import train.store
-import train.text  # noqa: F401
+import lab.single
+import lab.store
+import lab.text  # noqa: F401

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from train import search
-from train.contenders import Contender
-from train.scales import Scale
-from train.store import Store
+from lab import search
+from lab.contenders import Contender
+from lab.scales import Scale
+from lab.store import Store
 
 Rates = dict[str, float]
 
