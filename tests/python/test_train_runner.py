@@ -21,7 +21,7 @@ pytest_plugins = ["example_support"]
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "train"
 sys.path.insert(0, str(BENCHMARK))
 
-from lab import plan, runner, search, single, store, studies, text, worker  # noqa: E402
+from lab import packages, plan, runner, search, single, store, studies, text, worker  # noqa: E402
 from lab.contenders import EVERYTHING, contenders  # noqa: E402
 from lab.scales import SCALES  # noqa: E402
 from llama.errors import UsageError  # noqa: E402
@@ -41,12 +41,12 @@ def test_a_plan_is_the_same_every_time_and_names_no_run_twice(study: str) -> Non
 
 def test_every_contender_has_the_same_budget_and_what_finds_its_rates_has_no_search() -> None:
     runs = studies.plan("main", SCALES["cpu"])
-    for name, contender in studies.available().items():
+    for name, contender in packages.available().items():
         of_name = [run for run in runs if run.contender == name]
         searches = [run.tokens for run in of_name if run.stage == "search"]
         seeds = [run.tokens for run in of_name if run.stage == "seed"]
         assert searches == [SCALES["cpu"].search_tokens] * (search.RUNS if contender.searched else 0), name
-        assert seeds == [SCALES["cpu"].final_tokens] * len(studies.SEEDS), name
+        assert seeds == [SCALES["cpu"].final_tokens] * len(plan.SEEDS), name
 
 
 def test_a_run_waits_only_for_runs_before_it_or_of_the_main_study() -> None:
@@ -61,7 +61,7 @@ def test_a_run_waits_only_for_runs_before_it_or_of_the_main_study() -> None:
 def test_contenders_differ_in_their_groups_alone_and_begin_at_the_same_points(tmp_path: Path) -> None:
     empty = store.Store(tmp_path)
     first = {run.id: run.config(empty) for run in studies.plan("main", TINY) if run.id.endswith("search0")}
-    assert len(first) == sum(contender.searched for contender in studies.available().values())
+    assert len(first) == sum(contender.searched for contender in packages.available().values())
     for config in first.values():
         assert config.pop("groups")
         assert config.pop("schedule") in ("cosine", "constant")

@@ -65,6 +65,8 @@ class Contender:
     package: str | None = None
     """What to install from PyPI, where it is not this library or torch."""
     module: str | None = None
+    feature: tuple[str, str] | None = None
+    """A hyperparameter, as (rule, name), that this library has to have."""
 
 
 def ours(rule: str, roles: tuple[str, ...] | str, lr: float, **changes: Any) -> Group:
@@ -209,6 +211,14 @@ _OURS = [
         alias_but_head,
         2,
         searched=False,
+    ),
+    Contender(
+        "alias-sum",
+        "ALIAS with the sum of gradients' 1-norms for its smoothness, gap from the loss's lower bound",
+        alias(smoothness="sum", gap="lower_bound"),
+        2,
+        searched=False,
+        feature=("alias", "smoothness"),
     ),
     Contender("alias-adam", "ALIAS-Adam at its own rate, 1e-3", alias_adam, 2, searched=False),
     Contender(

@@ -5,19 +5,40 @@ None is needed: what is not installed is left out of the plan, and ``--status`` 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from typing import Any
 
-from lab.contenders import EVERYTHING, MATRICES, RULES, VECTOR_RATE, Contender, Group, by, ours, vectors
+from lab.contenders import (
+    EVERYTHING,
+    MATRICES,
+    RULES,
+    VECTOR_RATE,
+    Contender,
+    Group,
+    by,
+    contenders,
+    ours,
+    vectors,
+)
 
 RANK = 32  # of GaLore's and APOLLO's projections: a sixth of the width at scale "cpu"
 
 
 def missing(contender: Contender) -> str | None:
     """What to install before this contender can run; None: nothing."""
+    if contender.feature is not None and not _has(*contender.feature):
+        return "a newer sage_ext"
     if contender.module is None or importlib.util.find_spec(contender.module) is not None:
         return None
     return contender.package
+
+
+@functools.cache
+def _has(rule: str, hyperparameter: str) -> bool:
+    from sage_ext.optimizers import FusedHybrid
+
+    return hyperparameter in FusedHybrid.rules[rule].defaults
 
 
 def muon(rates: dict[str, float], steps: int) -> list[Group]:
@@ -43,7 +64,10 @@ def on_matrices(optimizer: str, **settings: Any):
 
 
 def low_rank(optimizer: str, **projection: Any):
-    """GaLore, APOLLO: Adam in a projection of the matrices' gradients, plain Adam elsewhere."""
+    """GaLore, APOLLO: Adam in a projection of the matrices' gradients, plain Adam elsewhere.
+
+    Their factor ``scale`` is 1: the search finds the matrices' rate.
+    """
 
     def make(rates: dict[str, float], steps: int) -> list[Group]:
         del steps
@@ -132,7 +156,7 @@ PACKAGES = [
     Contender(
         "galore",
         f"galore-torch's GaLore of rank {RANK} on matrices, AdamW elsewhere",
-        low_rank("galore_torch.GaLoreAdamW", rank=RANK, update_proj_gap=200, scale=0.25, proj_type="std"),
+        low_rank("galore_torch.GaLoreAdamW", rank=RANK, update_proj_gap=200, scale=1.0, proj_type="std"),
         3,
         package="galore-torch",
         module="galore_torch",
@@ -163,3 +187,13 @@ PACKAGES = [
         module="bitsandbytes",
     ),
 ]
+
+
+def available() -> dict[str, Contender]:
+    """The contenders whose packages are installed."""
+    return {name: contender for name, contender in contenders().items() if missing(contender) is None}
+
+
+def left_out() -> dict[str, str]:
+    """Contender -> what to install for it."""
+    return {name: package for name, contender in contenders().items() if (package := missing(contender))}

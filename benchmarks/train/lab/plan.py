@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from lab import search
@@ -12,6 +13,7 @@ from lab.scales import Scale
 from lab.store import Store
 
 Rates = dict[str, float]
+SEEDS = (1, 2, 3)  # of the runs that count; a search has seed 0
 
 
 @dataclass(frozen=True)
@@ -138,3 +140,61 @@ def round_robin(lists: Iterable[Sequence[Run]]) -> list[Run]:
     lists = list(lists)
     longest = max(map(len, lists), default=0)
     return [runs[i] for i in range(longest) for runs in lists if i < len(runs)]
+
+
+def grid_then_seeds(
+    scale: Scale,
+    study: str,
+    cases: list[tuple[str, dict[str, Any], Any, dict[str, Any]]],
+    factors: tuple[float, ...],
+    roles: tuple[str, ...],
+    *,
+    seeds: tuple[int, ...] = SEEDS,
+    label: str = "",
+) -> list[Run]:
+    """For each case (contender, variant, change, what ``Scale.config`` takes): the best rates of study "main"
+    times each factor at the small budget, then three seeds at the best of those, at the full budget."""
+    from lab.packages import available
+
+    everyone = available()
+    grids, finals = [], []
+    for name, variant, change, given in cases:
+        contender = everyone[name]
+        case = "".join(f"-{key}{value}" for key, value in variant.items()) + label
+        grid = [
+            run_at_best(
+                scale,
+                contender,
+                study,
+                f"search{case}",
+                f"x{factor:g}",
+                variant={**variant, "case": label.strip("-"), "factor": factor},
+                factors=dict.fromkeys(roles, factor),
+                change=change,
+                tokens=scale.search_tokens,
+                seed=0,
+                **given,
+            )
+            for factor in factors
+        ]
+        grids.append(grid)
+        ids = tuple(run.id for run in grid)
+        finals.append(
+            [
+                Run(
+                    id=run_id(study, name, f"seed{case}", seed),
+                    study=study,
+                    contender=name,
+                    stage="seed",
+                    variant={**variant, "case": label.strip("-"), "seed": seed},
+                    needs=ids,
+                    tokens=scale.final_tokens,
+                    rates=partial(best_rates, ids=ids),
+                    configure=configured(
+                        scale, contender, change, tokens=scale.final_tokens, seed=seed, **given
+                    ),
+                )
+                for seed in seeds
+            ]
+        )
+    return round_robin(grids) + round_robin(finals)

@@ -6,7 +6,9 @@ import argparse
 import fcntl
 import os
 import shlex
+import signal
 import sys
+import threading
 import time
 from dataclasses import replace
 from multiprocessing.connection import wait
@@ -16,7 +18,7 @@ from typing import Any
 
 from llama.errors import UsageError
 
-from lab import ROOT, store, studies, tables, text, worker
+from lab import ROOT, packages, store, studies, tables, text, worker
 from lab.plan import Run
 from lab.scales import SCALES, Scale
 
@@ -45,7 +47,7 @@ def _main(options: argparse.Namespace) -> int:
     if options.status:
         print(tables.status(options.study, runs, kept))
         return 0
-    for name, package in studies.left_out().items():
+    for name, package in packages.left_out().items():
         print(f"Without {name}: pip install {package}", flush=True)
     tokens = text.prepare(options.text, vocab_size=scale.vocab_size, cache=options.cache)
     kept.check_text(tokens.about)
@@ -76,7 +78,9 @@ class Runner:
         self.active: dict[str, tuple[BaseProcess, Path, float]] = {}
 
     def run(self) -> int:
-        """Runs what is missing; returns 1 where a run failed."""
+        """Runs what is missing; returns 1 where a run failed. Ctrl-C and SIGTERM end the runs under way."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         started = 0
         try:
             while True:
