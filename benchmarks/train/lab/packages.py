@@ -31,7 +31,7 @@ def missing(contender: Contender) -> str | None:
         return "a newer sage_ext"
     if contender.module is None or importlib.util.find_spec(contender.module) is not None:
         return None
-    return contender.package
+    return f"pip install {contender.package}"
 
 
 @functools.cache

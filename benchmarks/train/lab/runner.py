@@ -32,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # "--list | head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _main(options: argparse.Namespace) -> int:
@@ -48,7 +51,7 @@ def _main(options: argparse.Namespace) -> int:
         print(tables.status(options.study, runs, kept))
         return 0
     for name, package in packages.left_out().items():
-        print(f"Without {name}: pip install {package}", flush=True)
+        print(f"Without {name}: it needs {package}", flush=True)
     tokens = text.prepare(options.text, vocab_size=scale.vocab_size, cache=options.cache)
     kept.check_text(tokens.about)
     folder.mkdir(parents=True, exist_ok=True)
