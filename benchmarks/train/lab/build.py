@@ -1,0 +1,106 @@
+"""From the parameter groups of a configuration to optimizers that step a model."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+NOT_SETTINGS = frozenset({"by", "roles"})
+
+
+def optimizers(model: nn.Module, groups: list[dict[str, Any]]) -> list[Optimizer]:
+    """One optimizer for each ``by`` that the groups name, over the parameters of the roles they name.
+
+    Raises:
+        ValueError: a role of the model is in no group or in two.
+    """
+    from sage_ext import routing
+
+    routed = routing.route(model)
+    owners = [role for group in groups for role in group["roles"]]
+    roles = {entry.role for entry in routed}
+    if len(set(owners)) != len(owners) or not roles <= set(owners):
+        raise ValueError(f"groups: roles {sorted(owners)}, expected each of {sorted(roles)} once")
+    made: dict[str, list[dict[str, Any]]] = {}
+    for group in groups:
+        params = [entry.param for entry in routed if entry.role in group["roles"]]
+        settings = {key: _value(value) for key, value in group.items() if key not in NOT_SETTINGS}
+        made.setdefault(group["by"], []).append({"params": params, **settings})
+    return [_build(by, of) for by, of in made.items()]
+
+
+def _value(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+
+
+def _build(by: str, groups: list[dict[str, Any]]) -> Optimizer:
+    if by == "sage_ext":
+        from sage_ext.optimizers import FusedHybrid
+
+        return FusedHybrid(groups, preset="sage")  # every group has a rule: the preset says nothing
+    module, _, name = by.rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    if by == "torch.optim.AdamW":
+        return cls(groups, fused=True)
+    if len(groups) == 1:
+        # Several of these take settings from their arguments alone.
+        (group,) = groups
+        return cls(group.pop("params"), **group)
+    first = groups[0]
+    shared = {key: value for key, value in first.items() if all(key in group for group in groups)}
+    shared.pop("params")
+    return cls(groups, **shared)
+
+
+def settings(optimizers: Iterable[Optimizer]) -> dict[str, list[dict[str, Any]]]:
+    """Class -> its groups with every hyperparameter that they have, those that nobody gave too."""
+    simple = (bool, int, float, str, type(None), list, tuple)
+    return {
+        type(optimizer).__name__: [
+            {
+                key: value
+                for key, value in group.items()
+                if key != "params" and isinstance(value, simple) and not _holds_tensors(value)
+            }
+            for group in optimizer.param_groups
+        ]
+        for optimizer in optimizers
+    }
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and any(isinstance(item, torch.Tensor) for item in value)
+
+
+def state_bytes(optimizers: Iterable[Optimizer]) -> int:
+    """Bytes of all tensors that the optimizers keep from step to step; storage that is shared counts once.
+
+    Some keep them in their groups, in lists or inside of objects (a projection): all of that is looked into.
+    """
+    storages: dict[int, int] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                if key not in ("params", "lr"):
+                    visit(inner)
+        elif isinstance(value, (list, tuple)):
+            for inner in value:
+                visit(inner)
+        elif hasattr(value, "__dict__"):
+            visit(vars(value))
+
+    for optimizer in optimizers:
+        for state in optimizer.state.values():
+            visit(state)
+        for group in optimizer.param_groups:
+            visit(group)
+    return sum(storages.values())

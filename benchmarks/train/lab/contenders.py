@@ -1,0 +1,250 @@
+"""Who competes: a row each, which rule every role of the model has and with what, all of it written out.
+
+A contender with a search is a function of three rates (``search.py``). The 1-D parameters, less than a
+thousandth of the model, have AdamW at one rate with all of these, so that the rest is what is compared.
+Contenders that find their own rates have all parameters, 1-D ones too, and no search.
+
+Betas, momenta and SinkGD's five iterations are the papers' own. Weight decay is 0 throughout: in runs of one
+epoch it has little to do; study "ablation" looks at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Group = dict[str, Any]
+Make = Callable[[dict[str, float], int], list[Group]]
+
+MATRICES = ("embedding", "matrix", "lm_head")
+EVERYTHING = (*MATRICES, "vector")
+VECTOR_RATE = 1e-3
+
+# The hyperparameters of this library's rules, in full, so that no run depends on a default.
+RULES: dict[str, Group] = {
+    "adamw": {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.0},
+    "sage": {
+        "betas": [0.9, 0.99],
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "momentum_first": False,
+        "instant_damper": True,
+    },
+    "lion": {"betas": [0.9, 0.99], "weight_decay": 0.0},
+    "sign_sgd": {"momentum": 0.0, "weight_decay": 0.0},
+    # With alpha 1 the update of the sqrt form has a root mean square of lr, as the other rules' have.
+    "sinkgd": {"iterations": 5, "alpha": 1.0, "eps": 1e-8, "normalization": "sqrt", "weight_decay": 0.0},
+    "scale": {"dim": 1, "momentum": 0.0, "normalization": "rms", "weight_decay": 0.0},
+    "alias": {
+        "memory_efficient": True,
+        "gap": "descent",
+        "d0": 1e-6,
+        "lower_bound": 0.0,
+        "eta0": 0.0,
+        "max_step": 1e-3,
+        "update_every": 1,
+        "same_batch": False,
+        "weight_decay": 0.0,
+    },
+    "alias_adam": {"betas": [0.9, 0.999], "eps": 1e-8, "d0": 1.0, "weight_decay": 0.0},
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    name: str
+    about: str
+    make: Make
+    """(rates, steps) -> parameter groups. Rates are empty where there is no search."""
+    tier: int
+    """1 is run first."""
+    searched: bool = True
+    schedule: str = "cosine"
+    """"cosine" with warm-up, or "constant" for what brings its own schedule."""
+    package: str | None = None
+    """What to install from PyPI, where it is not this library or torch."""
+    module: str | None = None
+    feature: tuple[str, str] | None = None
+    """A hyperparameter, as (rule, name), that this library has to have."""
+
+
+def ours(rule: str, roles: tuple[str, ...] | str, lr: float, **changes: Any) -> Group:
+    """A group of this library's ``FusedHybrid``."""
+    roles = (roles,) if isinstance(roles, str) else roles
+    unknown = set(changes) - set(RULES[rule]) - {"warmup_steps", "smoothness"}
+    assert not unknown, f"{rule} has no {unknown}"
+    return {"by": "sage_ext", "roles": list(roles), "rule": rule, "lr": lr, **RULES[rule], **changes}
+
+
+def by(optimizer: str, roles: tuple[str, ...] | str, lr: float, **settings: Any) -> Group:
+    """A group of an optimizer from elsewhere; ``optimizer`` is a key of ``build.BUILDERS``."""
+    roles = (roles,) if isinstance(roles, str) else roles
+    return {"by": optimizer, "roles": list(roles), "lr": lr, **settings}
+
+
+def vectors() -> Group:
+    return ours("adamw", "vector", VECTOR_RATE)
+
+
+def by_role(embedding: tuple[str, Group], matrix: tuple[str, Group], lm_head: tuple[str, Group]) -> Make:
+    """Each role its rule of this library: (name, changes)."""
+    rules = {"embedding": embedding, "matrix": matrix, "lm_head": lm_head}
+
+    def make(rates: dict[str, float], steps: int) -> list[Group]:
+        del steps
+        groups = [ours(rule, role, rates[role], **changes) for role, (rule, changes) in rules.items()]
+        return [*groups, vectors()]
+
+    return make
+
+
+def alone(rule: str, **changes: Any) -> Make:
+    """One rule of this library for all matrices, each role at its own rate."""
+    return by_role((rule, changes), (rule, changes), (rule, changes))
+
+
+def adamw_of_torch(rates: dict[str, float], steps: int) -> list[Group]:
+    del steps
+    values = {**rates, "vector": VECTOR_RATE}
+    return [by("torch.optim.AdamW", role, values[role], **RULES["adamw"]) for role in EVERYTHING]
+
+
+def alias(**changes: Any) -> Make:
+    """ALIAS on everything: one step size for all. A rate is for its warm-up alone, up to ``max_step``."""
+
+    def make(rates: dict[str, float], steps: int) -> list[Group]:
+        del rates
+        group = ours("alias", EVERYTHING, RULES["alias"]["max_step"], warmup_steps=steps // 10, **changes)
+        return [group]
+
+    return make
+
+
+def alias_but_head(rates: dict[str, float], steps: int) -> list[Group]:
+    (group,) = alias()(rates, steps)
+    group["roles"] = ["embedding", "matrix", "vector"]
+    return [group, ours("adamw", "lm_head", 1e-3)]
+
+
+def alias_adam(rates: dict[str, float], steps: int) -> list[Group]:
+    del rates, steps
+    return [ours("alias_adam", EVERYTHING, 1e-3)]
+
+
+ADAMW: tuple[str, Group] = ("adamw", {})
+SAGE: tuple[str, Group] = ("sage", {})
+LION: tuple[str, Group] = ("lion", {})
+SINKGD: tuple[str, Group] = ("sinkgd", {})
+ROWS: tuple[str, Group] = ("scale", {"dim": 1})  # an output unit of a matrix or of the head
+COLUMNS: tuple[str, Group] = ("scale", {"dim": 0})  # a dimension of an embedding
+MOMENTUM: tuple[str, Group] = ("scale", {"dim": 1, "momentum": 0.9})
+
+_OURS = [
+    Contender("adamw", "torch.optim.AdamW on everything", adamw_of_torch, 1),
+    Contender(
+        "adamw-sinkgd-scale",
+        "AdamW on the embedding, SinkGD on matrices, SCALE with momentum on the head",
+        by_role(ADAMW, SINKGD, MOMENTUM),
+        1,
+    ),
+    Contender(
+        "sage-hybrid",
+        "SAGE on embedding and head, SinkGD on matrices (the paper's pairing)",
+        by_role(SAGE, SINKGD, SAGE),
+        1,
+    ),
+    Contender("lion", "Lion on everything", alone("lion"), 1),
+    Contender("sign-sgd", "Sign-SGD on everything: no state", alone("sign_sgd"), 1),
+    Contender(
+        "scale",
+        "SCALE: columns of the embedding, rows of matrices, rows with momentum of the head",
+        by_role(COLUMNS, ROWS, MOMENTUM),
+        1,
+    ),
+    Contender(
+        "scale-sinkgd-scale",
+        "SCALE by columns on the embedding, SinkGD on matrices, SCALE with momentum on the head",
+        by_role(COLUMNS, SINKGD, MOMENTUM),
+        2,
+    ),
+    Contender(
+        "sinkgd-hybrid",
+        "AdamW on embedding and head, SinkGD on matrices",
+        by_role(ADAMW, SINKGD, ADAMW),
+        2,
+    ),
+    Contender("sinkgd", "SinkGD on every matrix, embedding and head too: no state", alone("sinkgd"), 2),
+    Contender("sage", "SAGE on everything", alone("sage"), 2),
+    Contender(
+        "lion-hybrid",
+        "Lion on embedding and head, SinkGD on matrices",
+        by_role(LION, SINKGD, LION),
+        2,
+    ),
+    Contender("signum", "Sign-SGD with momentum 0.9 on everything", alone("sign_sgd", momentum=0.9), 2),
+    Contender("alias", "ALIAS, memory-efficient, gap by descent, on everything", alias(), 2, searched=False),
+    Contender(
+        "alias-lower-bound",
+        "ALIAS, memory-efficient, gap from the loss's lower bound",
+        alias(gap="lower_bound"),
+        2,
+        searched=False,
+    ),
+    Contender(
+        "alias-base",
+        "ALIAS in its base form, gap from the loss's lower bound",
+        alias(memory_efficient=False, gap="lower_bound"),
+        2,
+        searched=False,
+    ),
+    Contender(
+        "alias-base-descent",
+        "ALIAS in its base form, gap by descent",
+        alias(memory_efficient=False),
+        2,
+        searched=False,
+    ),
+    Contender(
+        "alias-head-adamw",
+        "ALIAS, memory-efficient, on all but the head, which has AdamW at 1e-3",
+        alias_but_head,
+        2,
+        searched=False,
+    ),
+    Contender(
+        "alias-sum",
+        "ALIAS with the sum of gradients' 1-norms for its smoothness, gap from the loss's lower bound",
+        alias(smoothness="sum", gap="lower_bound"),
+        2,
+        searched=False,
+        feature=("alias", "smoothness"),
+    ),
+    Contender("alias-adam", "ALIAS-Adam at its own rate, 1e-3", alias_adam, 2, searched=False),
+    Contender(
+        "sage-sinkgd-adamw",
+        "SAGE on the embedding, SinkGD on matrices, AdamW on the head",
+        by_role(SAGE, SINKGD, ADAMW),
+        3,
+    ),
+    Contender(
+        "lion-sinkgd-adamw",
+        "Lion on the embedding, SinkGD on matrices, AdamW on the head",
+        by_role(LION, SINKGD, ADAMW),
+        3,
+    ),
+    Contender(
+        "adamw-scale-scale",
+        "AdamW on the embedding, SCALE on matrices, SCALE with momentum on the head",
+        by_role(ADAMW, ROWS, MOMENTUM),
+        3,
+    ),
+]
+
+
+def contenders() -> dict[str, Contender]:
+    """All of them, in the order in which they are run: by tier, then as listed."""
+    from lab.packages import PACKAGES
+
+    everyone = sorted([*_OURS, *PACKAGES], key=lambda contender: contender.tier)
+    return {contender.name: contender for contender in everyone}

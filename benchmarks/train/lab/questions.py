@@ -1,0 +1,234 @@
+"""The questions about parts of the methods, each a study: a function from a scale to its list of runs.
+
+All of them take the rates that study "main" found and vary what they are about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from lab.contenders import MATRICES, Contender
+from lab.packages import available
+from lab.plan import SEEDS, Run, grid_then_seeds, round_robin, run_at_best
+from lab.scales import Scale
+
+ITERATIONS = (1, 2, 3, 5, 10)
+ITERATED = "adamw-sinkgd-scale"
+ITERATION_FACTORS = (1.0, 0.5, 2.0)
+
+
+def iterations(scale: Scale) -> list[Run]:
+    """SinkGD with 1 to 10 iterations: each its own rate for the matrices, then three seeds.
+
+    After that the rates alone, with four times the batch and on the larger model.
+    """
+    runs: list[Run] = []
+    for label, given in (("", {}), ("-batch4", {"batch": 4}), ("-large", {"model": scale.confirm})):
+        cases = [(ITERATED, {"iterations": count}, _iterate(count), given) for count in ITERATIONS]
+        seeds = () if label else SEEDS
+        runs += grid_then_seeds(
+            scale, "iterations", cases, ITERATION_FACTORS, ("matrix",), seeds=seeds, label=label
+        )
+    return runs
+
+
+def _iterate(count: int) -> Callable[[list[dict[str, Any]]], None]:
+    def change(groups: list[dict[str, Any]]) -> None:
+        for group in groups:
+            if group.get("rule") == "sinkgd":
+                group["iterations"] = count
+
+    return change
+
+
+BATCHES = (1, 4, 16)
+BATCHED = ("adamw", "adamw-sinkgd-scale", "sage-hybrid", "lion", "sign-sgd", "scale")
+BATCH_FACTORS = (1.0, 2.0, 4.0, 0.5)
+
+
+def batch(scale: Scale) -> list[Run]:
+    """1, 4 and 16 times the batch at the same budget of tokens, with factors on all rates, one seed."""
+    runs = []
+    for multiple in BATCHES:
+        runs += round_robin(
+            [
+                run_at_best(
+                    scale,
+                    available()[name],
+                    "batch",
+                    f"{multiple}x",
+                    f"x{factor:g}",
+                    variant={"batch": multiple, "factor": factor},
+                    factors=dict.fromkeys(MATRICES, factor),
+                    tokens=scale.final_tokens,
+                    seed=1,
+                    batch=multiple,
+                )
+                for factor in BATCH_FACTORS
+            ]
+            for name in BATCHED
+        )
+    return runs
+
+
+WIDTH_FACTORS = (1.0, 0.5, 2.0, 0.25, 4.0)
+WIDENED = ("adamw", "adamw-sinkgd-scale", "sinkgd-unit", "scale")
+
+
+def widths(scale: Scale) -> list[Run]:
+    """The matrices' rate times 1/4 to 4 on widths from 64 to 512, the other rates as they are.
+
+    "sinkgd-unit" is "adamw-sinkgd-scale" with the unit form, at rates that agree with the sqrt form's for
+    square matrices of the scale's own width.
+    """
+    runs = []
+    for model in scale.widths:
+        lists = []
+        for name in WIDENED:
+            unit = name == "sinkgd-unit"
+            lists.append(
+                [
+                    run_at_best(
+                        scale,
+                        available()["adamw-sinkgd-scale" if unit else name],
+                        "widths",
+                        "unit" if unit else "width",
+                        model.hidden,
+                        f"x{factor:g}",
+                        variant={"form": "unit" if unit else "", "width": model.hidden, "factor": factor},
+                        factors={"matrix": factor},
+                        change=_unit(scale.model.hidden) if unit else None,
+                        tokens=scale.search_tokens,
+                        seed=1,
+                        model=model,
+                    )
+                    for factor in WIDTH_FACTORS
+                ]
+            )
+        runs += round_robin(lists)
+    return runs
+
+
+def _unit(width: int) -> Callable[[list[dict[str, Any]]], None]:
+    def change(groups: list[dict[str, Any]]) -> None:
+        for group in groups:
+            if group.get("rule") == "sinkgd":
+                group.update(normalization="unit", alpha=round(width**0.5, 4))
+
+    return change
+
+
+SWEPT = ("sage-hybrid", "lion-hybrid", "sage", "lion")
+SWEEP_RATES = (1e-3, 4e-3, 2.5e-4, 2e-3, 5e-4, 8e-3, 1.6e-2, 1.25e-4, 3.2e-2)
+
+
+def sweep(scale: Scale) -> list[Run]:
+    """SAGE against Lion: one rate for embedding and head over two decades.
+
+    The matrices' rate is the best of study "main", of SinkGD in the hybrids, of the rule itself alone.
+    """
+
+    def one(contender: Contender, rate: float) -> Run:
+        run = run_at_best(
+            scale,
+            contender,
+            "sweep",
+            f"{rate:g}",
+            variant={"rate": rate},
+            tokens=scale.search_tokens,
+            seed=1,
+        )
+        found = run.rates
+        return replace(run, rates=lambda store: {**found(store), "embedding": rate, "lm_head": rate})
+
+    return round_robin([one(available()[name], rate) for rate in SWEEP_RATES] for name in SWEPT)
+
+
+def ablation(scale: Scale) -> list[Run]:
+    """Parts of the methods taken out or changed, at the best rates, three seeds each."""
+
+    def on(rule: str, **values: Any) -> Callable[[list[dict[str, Any]]], None]:
+        def change(groups: list[dict[str, Any]]) -> None:
+            for group in groups:
+                if group.get("rule") == rule and "vector" not in group["roles"]:
+                    group.update(values)
+
+        return change
+
+    def decay(value: float) -> Callable[[list[dict[str, Any]]], None]:
+        """The same decay a step for all matrices, whatever the rule: W (1 - lr * decay)."""
+
+        def change(groups: list[dict[str, Any]]) -> None:
+            for group in groups:
+                if "vector" not in group["roles"]:
+                    group["weight_decay"] = value
+
+        return change
+
+    cases = [
+        ("sage-hybrid", "no-instant-damper", on("sage", instant_damper=False)),
+        ("sage-hybrid", "momentum-first", on("sage", momentum_first=True)),
+        ("sage", "no-instant-damper", on("sage", instant_damper=False)),
+        ("sage", "momentum-first", on("sage", momentum_first=True)),
+        ("scale", "no-momentum", on("scale", momentum=0.0)),
+        *((name, "decay-0.1", decay(0.1)) for name in ("adamw", "adamw-sinkgd-scale", "sage-hybrid")),
+    ]
+    return round_robin(
+        [
+            run_at_best(
+                scale,
+                available()[name],
+                "ablation",
+                label,
+                seed,
+                variant={"change": label},
+                change=change,
+                tokens=scale.final_tokens,
+                seed=seed,
+            )
+            for seed in SEEDS
+        ]
+        for name, label, change in cases
+    )
+
+
+ALIAS_FORMS = ("alias", "alias-base-descent", "alias-lower-bound", "alias-base", "alias-sum")
+ALIAS_D0 = (1e-6, 1e-4, 1e-2, 1e-8)
+
+
+def alias(scale: Scale) -> list[Run]:
+    """ALIAS: where it begins (d0, for the gap by descent), batch and length, one seed; what step it finds."""
+
+    def begin(d0: float) -> Callable[[list[dict[str, Any]]], None]:
+        return lambda groups: [group.update(d0=d0) for group in groups if group.get("rule") == "alias"]
+
+    everyone = available()
+    lists = []
+    for name in ALIAS_FORMS:
+        if name not in everyone:
+            continue
+        by_descent = any(group.get("gap") == "descent" for group in everyone[name].make({}, 10))
+        runs = []
+        for d0 in ALIAS_D0 if by_descent else (None,):
+            for multiple in BATCHES:
+                for length in ("short", "full"):
+                    tokens = scale.search_tokens if length == "short" else scale.final_tokens
+                    parts = [f"d{d0:g}"] if d0 else []
+                    run = run_at_best(
+                        scale,
+                        everyone[name],
+                        "alias",
+                        *parts,
+                        f"{multiple}x",
+                        length,
+                        variant={**({"d0": d0} if d0 else {}), "batch": multiple, "length": length},
+                        change=begin(d0) if d0 else None,
+                        tokens=tokens,
+                        seed=1,
+                        batch=multiple,
+                    )
+                    runs.append(run)
+        lists.append(runs)
+    return round_robin(lists)
