@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kColumnThreads) sinkgd_columns_kernel(const __
       if (r != 0.0) sum = add_square(sum, static_cast<double>(to_float(load_one(grad + row * e.cols))) * r);
     }
   }
-  const SinkGDNorm norm = sinkgd_col_norm(table.common.form, e.rows, e.cols, table.common.is_last);
+  const SinkGDNorm norm = sinkgd_col_norm(table.common.form(), e.rows, e.cols, table.common.is_last);
   store_one(scale, static_cast<float>(sinkgd_rescale(static_cast<double>(old), sum, norm.target, norm.eps)));
 }
 
@@ -201,9 +201,9 @@ void sinkgd_step(std::span<const SinkGDTensor> tensors, const SinkGDOptions& opt
   make_groups(tensors, workspace, groups);
   for (const Group& group : groups) {
     if (group.entries.empty()) continue;
-    SinkGDCommon common{options.alpha,     options.weight_decay, {options.unit, options.eps},
-                        /*is_first=*/true,
-                        /*is_last=*/true,  /*reverse=*/false,    scalars};
+    SinkGDCommon common{options.alpha,    options.eps,       options.weight_decay,
+                        options.unit,     /*is_first=*/true,
+                        /*is_last=*/true, /*reverse=*/false, scalars};
     launch_iterations(group, options.iterations, common, stream);
     launch_update(group, common, stream);
   }

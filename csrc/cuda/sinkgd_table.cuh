@@ -21,11 +21,13 @@ struct SinkGDEntry {
 };
 
 struct SinkGDCommon {
-  double alpha, weight_decay;
-  SinkGDForm form;
+  double alpha, eps, weight_decay;
+  bool unit;
   bool is_first, is_last;  // iteration
   bool reverse;            // the order of blocks
   StepScalars scalars;
+
+  __device__ __forceinline__ SinkGDForm form() const { return {unit, eps}; }
 };
 
 using SinkGDTable = TensorTable<SinkGDCommon, SinkGDEntry>;
