@@ -82,7 +82,8 @@ def arguments_of(exclusive: bool, processes: int, dry_run: bool) -> list[str]:
     some = ["-m", "not gpu", "-k", DRY[exclusive], "tests/python/test_native_lion.py"]
     return [
         # One process as well is one beside this: a fault on the GPU ends it, and the next takes its place.
-        *("-n", str(processes)),
+        # Few tests ahead for each: when the time is up they still take those that they have.
+        *("-n", str(processes), "--maxschedchunk", "1"),
         *("--maxfail", str(MOST_FAILURES)),
         *("--tb=short", "-p", "no:cacheprovider", "--continue-on-collection-errors"),
         *(some if dry_run else ["-m", chosen, *files()]),

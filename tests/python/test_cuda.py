@@ -37,7 +37,7 @@ every_optimizer = pytest.mark.parametrize("build", BUILDERS, ids=NAMES)
 every_rule = pytest.mark.parametrize("rule", support.ALL)
 GPU = torch.device("cuda", 0)
 LONG = 500_000_000
-"""Cycles that keep a GPU busy for a quarter of a second, a hundred times as long as the host needs for a step."""
+"""Cycles that keep a GPU busy for a quarter of a second, a hundred times as long as a step takes the host."""
 
 
 def model_on(device: torch.device | str) -> TinyLanguageModel:
