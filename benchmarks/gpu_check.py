@@ -88,7 +88,7 @@ def needs() -> list[Need]:
     headers, nvcc, sanitizer = python_headers(), tool("nvcc"), tool("compute-sanitizer")
     cuda = torch.version.cuda
     compiler = version_of(
-        os.environ.get("CXX", "g++"), "-dumpfullversion", "-dumpversion", pattern=r"([\d.]+)"
+        *shlex.split(os.environ.get("CXX", "g++")), "-dumpfullversion", "-dumpversion", pattern=r"([\d.]+)"
     )
     nvcc_version = version_of(nvcc, "--version", pattern=r"release ([\d.]+)") if nvcc else None
     major = cuda.split(".")[0] if cuda else "of torch, which has no CUDA"

@@ -11,13 +11,15 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from gpu_check import tool
 from on_gpu_report import write_json
@@ -71,43 +73,59 @@ def run_all(names: tuple[str, ...], limit: float, dry_run: bool, path: Path) -> 
     # Each tensor in memory of its own: an access beyond its end is then one beyond what was allocated.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "CUDA_MODULE_LOADING": "LAZY"}
     results: list[dict[str, Any]] = []
+    running: dict[str, tuple[IO[str], subprocess.Popen[bytes]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        running = {}
-        for name in names:
-            output = (Path(folder) / name).open("w+")
-            running[name] = (
-                output,
-                subprocess.Popen(
-                    command(name, dry_run), stdout=output, stderr=subprocess.STDOUT, env=environment
-                ),
-            )
-        while running:
-            is_late = time.monotonic() - begin > limit
-            for name, (output, process) in list(running.items()):
-                if process.poll() is None and not is_late:
-                    continue
-                is_stopped = process.poll() is None
-                process.kill()
-                code = process.wait()
-                output.seek(0)
-                text = output.read()
-                print(f"--- {name}\n{text}", flush=True)
-                found = parse(text)
-                results.append(
-                    {
-                        "tool": name,
-                        "ok": not is_stopped and code == 0 and (dry_run or found["errors"] == 0),
-                        "stopped": is_stopped,
-                        "exit_code": None if is_stopped else code,
-                        "seconds": round(time.monotonic() - begin, 1),
-                        **found,
-                        "last_lines": text.splitlines()[-5:],
-                    }
+        try:
+            for name in names:
+                output = (Path(folder) / name).open("w+")
+                running[name] = (
+                    output,
+                    subprocess.Popen(
+                        command(name, dry_run),
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        env=environment,
+                        start_new_session=True,  # the program that the tool starts has to end with it
+                    ),
                 )
-                write_json(path, {"tools": results, "missing": [n for n in running if n != name]})
-                del running[name]
-            time.sleep(0.05)
+            while running:
+                is_late = time.monotonic() - begin > limit
+                for name, (output, process) in list(running.items()):
+                    if process.poll() is None and not is_late:
+                        continue
+                    code = process.poll()
+                    end(process)
+                    del running[name]
+                    output.seek(0)
+                    results.append(judge(name, code, output.read(), dry_run))
+                    results[-1]["seconds"] = round(time.monotonic() - begin, 1)
+                    write_json(path, {"tools": results, "missing": list(running)})
+                time.sleep(0.05)
+        finally:
+            for _, process in running.values():
+                end(process)
     return results
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a tool, and what it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def judge(name: str, code: int | None, output: str, dry_run: bool) -> dict[str, Any]:
+    """What is to be said of a tool that exited with ``code``, or (None) had to be stopped."""
+    print(f"--- {name}\n{output}", flush=True)
+    found = parse(output)
+    return {
+        "tool": name,
+        "ok": code == 0 and (dry_run or found["errors"] == 0),
+        "stopped": code is None,
+        "exit_code": code,
+        **found,
+        "last_lines": output.splitlines()[-5:],
+    }
 
 
 def main() -> int:
@@ -118,6 +136,7 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=300.0, metavar="SECONDS", help="for each tool")
     parser.add_argument("--dry-run", action="store_true", help="the steps on the CPU, without a tool")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what is running is ended on the way out
     names = ("none",) if arguments.dry_run else TOOLS
     results = run_all(names, arguments.limit, arguments.dry_run, arguments.json)
     return 0 if all(result["ok"] for result in results) else 1

@@ -178,6 +178,37 @@ class TestSanitizer:
         assert found["errors"] == 1
         assert found["kernels"] == {"sage_ext::cuda::finish_kernel": 2}
 
+    TOOL = """#!/bin/sh
+case "$1" in
+  --tool=memcheck) echo '========= ERROR SUMMARY: 0 errors' ;;
+  --tool=racecheck) sleep 600 & echo $! > {pid}; wait ;;
+  *) echo '========= Error: Device not supported' ;;
+esac
+"""
+
+    def test_each_tool_for_itself(self, tmp_path: Path) -> None:
+        """One finds nothing, one does not end and is stopped with what it has started, others cannot run."""
+        pid, path = tmp_path / "pid", tmp_path / "sanitizer.json"
+        program = tmp_path / "compute-sanitizer"
+        program.write_text(self.TOOL.format(pid=pid))
+        program.chmod(0o755)
+        result = subprocess.run(
+            [sys.executable, str(BENCHMARKS / "gpu_sanitize.py"), f"--json={path}", "--limit=2"],
+            env={**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+            check=False,
+        )
+        assert result.returncode == 1
+        tools = {tool["tool"]: tool for tool in json.loads(path.read_text())["tools"]}
+        assert {name: tool["ok"] for name, tool in tools.items()} == {
+            "memcheck": True,
+            "racecheck": False,
+            "initcheck": False,
+            "synccheck": False,
+        }
+        assert [name for name, tool in tools.items() if tool["stopped"]] == ["racecheck"]
+        stat = Path(f"/proc/{pid.read_text().strip()}/stat")
+        assert not stat.exists() or stat.read_text().split()[2] == "Z"  # ended, and not yet waited for
+
     def test_no_summary_is_no_success(self) -> None:
         assert parse("========= Error: Device not supported\n")["errors"] is None
 
