@@ -41,6 +41,7 @@ mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
 cd "$(dirname "$0")/.." || exit 2
 # Left there by an earlier run, they would pass for this one's.
 rm -f "$out"/on_gpu.{json,txt,log} "$out"/{build,sanitizer,time}.json "$out"/tests.jsonl
+rm -f build/on_gpu/settings
 
 # A dry run is no test of how fast the machine is.
 slack=$((${#dry[@]} ? 10 : 1))
@@ -51,6 +52,9 @@ mkdir -p "$work"
 # Python compiles torch's modules for each of a dozen processes anew where it may not keep them.
 unset PYTHONDONTWRITEBYTECODE
 export PYTHONUNBUFFERED=1 PIP_NO_INDEX=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+
+running=
+trap '[ -z "$running" ] || kill "$running"; exit 143' INT TERM
 
 left() { echo $((deadline - reserve - 6 - SECONDS)); }
 
@@ -63,7 +67,10 @@ run() {
   if (($(left) < limit)); then limit=$(left); fi
   if ((limit > 0)); then
     echo "--- $part, $limit s at most" | tee -a "$out/on_gpu.log"
-    timeout -k 5 "$limit" "$@" >>"$out/on_gpu.log" 2>&1 </dev/null || code=$?
+    timeout -k 5 "$limit" "$@" >>"$out/on_gpu.log" 2>&1 </dev/null &
+    running=$!
+    wait "$running" || code=$?
+    running=
   else
     code=125 limit=0
   fi
