@@ -29,9 +29,13 @@ ifeq ($(HAS_GPU),0)
 CUDA_TESTS := $(filter-out tests/python/test_native_%,$(CUDA_TESTS)) tests/python/test_native_lion.py
 endif
 
-# Two processes and more test in parallel; threads that wait for work leave the processor to the others. On a GPU one
-# process: its tests look at the memory in use.
-PYTEST_PARALLEL := $(if $(filter 0,$(HAS_GPU)),-n auto --maxprocesses=4)
+# $(call run-pytest,bin/pytest,files): several processes test in parallel; threads that wait for work leave the processor
+# to the others. On a GPU some tests look at its memory or time: they come by themselves.
+ifeq ($(HAS_GPU),0)
+run-pytest = OMP_WAIT_POLICY=passive $(1) -n auto --maxprocesses=4 $(2)
+else
+run-pytest = OMP_WAIT_POLICY=passive $(1) -n auto --maxprocesses=8 -m 'not exclusive' $(2) && $(1) -m exclusive $(2)
+endif
 JOBS := $(or $(MAX_JOBS),$(shell nproc))
 
 SOURCES := $(shell find csrc sage_ext -type f -not -name '*.so' -not -path '*/__pycache__/*') \
@@ -47,7 +51,7 @@ demo: $(VENV)/.installed $(VENV)/.examples
 test: test-cpp test-python
 
 test-python: $(VENV)/.installed $(VENV)/.examples $(VENV)/.tools
-	OMP_WAIT_POLICY=passive $(BIN)/pytest $(PYTEST_PARALLEL)
+	$(call run-pytest,$(BIN)/pytest)
 
 # On the objects of the CPU kernels that the installed module is made of.
 test-cpp: build/cpp/.built
@@ -61,7 +65,7 @@ test-cpp-sanitized: build/cpp-sanitized/.built
 # should be. TORCH_CUDA_ARCH_LIST chooses other architectures.
 test-cuda-build: $(CUDA_VENV)/.installed $(CUDA_VENV)/.tools
 	cd $(CUDA_VENV) && bin/python -m sage_ext
-	OMP_WAIT_POLICY=passive $(CUDA_BIN)/pytest $(PYTEST_PARALLEL) $(CUDA_TESTS)
+	$(call run-pytest,$(CUDA_BIN)/pytest,$(CUDA_TESTS))
 	$(CUDA_BIN)/python benchmarks/kernels.py
 
 benchmark: $(VENV)/.installed $(VENV)/.examples

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from step_time import EMBEDDING, ITERATIONS, ONE_ITERATION, SINKGD
+from contenders import EMBEDDING, ITERATIONS, ONE_ITERATION, SINKGD
 
 RESULTS = Path(__file__).resolve().parent / "results"
 GIB, MIB = 1 << 30, 1 << 20

@@ -151,12 +151,13 @@ TRAFFIC_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "sector_efficiency": ("sector efficiency", number(2)),
 }
 TIME_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "case": ("tensors", str),
+    "case": ("Llama", str),
+    "dtype": ("dtype", str),
     "optimizer": ("optimizer", str),
-    "median_ms": ("ms", number(3)),
+    "graph_ms": ("ms in a graph", number(3)),
+    "eager_ms": ("ms by the host", number(3)),
     "ratio": ("x AdamW", number(2)),
-    "gbytes_per_s": ("GB/s", number(0)),
-    "share_of_bandwidth": ("of bandwidth", number(2)),
+    "share_of_copy": ("of a copy's speed", number(2)),
 }
 
 

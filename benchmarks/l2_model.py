@@ -90,10 +90,14 @@ def waves_of(matrices: Sequence[tuple[int, int]], capacity: int) -> Iterator[lis
     yield wave
 
 
+def usable(gpu: Gpu) -> int:
+    """Bytes of the cache that the gradient gets: parameters and scratch pass through it as well."""
+    return gpu.l2_bytes * 3 // 4
+
+
 def simulate(matrices: Sequence[tuple[int, int]], gpu: Gpu, order: str) -> dict[str, float]:
     """Return bytes a parameter from memory, launches, and the predicted milliseconds of a step."""
-    # Parameters and scratch pass through the cache as well: the gradient gets three quarters of it.
-    capacity = gpu.l2_bytes * 3 // 4
+    capacity = usable(gpu)
     waves = list(waves_of(matrices, capacity)) if order == "waves" else [list(matrices)]
     params = sum(rows * cols for rows, cols in matrices)
     cache = Cache(capacity)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -62,3 +63,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.hookimpl(trylast=True)  # by then xdist has passed the report on
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A fault on a GPU makes every later call of the process fail: one of several processes leaves then.
+
+    Another takes its place, so that the tests after this one say something of themselves.
+    """
+    if report.failed and "PYTEST_XDIST_WORKER" in os.environ and _gpu_is_lost():
+        os._exit(1)
+
+
+def _gpu_is_lost() -> bool:
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False

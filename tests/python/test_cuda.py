@@ -36,8 +36,8 @@ Builder = Callable[..., Any]
 every_optimizer = pytest.mark.parametrize("build", BUILDERS, ids=NAMES)
 every_rule = pytest.mark.parametrize("rule", support.ALL)
 GPU = torch.device("cuda", 0)
-LONG = 2_000_000_000
-"""Cycles that keep a GPU busy for a second or so."""
+LONG = 500_000_000
+"""Cycles that keep a GPU busy for a quarter of a second, a hundred times as long as a step takes the host."""
 
 
 def model_on(device: torch.device | str) -> TinyLanguageModel:
@@ -188,6 +188,7 @@ class TestHostDoesNotWait:
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
+    @pytest.mark.exclusive
     @every_optimizer
     def test_step_returns_while_the_gpu_is_busy(self, build: Builder) -> None:
         optimizer = build(model_on(GPU), lr=torch.tensor(1e-3, device=GPU))
@@ -203,6 +204,7 @@ class TestHostDoesNotWait:
 
 
 class TestStreams:
+    @pytest.mark.exclusive
     @every_optimizer
     def test_side_stream(self, build: Builder) -> None:
         """The same result, and not held up by what the default stream does."""
@@ -314,6 +316,7 @@ class TestGraphs:
         support.assert_same_bits(before, models.snapshot(optimizer))
 
 
+@pytest.mark.exclusive
 @pytest.mark.parametrize("rule", RULES)
 def test_memory_of_a_step(rule: str) -> None:
     """A step needs some scratch, but nothing of a gradient's size."""
