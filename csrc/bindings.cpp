@@ -27,7 +27,7 @@ Number number_or_tensor(const py::object& value) {
 template <typename T>
 struct FromPython {
   using Type = T;
-  static T convert(T value) { return value; }
+  static T&& convert(T&& value) { return std::move(value); }
 };
 template <>
 struct FromPython<Number> {

@@ -14,7 +14,7 @@ namespace {
 
 class AdamWPlan final : public RulePlan<AdamW> {
  public:
-  explicit AdamWPlan(Call<AdamW> call) : RulePlan(std::move(call)) {
+  explicit AdamWPlan(Call<AdamW>&& call) : RulePlan(std::move(call)) {
     const Checker checker(params_, Layout::dense, common_.describe);
     check_common();
     checker.moments(arg<"exp_avgs">(), arg<"exp_avg_sqs">());
@@ -57,6 +57,6 @@ class AdamWPlan final : public RulePlan<AdamW> {
 
 }  // namespace
 
-PlanPtr AdamW::plan(Call<AdamW> call) { return std::make_unique<AdamWPlan>(std::move(call)); }
+PlanPtr AdamW::plan(Call<AdamW>&& call) { return std::make_unique<AdamWPlan>(std::move(call)); }
 
 }  // namespace sage_ext::ops

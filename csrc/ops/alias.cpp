@@ -21,7 +21,7 @@ AliasPhase phase_of(const std::string& name) {
 
 class AliasPlan final : public RulePlan<Alias> {
  public:
-  explicit AliasPlan(Call<Alias> call)
+  explicit AliasPlan(Call<Alias>&& call)
       : RulePlan(std::move(call)),
         options_{arg<"memory_efficient">(), arg<"gap">() == "descent", arg<"lower_bound">(),  arg<"max_step">(),
                  arg<"weight_decay">(),     arg<"warmup_steps">(),     arg<"update_every">(), phase_of(arg<"phase">())},
@@ -119,6 +119,6 @@ class AliasPlan final : public RulePlan<Alias> {
 
 }  // namespace
 
-PlanPtr Alias::plan(Call<Alias> call) { return std::make_unique<AliasPlan>(std::move(call)); }
+PlanPtr Alias::plan(Call<Alias>&& call) { return std::make_unique<AliasPlan>(std::move(call)); }
 
 }  // namespace sage_ext::ops

@@ -13,7 +13,7 @@ namespace {
 
 class AliasAdamPlan final : public RulePlan<AliasAdam> {
  public:
-  explicit AliasAdamPlan(Call<AliasAdam> call)
+  explicit AliasAdamPlan(Call<AliasAdam>&& call)
       : RulePlan(std::move(call)), constants_{arg<"beta1">(), arg<"beta2">(), arg<"eps">(), arg<"weight_decay">()} {
     // The sign planes go by the row-major order.
     const Checker checker(params_, Layout::row_major, common_.describe);
@@ -57,6 +57,6 @@ class AliasAdamPlan final : public RulePlan<AliasAdam> {
 
 }  // namespace
 
-PlanPtr AliasAdam::plan(Call<AliasAdam> call) { return std::make_unique<AliasAdamPlan>(std::move(call)); }
+PlanPtr AliasAdam::plan(Call<AliasAdam>&& call) { return std::make_unique<AliasAdamPlan>(std::move(call)); }
 
 }  // namespace sage_ext::ops

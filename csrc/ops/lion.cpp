@@ -13,7 +13,7 @@ namespace {
 
 class LionPlan final : public RulePlan<Lion> {
  public:
-  explicit LionPlan(Call<Lion> call) : RulePlan(std::move(call)) {
+  explicit LionPlan(Call<Lion>&& call) : RulePlan(std::move(call)) {
     const Checker checker(params_, Layout::dense, common_.describe);
     check_common();
     checker.state("exp_avgs", arg<"exp_avgs">());
@@ -49,6 +49,6 @@ class LionPlan final : public RulePlan<Lion> {
 
 }  // namespace
 
-PlanPtr Lion::plan(Call<Lion> call) { return std::make_unique<LionPlan>(std::move(call)); }
+PlanPtr Lion::plan(Call<Lion>&& call) { return std::make_unique<LionPlan>(std::move(call)); }
 
 }  // namespace sage_ext::ops

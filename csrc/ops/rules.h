@@ -50,7 +50,7 @@ struct Sage {
   using States = Types<List<"exp_avgs">, List<"s_ranges">, List<"steps">>;
   using Arguments = Types<Argument<"beta1", Beta>, Argument<"beta2", Beta>, Argument<"eps", NotNegative>,
                           Argument<"momentum_first", Flag, false>, Argument<"instant_damper", Flag, true>>;
-  static PlanPtr plan(Call<Sage> call);
+  static PlanPtr plan(Call<Sage>&& call);
 };
 
 struct SinkGD {
@@ -60,7 +60,7 @@ struct SinkGD {
   using Arguments =
       Types<Argument<"iterations", Integer<1, 1000>>, Argument<"alpha", NotNegative>, Argument<"eps", NotNegative>,
             Argument<"normalization", Choice<"sqrt", "unit">, Text("sqrt")>>;
-  static PlanPtr plan(Call<SinkGD> call);
+  static PlanPtr plan(Call<SinkGD>&& call);
 };
 
 struct Lion {
@@ -68,7 +68,7 @@ struct Lion {
   static constexpr const char* doc = "One Lion step, in place.";
   using States = Types<List<"exp_avgs">>;
   using Arguments = Types<Argument<"beta1", Beta>, Argument<"beta2", Beta>>;
-  static PlanPtr plan(Call<Lion> call);
+  static PlanPtr plan(Call<Lion>&& call);
 };
 
 struct SignSGD {
@@ -76,7 +76,7 @@ struct SignSGD {
   static constexpr const char* doc = "One step of Sign-SGD or, with momentum, Signum, in place.";
   using States = Types<List<"exp_avgs">>;  // empty without momentum
   using Arguments = Types<Argument<"momentum", Beta>>;
-  static PlanPtr plan(Call<SignSGD> call);
+  static PlanPtr plan(Call<SignSGD>&& call);
 };
 
 // 1: a norm for every row, over the last dimension; 0: a norm for every column.
@@ -91,7 +91,7 @@ struct Scale {
   using States = Types<List<"exp_avgs">>;  // empty without momentum
   using Arguments = Types<Argument<"momentum", Beta>, Argument<"dim", NormDim>, Argument<"eps", NotNegative>,
                           Argument<"normalization", Choice<"rms", "l2">, Text("rms")>>;
-  static PlanPtr plan(Call<Scale> call);
+  static PlanPtr plan(Call<Scale>&& call);
 };
 
 struct AdamW {
@@ -99,7 +99,7 @@ struct AdamW {
   static constexpr const char* doc = "One AdamW step, in place.";
   using States = Types<List<"exp_avgs">, List<"exp_avg_sqs">, List<"steps">>;
   using Arguments = Types<Argument<"beta1", Beta>, Argument<"beta2", Beta>, Argument<"eps", NotNegative>>;
-  static PlanPtr plan(Call<AdamW> call);
+  static PlanPtr plan(Call<AdamW>&& call);
 };
 
 struct Alias {
@@ -115,7 +115,7 @@ struct Alias {
                           Argument<"update_every", Integer<1>>,    // steps from one look at eta and d to the next
                           Argument<"loss", OptionalNumber, none>,  // of the first step, for the lower bound
                           Argument<"phase", Choice<"step", "move", "refresh">, Text("step")>>;
-  static PlanPtr plan(Call<Alias> call);
+  static PlanPtr plan(Call<Alias>&& call);
 };
 
 struct AliasAdam {
@@ -123,7 +123,7 @@ struct AliasAdam {
   static constexpr const char* doc = "One ALIAS-Adam step, in place.";
   using States = Types<List<"exp_avgs">, List<"exp_avg_sqs">, List<"signs">, List<"scalars">>;
   using Arguments = Types<Argument<"beta1", Beta>, Argument<"beta2", Beta>, Argument<"eps", NotNegative>>;
-  static PlanPtr plan(Call<AliasAdam> call);
+  static PlanPtr plan(Call<AliasAdam>&& call);
 };
 
 using Rules = Types<Sage, SinkGD, Lion, SignSGD, Scale, AdamW, Alias, AliasAdam>;

@@ -20,7 +20,7 @@ std::vector<int64_t> s_range_shape(const at::Tensor& param) {
 
 class SagePlan final : public RulePlan<Sage> {
  public:
-  explicit SagePlan(Call<Sage> call) : RulePlan(std::move(call)) {
+  explicit SagePlan(Call<Sage>&& call) : RulePlan(std::move(call)) {
     const Checker checker(params_, Layout::row_major, common_.describe);
     check_common();
     checker.state("exp_avgs", arg<"exp_avgs">());
@@ -70,6 +70,6 @@ class SagePlan final : public RulePlan<Sage> {
 
 }  // namespace
 
-PlanPtr Sage::plan(Call<Sage> call) { return std::make_unique<SagePlan>(std::move(call)); }
+PlanPtr Sage::plan(Call<Sage>&& call) { return std::make_unique<SagePlan>(std::move(call)); }
 
 }  // namespace sage_ext::ops

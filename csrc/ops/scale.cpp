@@ -21,7 +21,7 @@ namespace {
 
 class ScalePlan final : public RulePlan<Scale> {
  public:
-  explicit ScalePlan(Call<Scale> call) : RulePlan(std::move(call)) {
+  explicit ScalePlan(Call<Scale>&& call) : RulePlan(std::move(call)) {
     const Checker checker(params_, Layout::row_major, common_.describe);
     check_common();
     for (size_t i = 0; i < params_.size(); ++i) {
@@ -94,6 +94,6 @@ class ScalePlan final : public RulePlan<Scale> {
 
 }  // namespace
 
-PlanPtr Scale::plan(Call<Scale> call) { return std::make_unique<ScalePlan>(std::move(call)); }
+PlanPtr Scale::plan(Call<Scale>&& call) { return std::make_unique<ScalePlan>(std::move(call)); }
 
 }  // namespace sage_ext::ops

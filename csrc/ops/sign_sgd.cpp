@@ -13,7 +13,7 @@ namespace {
 
 class SignSGDPlan final : public RulePlan<SignSGD> {
  public:
-  explicit SignSGDPlan(Call<SignSGD> call) : RulePlan(std::move(call)) {
+  explicit SignSGDPlan(Call<SignSGD>&& call) : RulePlan(std::move(call)) {
     const Checker checker(params_, Layout::dense, common_.describe);
     check_common();
     checker.momentum("exp_avgs", arg<"exp_avgs">(), arg<"momentum">());
@@ -53,6 +53,6 @@ class SignSGDPlan final : public RulePlan<SignSGD> {
 
 }  // namespace
 
-PlanPtr SignSGD::plan(Call<SignSGD> call) { return std::make_unique<SignSGDPlan>(std::move(call)); }
+PlanPtr SignSGD::plan(Call<SignSGD>&& call) { return std::make_unique<SignSGDPlan>(std::move(call)); }
 
 }  // namespace sage_ext::ops

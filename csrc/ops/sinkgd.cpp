@@ -17,7 +17,7 @@ constexpr int64_t kMaxCudaSide = int64_t{1} << 30;  // the kernels count rows an
 
 class SinkGDPlan final : public RulePlan<SinkGD> {
  public:
-  explicit SinkGDPlan(Call<SinkGD> call) : RulePlan(std::move(call)) {
+  explicit SinkGDPlan(Call<SinkGD>&& call) : RulePlan(std::move(call)) {
     const Checker checker(params_, Layout::row_major, common_.describe);
     check_common();
     for (size_t i = 0; i < params_.size(); ++i) {
@@ -83,6 +83,6 @@ class SinkGDPlan final : public RulePlan<SinkGD> {
 
 }  // namespace
 
-PlanPtr SinkGD::plan(Call<SinkGD> call) { return std::make_unique<SinkGDPlan>(std::move(call)); }
+PlanPtr SinkGD::plan(Call<SinkGD>&& call) { return std::make_unique<SinkGDPlan>(std::move(call)); }
 
 }  // namespace sage_ext::ops

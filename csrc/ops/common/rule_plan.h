@@ -16,7 +16,7 @@ class AnyRulePlan : public Plan {
  protected:
   using Lists = std::vector<const TensorList*>;
 
-  explicit AnyRulePlan(CommonCall call)
+  explicit AnyRulePlan(CommonCall&& call)
       : params_(std::move(value_of<"params">(call))),
         grads_(std::move(value_of<"grads">(call))),
         common_(std::move(call)) {}
@@ -60,7 +60,7 @@ float& step_count(const at::Tensor& step);
 template <typename Rule>
 class RulePlan : public AnyRulePlan {
  protected:
-  explicit RulePlan(Call<Rule> call) : AnyRulePlan(std::move(call.common)), own_(std::move(call.own)) {
+  explicit RulePlan(Call<Rule>&& call) : AnyRulePlan(std::move(call.common)), own_(std::move(call.own)) {
     check_arguments(own_, typename Rule::Arguments());
   }
 
