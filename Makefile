@@ -22,19 +22,22 @@ CUDA_VENV := .venv-cuda
 CUDA_BIN := $(CUDA_VENV)/bin
 CUDA_TORCH ?= torch==2.14.1
 CUDA_ARCHS := $(or $(TORCH_CUDA_ARCH_LIST),8.0;9.0;10.0)
-# Not the example's tests: they test the example, on whatever build make test has, and would need its dependencies
-# here too. Nor those of what ships, which is the same whatever is built of it. Without a GPU only the CPU kernels run, which make test has tested; Lion's suite is enough for them here.
-CUDA_TESTS := $(filter-out tests/python/test_example% tests/python/test_packaging.py,$(wildcard tests/python/test_*.py))
+# Not those of the example, the pages, the benchmarks and what ships: they are the same whatever is built, and would need
+# the example's dependencies here too. Without a GPU only the CPU kernels run, which make test has tested; Lion's suite is
+# enough for them here.
+OF_NO_BUILD := $(patsubst %,tests/python/test_%.py,docs on_gpu packaging train_runner) tests/python/test_example%
+CUDA_TESTS := $(filter-out $(OF_NO_BUILD),$(wildcard tests/python/test_*.py))
 ifeq ($(HAS_GPU),0)
 CUDA_TESTS := $(filter-out tests/python/test_native_%,$(CUDA_TESTS)) tests/python/test_native_lion.py
 endif
 
-# $(call run-pytest,bin/pytest,files): several processes test in parallel; threads that wait for work leave the processor
-# to the others. On a GPU some tests look at its memory or time: they come by themselves.
+# Several processes test in parallel: threads that wait for work leave the processor to the others.
+PASSIVE := OMP_WAIT_POLICY=passive
+# $(call run-pytest,bin/pytest,files). On a GPU some tests look at its memory or time: they come by themselves.
 ifeq ($(HAS_GPU),0)
-run-pytest = OMP_WAIT_POLICY=passive $(1) -n auto --maxprocesses=4 $(2)
+run-pytest = $(PASSIVE) $(1) -n auto --maxprocesses=4 $(2)
 else
-run-pytest = OMP_WAIT_POLICY=passive $(1) -n auto --maxprocesses=8 -m 'not exclusive' $(2) && $(1) -m exclusive $(2)
+run-pytest = $(PASSIVE) $(1) -n auto --maxprocesses=8 -m 'not exclusive' $(2) && $(1) -m exclusive $(2)
 endif
 JOBS := $(or $(MAX_JOBS),$(shell nproc))
 
@@ -55,11 +58,11 @@ test-python: $(VENV)/.installed $(VENV)/.examples $(VENV)/.tools
 
 # On the objects of the CPU kernels that the installed module is made of.
 test-cpp: build/cpp/.built
-	ctest --test-dir build/cpp --output-on-failure -j $(JOBS)
+	$(PASSIVE) ctest --test-dir build/cpp --output-on-failure -j $(JOBS)
 
 # The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer.
 test-cpp-sanitized: build/cpp-sanitized/.built
-	ctest --test-dir build/cpp-sanitized --output-on-failure -j $(JOBS)
+	$(PASSIVE) ctest --test-dir build/cpp-sanitized --output-on-failure -j $(JOBS)
 
 # The CUDA build, with or without a GPU: it compiles, imports, passes the tests, and the machine code is what it
 # should be. TORCH_CUDA_ARCH_LIST chooses other architectures.
@@ -120,7 +123,8 @@ $(VENV)/.examples: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.tools: $(VENV)/.torch pyproject.toml
-	$(BIN)/$(INSTALL) 'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100'
+	$(BIN)/$(INSTALL) 'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100' 'accelerate>=1.0' 'peft>=0.13' \
+	  'pytorch-lightning>=2.4'
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml
