@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,8 @@ TESTS = ROOT / "tests" / "python"
 FIRST = ("test_cuda.py", "test_native_*.py")
 DRY = {True: "test_sign_of_zero_is_zero", False: "test_lr_as_tensor or test_zero_gradients"}
 MOST_FAILURES = 200
+# A test is marked gpu itself, or by the fixture that the tests share.
+FOR_GPU = re.compile(r'mark\.gpu\b|NativeSuite|\bdevice: torch\.device\b|"device"')
 
 
 class Results:
@@ -35,6 +38,7 @@ class Results:
         self.run, self.deadline = run, deadline
         self.selected = 0
         self.stopped: str | None = None
+        self._unreadable: set[str] = set()
         self._file = path.open("a")
 
     def write(self, **entry: Any) -> None:
@@ -48,6 +52,11 @@ class Results:
         if not self.selected:
             self.selected = len(ids)
             self.write(selected=self.selected)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed and report.nodeid not in self._unreadable:  # each process reports it
+            self._unreadable.add(report.nodeid)
+            self.write(test=report.nodeid, outcome="error", seconds=0.0, message=str(report.longrepr)[-1500:])
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self.write(started=nodeid)
@@ -70,10 +79,10 @@ class Results:
 
 
 def files() -> list[str]:
-    """Every test file, the most telling first."""
+    """The files with tests for a GPU, the most telling first. Each process imports all of them."""
     first = [path for pattern in FIRST for path in sorted(TESTS.glob(pattern))]
     rest = [path for path in sorted(TESTS.glob("test_*.py")) if path not in first]
-    return [str(path.relative_to(ROOT)) for path in (*first, *rest)]
+    return [str(path.relative_to(ROOT)) for path in (*first, *rest) if FOR_GPU.search(path.read_text())]
 
 
 def arguments_of(exclusive: bool, processes: int, dry_run: bool) -> list[str]:
