@@ -5,8 +5,8 @@
     python examples/lr_grid.py --search 10 --contenders adamw    one of them
     python examples/lr_grid.py --only alias --warmup 75          the runs of ALIAS in README.md
 
-A search changes one rate of one role at a time, by a factor of two, and goes on in the direction that helped.
-Every contender starts at its row's rates and gets as many runs. Finished runs are read back from
+A search starts at a row's rates, and changes them one after the other by a factor of two, keeping what helps.
+Every contender gets as many runs. Finished runs are read back from
 ``results.jsonl`` in the folder, so the script can be stopped at any time and started again, and several can
 work beside each other.
 """
@@ -16,15 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-# As in train_llama.py: threads that wait leave the processor to others.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-import torch
 from llama import cli, corpus, optim, report
 from llama.errors import UsageError
 from llama.loop import Trainer
@@ -51,10 +46,11 @@ FACTOR, LEAST_FACTOR = 2.0, 1.05
 def search(
     loss_of: Callable[[dict[str, float]], float], start: dict[str, float], runs: int
 ) -> dict[str, float]:
-    """The best of ``runs`` different choices of rates, from ``start`` on, one rate at a time.
+    """The best of ``runs`` different choices of rates, from ``start`` on.
 
-    A rate goes up by a factor while that helps, else down while that helps; when no rate wants to move, the
-    factor becomes its root, down to ``LEAST_FACTOR``. ``loss_of`` may be infinite or NaN.
+    One rate after the other moves by a factor, up first. What helps is kept, and goes on in that direction at
+    the rate's next turn; what does not turns it round. When no rate has a direction left, the factor becomes
+    its root, down to ``LEAST_FACTOR``. ``loss_of`` may be infinite or NaN.
     """
     seen: dict[tuple[float, ...], float] = {}
 
@@ -65,23 +61,25 @@ def search(
             seen[key] = math.inf if math.isnan(value) else value
         return seen[key]
 
-    best, factor = dict(start), FACTOR
-    lowest = loss(best)
-    while len(seen) < runs and factor >= LEAST_FACTOR:
-        moved = False
+    best, lowest, factor = dict(start), loss(start), FACTOR
+    up, failed = dict.fromkeys(start, True), dict.fromkeys(start, 0)
+    while factor >= LEAST_FACTOR:
         for name in start:
-            for by in (factor, 1 / factor):
-                here = best[name]
-                while len(seen) < runs:
-                    tried = {**best, name: float(f"{best[name] * by:.2g}")}
-                    if loss(tried) >= lowest:
-                        break
-                    best, lowest = tried, loss(tried)
-                if best[name] != here:
-                    moved = True
-                    break
-        if not moved:
+            if len(seen) >= runs:
+                return best
+            if failed[name] == 2:
+                continue
+            by = factor if up[name] else 1 / factor
+            tried = {**best, name: float(f"{best[name] * by:.2g}")}
+            if loss(tried) < lowest:
+                best, lowest = tried, loss(tried)
+                failed = dict.fromkeys(start, 0)  # the others may have something to gain again
+            else:
+                up[name] = not up[name]
+                failed[name] += 1
+        if all(count == 2 for count in failed.values()):
             factor = math.sqrt(factor)
+            failed = dict.fromkeys(start, 0)
     return best
 
 
@@ -105,9 +103,11 @@ def main() -> int:
     parser.add_argument("--tied", action="store_true")
     parser.add_argument("--warmup", type=int, default=-1, help="steps (default: a tenth)")
     parser.add_argument("--final-lr", type=float, default=Settings.final_lr)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    import torch  # after llama, which says how its threads wait
+
+    torch.set_num_threads(arguments.threads or torch.get_num_threads())
     shared = {
         "amp": arguments.amp,
         "steps": arguments.steps,

@@ -10,12 +10,7 @@ The parts are in ``examples/llama``.
 
 from __future__ import annotations
 
-import os
 import sys
-
-# Threads that wait for work sleep instead of spinning: on a busy machine that leaves the processor to those
-# that have work. Before torch is imported, whose OpenMP reads it once.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from llama.app import main
 

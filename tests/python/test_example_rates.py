@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -192,10 +193,13 @@ def test_demo_costs_less_than_five_minutes_on_two_cores() -> None:
     assert seconds / 2 < 300
 
 
-@pytest.mark.parametrize(("own", "taken"), [(None, "PASSIVE"), ("active", "ACTIVE")])
-def test_threads_that_wait_do_not_spin_unless_the_user_says_so(own: str | None, taken: str) -> None:
+@pytest.mark.parametrize("own", [None, "ACTIVE"])
+def test_threads_that_wait_soon_sleep_unless_the_user_says_otherwise(own: str | None) -> None:
     environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
-    environment |= {"OMP_DISPLAY_ENV": "true"} | ({"OMP_WAIT_POLICY": own} if own else {})
+    environment |= {"OMP_DISPLAY_ENV": "verbose"} | ({"OMP_WAIT_POLICY": own} if own else {})
     script = [sys.executable, str(EXAMPLES / "train_llama.py"), "--help"]
     told = subprocess.run(script, env=environment, capture_output=True, text=True, check=True).stderr
-    assert f"OMP_WAIT_POLICY = '{taken}'" in told
+    spins = re.search(r"GOMP_SPINCOUNT = '(\d+)'", told)
+    if spins is None:
+        pytest.skip("this torch has another OpenMP than GNU's")
+    assert (int(spins[1]) <= 10_000) == (own is None)
