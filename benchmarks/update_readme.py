@@ -89,9 +89,11 @@ def memory() -> str:
 def demo() -> str:
     found = load("demo.json")
     settings = found["settings"]
+    runs = load("demo_rates.json")["runs_each"]
     lines = [
         f"**Training** a Llama for {settings['steps']} steps on the source of Python's standard library "
-        "(`make demo`; settings are the best of six runs for each, see `examples/README.md`):",
+        f"(`make demo`; a learning rate for each role, the best of {runs} runs for each optimizer, see "
+        "`examples/README.md`):",
         "",
         "| optimizer | validation perplexity | optimizer state (MiB) | optimizer step (ms) | tokens/s |",
         "|---|---:|---:|---:|---:|",
@@ -101,6 +103,7 @@ def demo() -> str:
         f"| {r['optimizer_ms']:.2f} | {r['tokens_per_second']:,.0f} |"
         for r in found["results"]
     ]
+    lines += ["", *(f"- {line}" for line in found["verdict"])]
     return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@
     python examples/lr_grid.py --search 10 --contenders adamw    one of them
     python examples/lr_grid.py --only alias --warmup 75          the runs of ALIAS in README.md
 
-A search starts at a row's rates, and changes them one after the other by a factor of two, keeping what helps.
+A search starts at a row's rates, and moves them one after the other by a factor of two while that helps.
 Every contender gets as many runs. Finished runs are read back from
 ``results.jsonl`` in the folder, so the script can be stopped at any time and started again, and several can
 work beside each other.
@@ -46,11 +46,10 @@ FACTOR, LEAST_FACTOR = 2.0, 1.05
 def search(
     loss_of: Callable[[dict[str, float]], float], start: dict[str, float], runs: int
 ) -> dict[str, float]:
-    """The best of ``runs`` different choices of rates, from ``start`` on.
+    """The best of ``runs`` different choices of rates, from ``start`` on, one rate after the other.
 
-    One rate after the other moves by a factor, up first. What helps is kept, and goes on in that direction at
-    the rate's next turn; what does not turns it round. When no rate has a direction left, the factor becomes
-    its root, down to ``LEAST_FACTOR``. ``loss_of`` may be infinite or NaN.
+    A rate goes up by a factor while that helps, else down while that helps. When no rate wants to move, the
+    factor becomes its root, down to ``LEAST_FACTOR``. ``loss_of`` may be infinite or NaN.
     """
     seen: dict[tuple[float, ...], float] = {}
 
@@ -62,24 +61,20 @@ def search(
         return seen[key]
 
     best, lowest, factor = dict(start), loss(start), FACTOR
-    up, failed = dict.fromkeys(start, True), dict.fromkeys(start, 0)
-    while factor >= LEAST_FACTOR:
+    while len(seen) < runs and factor >= LEAST_FACTOR:
+        before = best
         for name in start:
-            if len(seen) >= runs:
-                return best
-            if failed[name] == 2:
-                continue
-            by = factor if up[name] else 1 / factor
-            tried = {**best, name: float(f"{best[name] * by:.2g}")}
-            if loss(tried) < lowest:
-                best, lowest = tried, loss(tried)
-                failed = dict.fromkeys(start, 0)  # the others may have something to gain again
-            else:
-                up[name] = not up[name]
-                failed[name] += 1
-        if all(count == 2 for count in failed.values()):
+            for by in (factor, 1 / factor):
+                here = best[name]
+                while len(seen) < runs:
+                    tried = {**best, name: float(f"{best[name] * by:.2g}")}
+                    if loss(tried) >= lowest:
+                        break
+                    best, lowest = tried, loss(tried)
+                if best[name] != here:
+                    break
+        if best == before:
             factor = math.sqrt(factor)
-            failed = dict.fromkeys(start, 0)
     return best
 
 
@@ -130,7 +125,7 @@ def main() -> int:
     except UsageError as error:
         parser.error(str(error))
     if arguments.json:
-        record(arguments.json, rows, shared)
+        record(arguments.json, rows, shared, arguments.search)
     print(table(rows))
     return 0
 
@@ -182,12 +177,13 @@ def run(path: Path, spec: str, shared: dict) -> dict:
     return row
 
 
-def record(path: Path, rows: list[dict], shared: dict) -> None:
+def record(path: Path, rows: list[dict], shared: dict, runs_each: int | None) -> None:
     """Writes the runs and the command that repeats them."""
     words = [word for word in sys.argv[1:] if not word.startswith("--threads")]
     facts = {
         "command": " ".join(["python", "examples/lr_grid.py", *words]),
         "settings": shared,
+        "runs_each": runs_each,
         "machine": report.machine(),
         "runs": [{k: v for k, v in row.items() if k not in shared} for row in rows],
     }
