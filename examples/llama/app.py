@@ -105,8 +105,15 @@ def compare(arguments: argparse.Namespace, specs: list[str], argv: Sequence[str]
                 print(f"Stopped {spec} after step {trainer.step}; saved. To go on:\n  {again}")
                 return 128 + interrupt.signal
             results.append(trainer.result())
+            seconds = [result["history"]["seconds"] for result in results]
+            if number < len(specs):
+                left = sum(seconds) / number * (len(specs) - number)
+                print(
+                    f"{number} of {len(specs)} after {_minutes(sum(seconds))}; about {_minutes(left)} to go."
+                )
     files = report.write(out, results, settings, text)
-    print("\n" + report.table(results) + "\n\n" + "\n".join(report.verdict(results)) + "\n\nWritten:")
+    print("\n" + report.table(results) + "\n\n" + "\n".join(report.verdict(results, settings)))
+    print(f"\nThe runs took {_minutes(sum(seconds))}. Written:")
     for file in files:
         print(f"  {file}")
     return 0
@@ -140,6 +147,10 @@ def _corpus(settings: Settings, given: dict[str, Any]) -> corpus.Corpus:
 
 def _folder(given: dict[str, Any]) -> Path:
     return given.get("out", Path("runs") / _slug(cli.settings(given).optimizer))
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} minutes"
 
 
 def _slug(spec: str) -> str:

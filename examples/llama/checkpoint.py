@@ -10,7 +10,7 @@ import torch
 
 from .errors import UsageError
 
-FORMAT = 1
+FORMAT = 2
 NAME = "checkpoint.pt"
 
 

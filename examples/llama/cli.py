@@ -15,9 +15,10 @@ from . import optim
 from .errors import UsageError
 from .settings import Settings
 
-DEMO_COMPARE = ("adamw", "sage-hybrid")
+DEMO_COMPARE = ("adamw", "sage-hybrid", "sinkgd-scale", "scale")
 
-OPTIMIZERS = "optimizers (NAME:KEY=VALUE:... changes settings, 0.9/0.95 is a pair):"
+OPTIMIZERS = """optimizers (NAME:KEY=VALUE:... changes settings, 0.9/0.95 is a pair; where there are
+embedding_lr, head_lr and vector_lr, lr is the rate of all other matrices):"""
 
 EXAMPLES = """examples:
   train_llama.py demo                                     the comparison that `make demo` runs, a few minutes
@@ -194,7 +195,7 @@ def parser() -> argparse.ArgumentParser:
         "--warmup",
         type=whole(0),
         metavar="N",
-        help=f"steps of linear warm-up (default: {d.warmup}, at most half)",
+        help="steps of linear warm-up (default: a tenth of --steps)",
     )
     add(
         "--final-lr",

@@ -31,7 +31,8 @@ SMOOTHING = 0.95  # of the loss that the progress bar shows
 class History:
     """What a run measured: index ``i`` is step ``i + 1``; others hold ``[step, value]`` pairs.
 
-    ``step_size`` has a list for each rule of the optimizer.
+    ``step_size`` has a list for each role or rule of the optimizer. ``seconds`` and ``cpu_seconds`` are of
+    the whole run, validation included; the second does not grow with what else the machine has to do.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -39,6 +40,8 @@ class History:
     step_seconds: list[float] = field(default_factory=list)
     validation: list[list[float]] = field(default_factory=list)
     step_size: dict[str, list[list[float]]] = field(default_factory=dict)
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
 
 class Interrupt:
@@ -197,6 +200,7 @@ class Trainer:
         say = say or tqdm.write
         last = min(s.steps, stop_at or s.steps)
         smooth, first = None, self.step
+        self._clock = time.perf_counter(), time.process_time()
         self.model.train()
         # disable=None: no bar where stderr is not a terminal, so that a log holds only the lines said.
         with tqdm(
@@ -223,12 +227,19 @@ class Trainer:
                         f"{smooth:.3f}  validation loss {value:.3f}, perplexity {math.exp(value):.1f}"
                     )
                 if checkpoint_every and self.step % checkpoint_every == 0 and self.step < last:
+                    self._count_time()
                     self.save()
                 bar.update()
         self.read_losses()
+        self._count_time()
         stopped = self.step > first or (interrupt and interrupt.signal)
         if self.folder and stopped and not self.diverged:
             self.save()
+
+    def _count_time(self) -> None:
+        (wall, cpu), self._clock = self._clock, (time.perf_counter(), time.process_time())
+        self.history.seconds += self._clock[0] - wall
+        self.history.cpu_seconds += self._clock[1] - cpu
 
     def result(self) -> dict[str, Any]:
         """The numbers of the report. Perplexity is infinite after divergence."""

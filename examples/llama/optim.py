@@ -1,13 +1,8 @@
-"""The optimizers that ``--optimizer`` knows, one row each, and how one is chosen: ``NAME[:KEY=VALUE]...``.
-
-To add one, add its row to ``ROWS``. Where a row says "tuned", its defaults are what ``lr_grid.py`` found best
-for the demo's model, text and number of steps; the others are usual starting points.
-"""
+"""How an optimizer is chosen, ``NAME[:KEY=VALUE]...``, with a name of ``rows.py``; what is asked of one."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,16 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .errors import UsageError
-
-Build = Callable[..., Optimizer]  # build(model, backend=..., **settings)
-
-
-@dataclass(frozen=True)
-class Row:
-    build: Build
-    about: str
-    defaults: dict[str, Any]
-    tuned: bool = False
+from .rows import ROWS, Row
 
 
 @dataclass(frozen=True)
@@ -83,16 +69,17 @@ def is_ours(optimizer: Optimizer) -> bool:
 
 
 def step_sizes(optimizer: Optimizer) -> dict[str, float]:
-    """How far the last step went, by rule: what an optimizer of this library says, else the learning rate.
+    """How far the last step went: what an optimizer of this library says, else the learning rate.
 
-    To be asked before the scheduler moves on. Groups of a rule differ in weight decay alone, so the first of
-    them speaks for all.
+    By role, ``"embedding (adamw)"``, where the groups have one, else by rule. To be asked before the
+    scheduler moves on. Groups without a role differ in weight decay alone, so the first speaks for all.
     """
     sizes: dict[str, float] = {}
     for index, group in enumerate(optimizer.param_groups):
         rule = group.get("rule", type(optimizer).__name__)
-        if rule not in sizes:
-            sizes[rule] = optimizer.step_size(index) if is_ours(optimizer) else float(group["lr"])
+        name = f"{group['role']} ({rule})" if "role" in group else rule
+        if name not in sizes:
+            sizes[name] = optimizer.step_size(index) if is_ours(optimizer) else float(group["lr"])
     return sizes
 
 
@@ -163,199 +150,3 @@ def _show(value: Any) -> str:
         if isinstance(value, bool)
         else str(value)
     )
-
-
-def _matrices_decay(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The usual two groups: weight decay on the matrices, none on gains and biases."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
-def _torch(name: str, **fixed: Any) -> Build:
-    def make(model: nn.Module, *, backend: str, weight_decay: float = 0.0, **settings: Any) -> Optimizer:
-        del backend
-        return getattr(torch.optim, name)(_matrices_decay(model, weight_decay), **fixed, **settings)
-
-    return make
-
-
-def _library(name: str) -> Build:
-    def make(model: nn.Module, *, backend: str, weight_decay: float = 0.0, **settings: Any) -> Optimizer:
-        import sage_ext.optimizers
-
-        cls = getattr(sage_ext.optimizers, name)
-        return cls(_matrices_decay(model, weight_decay), backend=backend, **settings)
-
-    return make
-
-
-def _hybrid(preset: str, **fixed: Any) -> Build:
-    """``FusedHybrid`` with one learning rate; ``alpha`` and ``fixed`` are SinkGD's."""
-
-    def make(
-        model: nn.Module, *, backend: str, lr: float, alpha: float, betas: Any, weight_decay: float
-    ) -> Optimizer:
-        from sage_ext.optimizers import FusedHybrid
-
-        shared = {"weight_decay": weight_decay}
-        other = "adamw" if preset == "sinkgd" else preset
-        rules = {"sinkgd": {**shared, **fixed, "alpha": alpha}, other: {**shared, "betas": betas}}
-        return FusedHybrid(model, preset=preset, lr=lr, backend=backend, **rules)
-
-    return make
-
-
-def _scale(model: nn.Module, *, backend: str, lr: float, momentum: float, weight_decay: float) -> Optimizer:
-    """The preset "scale"; a tied head counts as the head, which is what has momentum."""
-    from sage_ext.optimizers import FusedHybrid
-
-    shared = {"weight_decay": weight_decay}
-    optimizer = FusedHybrid(
-        model, preset="scale", lr=lr, tied="lm_head", backend=backend, scale=shared, adamw=shared
-    )
-    for group in optimizer.param_groups:
-        if group["role"] == "lm_head":
-            group["momentum"] = momentum
-    return optimizer
-
-
-def _alias(**form: Any) -> Build:
-    """``FusedALIAS``, whose step size belongs to a group: one for all tensors, the 1-D ones included.
-
-    A scheduler's learning rate matters during its warm-up alone, where it rises to ``max_step``.
-    """
-
-    def make(model: nn.Module, *, backend: str, **settings: Any) -> Optimizer:
-        from sage_ext.optimizers import FusedALIAS
-
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        return FusedALIAS(parameters, lr=settings["max_step"], backend=backend, **form, **settings)
-
-    return make
-
-
-def _alias_preset(model: nn.Module, *, backend: str, lr: float, **settings: Any) -> Optimizer:
-    """The preset "alias"; ``lr`` is of AdamW on the head. A tied head counts as embedding and has ALIAS."""
-    from sage_ext.optimizers import FusedHybrid
-
-    rates = {"adamw": lr, "alias": settings["max_step"]}
-    return FusedHybrid(model, preset="alias", lr=rates, backend=backend, alias=settings)
-
-
-def _sinkgd_alone(
-    model: nn.Module, *, backend: str, lr: float, alpha: float, weight_decay: float, vector_lr: float
-) -> Optimizer:
-    """SinkGD has no update for 1-D parameters: AdamW takes them."""
-    from sage_ext.optimizers import FusedHybrid
-
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [
-        {"params": matrices, "rule": "sinkgd", "lr": lr, "alpha": alpha, "weight_decay": weight_decay},
-        {"params": vectors, "rule": "adamw", "lr": vector_lr, "weight_decay": 0.0},
-    ]
-    return FusedHybrid(groups, preset="sinkgd", backend=backend)
-
-
-ROWS: dict[str, Row] = {
-    "sage-hybrid": Row(
-        _hybrid("sage", normalization="unit"),
-        "SAGE on embedding, head and 1-D, unit-norm SinkGD on the rest",
-        {"lr": 1e-3, "alpha": 10.0, "betas": (0.9, 0.99), "weight_decay": 0.01},
-        tuned=True,
-    ),
-    "sage-hybrid-sqrt": Row(
-        _hybrid("sage", normalization="sqrt"),
-        "the same with SinkGD in the paper's sqrt form",
-        {"lr": 1e-3, "alpha": 0.6, "betas": (0.9, 0.99), "weight_decay": 0.01},
-    ),
-    "lion-hybrid": Row(
-        _hybrid("lion"),
-        "Lion on embedding, head and 1-D, SinkGD on the rest",
-        {"lr": 1e-3, "alpha": 0.3, "betas": (0.9, 0.99), "weight_decay": 0.01},
-    ),
-    "sinkgd-hybrid": Row(
-        _hybrid("sinkgd"),
-        "AdamW on embedding, head and 1-D, SinkGD on the rest",
-        {"lr": 2e-2, "alpha": 0.015, "betas": (0.9, 0.95), "weight_decay": 0.0},
-    ),
-    "scale": Row(
-        _scale,
-        "SCALE on every matrix, with momentum on the head, AdamW on 1-D",
-        {"lr": 1e-3, "momentum": 0.9, "weight_decay": 0.0},
-    ),
-    "sage": Row(
-        _library("FusedSAGE"), "SAGE on everything", {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.01}
-    ),
-    "lion": Row(
-        _library("FusedLion"), "Lion on everything", {"lr": 3e-4, "betas": (0.9, 0.99), "weight_decay": 0.1}
-    ),
-    "signsgd": Row(
-        _library("FusedSignSGD"),
-        "Sign-SGD on everything; Signum with a momentum",
-        {"lr": 1e-3, "momentum": 0.9, "weight_decay": 0.01},
-    ),
-    "alias": Row(
-        _alias_preset,
-        "ALIAS finds the step size for all but the head, which has AdamW",
-        {"lr": 1e-3, "max_step": 1e-3, "d0": 1e-6, "warmup_steps": 0, "weight_decay": 0.0},
-    ),
-    "alias-descent": Row(
-        _alias(),
-        "ALIAS on everything, memory-efficient: two bits of state a number",
-        {"max_step": 1e-3, "d0": 1e-6, "warmup_steps": 0, "update_every": 1, "weight_decay": 0.0},
-    ),
-    "alias-lower-bound": Row(
-        _alias(gap="lower_bound"),
-        "ALIAS on everything, from the loss's lower bound: 72 bytes of state",
-        {"max_step": 1e-3, "lower_bound": 0.0, "warmup_steps": 0, "update_every": 1, "weight_decay": 0.0},
-    ),
-    "alias-base": Row(
-        _alias(memory_efficient=False),
-        "ALIAS on everything, in its exact form: keeps the last gradient",
-        {
-            "max_step": 1e-3,
-            "gap": "lower_bound",  # by descent the step shrinks to nothing: examples/README.md
-            "d0": 1e-6,
-            "lower_bound": 0.0,
-            "warmup_steps": 0,
-            "update_every": 1,
-            "weight_decay": 0.0,
-        },
-    ),
-    "alias-adam": Row(
-        _library("FusedALIASAdam"),
-        "ALIAS-Adam: Adam on gradients scaled tensor by tensor",
-        {"lr": 1e-3, "betas": (0.9, 0.999), "d0": 1.0, "weight_decay": 0.0},
-    ),
-    "sinkgd": Row(
-        _sinkgd_alone,
-        "SinkGD on every matrix, AdamW on 1-D",
-        {"lr": 2e-2, "alpha": 0.05, "weight_decay": 0.0, "vector_lr": 1e-3},
-    ),
-    "fused-adamw": Row(
-        _library("FusedAdamW"),
-        "this library's AdamW",
-        {"lr": 2e-3, "betas": (0.9, 0.95), "weight_decay": 0.1, "eps": 1e-8},
-    ),
-    "adamw": Row(
-        _torch("AdamW", fused=True),
-        "torch.optim.AdamW(fused=True), the baseline",
-        {"lr": 2e-3, "betas": (0.9, 0.95), "weight_decay": 0.1, "eps": 1e-8},
-        tuned=True,
-    ),
-    "adam": Row(
-        _torch("Adam", fused=True),
-        "torch.optim.Adam(fused=True)",
-        {"lr": 2e-3, "betas": (0.9, 0.95), "eps": 1e-8},
-    ),
-    "adafactor": Row(_torch("Adafactor"), "torch.optim.Adafactor", {"lr": 1e-2, "weight_decay": 0.0}),
-    "sgd": Row(
-        _torch("SGD", nesterov=True),
-        "torch.optim.SGD with Nesterov momentum",
-        {"lr": 0.3, "momentum": 0.9, "weight_decay": 0.0},
-    ),
-}

@@ -25,23 +25,23 @@ class Settings:
     optimizer: str = "sage-hybrid"
     backend: str = "auto"
     # training
-    steps: int = 300
+    steps: int = 150
     batch_size: int = 4
     seq_len: int = 256
     accumulate: int = 1
-    warmup: int = -1  # less than 0: 150, at most half of steps
+    warmup: int = -1  # less than 0: a tenth of steps
     final_lr: float = 0.1
     clip: float = 1.0
     amp: str = "none"
     seed: int = 0
     device: str = "cpu"
     threads: int = 1
-    eval_every: int = 75
+    eval_every: int = 50
     val_windows: int = 128
 
     def __post_init__(self) -> None:
         if self.warmup < 0:
-            object.__setattr__(self, "warmup", min(150, self.steps // 2))
+            object.__setattr__(self, "warmup", self.steps // 10)
         if not self.ffn:
             object.__setattr__(self, "ffn", -(-self.hidden * 8 // 3 // 16) * 16)
 

@@ -230,7 +230,7 @@ def test_divergence_is_told_and_not_saved(run: Callable) -> None:
         ("--steps none", "--steps: must be a whole number of at least 1, not 'none'"),
         ("--val-fraction 2", "--val-fraction: must be a number between 0 and 0.5, not '2'"),
         ("--optimizer adamv", "no optimizer called 'adamv'; choose from sage-hybrid"),
-        ("--optimizer adamw:alpha=1", "'alpha=1' is not one of its settings, which are lr (0.0"),
+        ("--optimizer adamw:alpha=1", "'alpha=1' is not one of its settings, which are embedding_lr (0.0"),
         ("--optimizer adamw:lr=fast", "lr must be a number, not 'fast'"),
         ("--optimizer adamw:betas=0.9", "betas must be two numbers, as 0.9/0.95, not '0.9'"),
         ("--optimizer adamw:betas=0.9/1.5", "--optimizer adamw:betas=0.9/1.5: Invalid beta parameter"),
