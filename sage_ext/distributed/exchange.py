@@ -60,6 +60,8 @@ class Item:
     value: Tensor
     gathers: bool
     lines: list[Line]
+    is_flag: bool = False
+    """One small number, which goes in whatever dtype others do."""
 
 
 def send(items: Sequence[Item]) -> None:
@@ -67,13 +69,23 @@ def send(items: Sequence[Item]) -> None:
     lines = {line.place: line for item in items for line in item.lines}
     for place in sorted(lines):
         line = lines[place]
-        parcels: dict[tuple[bool, str, str], list[Item]] = {}
-        for item in items:
-            if any(other is line for other in item.lines):
-                kind = (item.gathers, str(item.value.dtype), item.value.device.type)
-                parcels.setdefault(kind, []).append(item)
-        for kind in sorted(parcels):
-            _send(parcels[kind], line, gathers=kind[0])
+        for parcel, gathers in _parcels([i for i in items if any(other is line for other in i.lines)]):
+            _send(parcel, line, gathers=gathers)
+
+
+def _parcels(items: Sequence[Item]) -> list[tuple[list[Item], bool]]:
+    """Return what makes a message of its own, and whether that is gathered: the same on all processes."""
+    found: dict[tuple[bool, str, str], list[Item]] = {}
+    for item in sorted(items, key=lambda item: item.is_flag):  # in their order, flags last
+        kind = (item.gathers, str(item.value.dtype), item.value.device.type)
+        if item.is_flag and kind not in found:
+            for other, parcel in sorted(found.items()):
+                if not other[0] and other[2] == kind[2]:
+                    item.value = item.value.to(parcel[0].value.dtype)
+                    kind = other
+                    break
+        found.setdefault(kind, []).append(item)
+    return [(found[kind], kind[0]) for kind in sorted(found)]
 
 
 def _send(parcel: Sequence[Item], line: Line, *, gathers: bool) -> None:
@@ -115,16 +127,16 @@ class Presence:
     count: Tensor | None = None
     mask: Tensor | None = None
 
-    def along(self, lines: Sequence[Line], like: Tensor) -> Item | None:
-        """Return what has to go along these lines, if anything; in the dtype of what goes there anyway."""
+    def along(self, lines: Sequence[Line], device: torch.device) -> Item | None:
+        """Return what has to go along these lines, if anything."""
         taken = [line for line in self.left if any(line is other for other in lines)]
         if not taken:
             return None
         self.left = [line for line in self.left if not any(line is other for other in taken)]
         count = self.count
         if count is None:
-            count = torch.full((1,), float(self.has_gradient), dtype=torch.float32, device=like.device)
-        return Item(count.to(like.dtype), False, taken)
+            count = torch.full((1,), float(self.has_gradient), dtype=torch.float32, device=device)
+        return Item(count.float(), False, taken, is_flag=True)
 
     def decide(self) -> bool:
         """Return whether anything may be written; on a GPU always True, and ``store`` masks."""
@@ -172,7 +184,7 @@ class Work:
                 self._commits = True
                 left = self.presence.left if self.presence is not None else []
                 if left:
-                    self._flag = self.presence.along(left, torch.empty(0, device=self.tensors[0].device))
+                    self._flag = self.presence.along(left, self.tensors[0].device)
                     return [self._flag]
                 continue
             self._requests, self._items = requests, [self._item(request) for request in requests]
@@ -180,9 +192,8 @@ class Work:
             if not lines:
                 self._take_up()
                 continue
-            first = next(item for item in self._items if item.lines)
             if self.presence is not None:
-                self._flag = self.presence.along(lines, first.value)
+                self._flag = self.presence.along(lines, self.tensors[0].device)
             sent = [item for item in self._items if item.lines]
             return [*sent, *([] if self._flag is None else [self._flag])]
 

@@ -18,9 +18,9 @@ def check_placements(param: Any, where: str, what: str = "") -> None:
     """Raise ValueError unless each placement cuts a dimension or repeats the tensor."""
     for mesh_dim, placement in enumerate(param.placements):
         if not placement.is_replicate() and cut_dim(placement, param.ndim) is None:
+            place = _name(param.device_mesh, mesh_dim)
             raise ValueError(
-                f"{where}: {what}placement {placement} on mesh dimension {_name(param.device_mesh, mesh_dim)}"
-                ", expected Shard or Replicate; redistribute it first: "
+                f"{where}: {what}placement {placement!r} on mesh dimension {place}, expected Shard or Replicate; redistribute it first: "
                 "tensor.redistribute(placements=[...])"
             )
 

@@ -20,19 +20,23 @@ MESSAGE_TIMEOUT = 30
 """Seconds after which a process that waits for another raises."""
 
 
-def run(module: str, size: int, folder: Path, timeout: float) -> dict[str, list[str | None]]:
+def run(
+    module: str, size: int, folder: Path, checkpoints: Path, timeout: float
+) -> dict[str, list[str | None]]:
     """Run all cases of a module on ``size`` processes.
 
     Args:
         module: next to this file; ``cases(size)`` returns name -> function of (rank, size).
         folder: an empty one.
+        checkpoints: a folder for what one run saves and another loads.
         timeout: seconds after which all processes are killed.
 
     Returns:
         Name of the case -> for each process None, or what it raised. A process that was killed has no entry.
     """
     command = [sys.executable, __file__, module, str(size), str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    settings = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CHECKPOINTS": str(checkpoints)}
+    environment = {**os.environ, **settings}
     process = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         process.wait(timeout)
@@ -63,7 +67,7 @@ def _serve(rank: int, module: str, size: int, folder: Path) -> None:
     only = os.environ.get("DISTRIBUTED_CASES", "")
     with (folder / f"{rank}.jsonl").open("w", buffering=1) as file:
         for name, case in importlib.import_module(module).cases(size).items():
-            if only not in name:
+            if only and not any(part in name for part in only.split(",")):
                 continue
             torch.manual_seed(0)
             try:
