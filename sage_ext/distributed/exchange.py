@@ -62,15 +62,22 @@ class Item:
     lines: list[Line]
     is_flag: bool = False
     """One small number, which goes in whatever dtype others do."""
+    left: list[Line] = field(default_factory=list)
+    """Lines that it has not gone along yet."""
+
+    def __post_init__(self) -> None:
+        self.left = list(self.lines)
 
 
 def send(items: Sequence[Item]) -> None:
-    """Reduce or gather all items along all of their lines, with one message a line, operation and dtype."""
-    lines = {line.place: line for item in items for line in item.lines}
-    for place in sorted(lines):
-        line = lines[place]
-        for parcel, gathers in _parcels([i for i in items if any(other is line for other in i.lines)]):
-            _send(parcel, line, gathers=gathers)
+    """Reduce or gather along the first line that any item has to go along: one message an operation and
+    dtype. What has to go elsewhere waits, so that it can go together with what comes to want that later."""
+    line = min((line for item in items for line in item.left), key=lambda line: line.place)
+    here = [item for item in items if any(other is line for other in item.left)]
+    for item in here:
+        item.left = [other for other in item.left if other is not line]
+    for parcel, gathers in _parcels(here):
+        _send(parcel, line, gathers=gathers)
 
 
 def _parcels(items: Sequence[Item]) -> list[tuple[list[Item], bool]]:
@@ -231,4 +238,4 @@ def run(works: Sequence[Work]) -> None:
     live = [(work, work.proceed()) for work in works]
     while live := [(work, items) for work, items in live if items]:
         send([item for _, items in live for item in items])
-        live = [(work, work.proceed()) for work, _ in live]
+        live = [(work, items if any(item.left for item in items) else work.proceed()) for work, items in live]

@@ -20,8 +20,8 @@ def check_placements(param: Any, where: str, what: str = "") -> None:
         if not placement.is_replicate() and cut_dim(placement, param.ndim) is None:
             place = _name(param.device_mesh, mesh_dim)
             raise ValueError(
-                f"{where}: {what}placement {placement!r} on mesh dimension {place}, expected Shard or Replicate; redistribute it first: "
-                "tensor.redistribute(placements=[...])"
+                f"{where}: {what}placement {placement!r} on mesh dimension {place}, expected Shard or "
+                "Replicate; redistribute it first: tensor.redistribute(placements=[...])"
             )
 
 

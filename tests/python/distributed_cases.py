@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import checkpoint_cases
+import pytest
 import torch
 import torch.distributed as dist
 import wrapper_cases
@@ -28,7 +30,8 @@ def cases(size: int) -> dict[str, Case]:
     found: dict[str, Case] = {}
     full = {2: ("rows", "columns"), 4: ("both",)}.get(size, ())
     for place, layout in places.items():
-        for name in BUILDS if place in full else FEW:
+        few = FEW if size == 2 or place not in ("rows", "columns", "middle", "mixed", "replicated") else ()
+        for name in BUILDS if place in full else few:
             found[f"{place}-{name}"] = partial(same_as_one_process, name, layout)
     if size == 1:
         return found | checkpoint_cases.cases(size)
@@ -39,7 +42,8 @@ def cases(size: int) -> dict[str, Case]:
     for name in FEW:
         found[f"bfloat16-{name}"] = partial(same_in_bfloat16, name, last)
         found[f"bits-{name}"] = partial(same_bits, name, last)
-        found[f"found_inf-{name}"] = partial(found_inf_of_one, name, last)
+        if size == 2:
+            found[f"found_inf-{name}"] = partial(found_inf_of_one, name, last)
         found[f"plain_file-{name}"] = partial(checkpoint_cases.plain_file, name, last)
         if name not in ELEMENTWISE:
             found[f"error-{name}"] = partial(error_of_one, name, last)
@@ -227,11 +231,8 @@ def error_of_one(name: str, layout: Layout, rank: int, size: int) -> None:
         expected = "another process"
         if rank == 1:
             expected = "plain tensor" if kind == "gradient" else "lr: got -1.0"
-        try:
+        with pytest.raises((ValueError, RuntimeError), match=expected):
             pair.optimizer.step()
-            raise AssertionError("the step was taken")
-        except (ValueError, RuntimeError) as error:
-            assert expected in str(error), error
         group["lr"] = rate
         assert not pair.optimizer.state
         for (_, param), old in zip(pair.cut, before, strict=True):
@@ -242,11 +243,9 @@ def error_of_one(name: str, layout: Layout, rank: int, size: int) -> None:
 
 def refused(rank: int, size: int) -> None:
     mesh = layouts(size)["rows"].mesh()
-    partial_param = nn.Parameter(DTensor.from_local(torch.ones(4, 4), mesh, [Partial()], run_check=False))
+    pending = nn.Parameter(DTensor.from_local(torch.ones(4, 4), mesh, [Partial()], run_check=False))
     for build in (FusedAdamW, FusedSAGE):
-        _fails(
-            lambda b=build: b([("w", partial_param)]), r"w (param 0 of group 0", "Partial", "expected Shard"
-        )
+        _fails(lambda b=build: b([("w", pending)]), r"w (param 0 of group 0", "Partial", "expected Shard")
     for build in (FusedAdamW, FusedSAGE, FusedALIAS, FusedSinkGD, FusedSCALE):
         param = nn.Parameter(DTensor.from_local(torch.ones(4, 4), mesh, [Shard(0)], run_check=False))
         optimizer = build([("w", param)])
@@ -266,13 +265,8 @@ def refused(rank: int, size: int) -> None:
 
 
 def _fails(call: Callable[[], Any], *words: str) -> None:
-    try:
+    with pytest.raises(ValueError, match=".*".join(map(re.escape, words))):
         call()
-    except ValueError as error:
-        for word in words:
-            assert word in str(error), (word, str(error))
-    else:
-        raise AssertionError(f"nothing was raised: {words}")
 
 
 def inert(layout: Layout, rank: int, size: int) -> None:
