@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
 from sage_ext import pieces
@@ -40,6 +40,23 @@ def cuts(tensor: Any) -> list[tuple[int, int]]:
         return []
     found = ((i, cut_dim(p, tensor.ndim)) for i, p in enumerate(tensor.placements))
     return [(i, dim) for i, dim in found if dim is not None and tensor.device_mesh.size(i) > 1]
+
+
+def pending_sums(param: Any, grad: Any) -> list[int]:
+    """Return the mesh dimensions along which a gradient is a sum that nobody has done yet, if doing it is all
+    that it takes to have it lie as its parameter does."""
+    if not (isinstance(param, DTensor) and isinstance(grad, DTensor)):
+        return []
+    if grad.placements == param.placements or grad.device_mesh != param.device_mesh:
+        return []
+    found = []
+    for mesh_dim, (own, placement) in enumerate(zip(param.placements, grad.placements, strict=True)):
+        if own == placement:
+            continue
+        if type(placement) is not Partial or placement.reduce_op != "sum" or not own.is_replicate():
+            return []
+        found.append(mesh_dim)
+    return found
 
 
 def allocate(spec: StateSpec, param: Any) -> Tensor:

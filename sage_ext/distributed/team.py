@@ -19,9 +19,9 @@ from torch import Tensor
 
 from sage_ext import pieces
 from sage_ext.distributed import sharded
-from sage_ext.distributed.exchange import Line, Lines
-from sage_ext.distributed.placements import cuts
-from sage_ext.optimizers.rule import Rule
+from sage_ext.distributed.exchange import Item, Line, Lines, send
+from sage_ext.distributed.placements import cuts, pending_sums, wrap
+from sage_ext.optimizers.rule import Rule, StateSpec
 from sage_ext.optimizers.step import Call
 
 Groups = Sequence[Mapping[str, Any]]
@@ -65,6 +65,25 @@ class Team:
             for group, params, rule in zip(groups, self._params, self._rules, strict=True)
         )
 
+    def add_up(self, groups: Groups) -> None:
+        """Do the sums that gradients of replicated parameters still wait for, as torch's own optimizers do.
+
+        Sequence parallelism leaves the gradients of its norms so, on all processes alike. It comes before all
+        checks, so that no process has left by then. What else lies otherwise than its parameter is refused
+        later.
+        """
+        waiting, items = [], []
+        for index in sorted(self.sharded):
+            for param in groups[index]["params"]:
+                if param.grad is not None and (dims := pending_sums(param, param.grad)):
+                    lines = [self.lines.of(param, dim) for dim in dims]
+                    waiting.append(param)
+                    items.append(Item(pieces.local(param.grad), False, lines))
+        while any(item.left for item in items):
+            send(items)
+        for param, item in zip(waiting, items, strict=True):
+            param.grad = wrap(item.value, param, StateSpec(tuple(param.shape), item.value.dtype, True))
+
     def inert(self, groups: Groups, rules: Mapping[str, Rule], state: Mapping[Any, Any]) -> dict[int, bool]:
         """Return for each group with a DTensor whether its step must change nothing: lr is 0 and every
         gradient zero, on all processes. Only then is a message needed, and in a group's first step alone, but
@@ -101,7 +120,7 @@ class Team:
             return whole, None
         cut = found(staged, [param.grad for param in staged])
         sharded.check_staged(cut, group, label)
-        return whole, cut
+        return whole, cut._replace(in_stages=True)
 
     def run(self, staged: Sequence[Call], scaling: tuple[Any, Tensor | None]) -> None:
         """Run the stages of these calls together."""

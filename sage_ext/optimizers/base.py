@@ -277,6 +277,8 @@ class FusedOptimizer(Optimizer):
                 self._next_loss = None
                 return evaluated
             found_inf = found_inf if isinstance(found_inf, Tensor) else None
+        else:
+            team.add_up(self.param_groups)
         scaling = (getattr(self, "grad_scale", None), found_inf)
         self._inert = {} if team is None else team.inert(self.param_groups, self.rules, self.state)
 

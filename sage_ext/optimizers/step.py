@@ -32,6 +32,8 @@ class Call(NamedTuple):
     """New states, not yet in the optimizer's; an empty one drops what the rule kept."""
     owners: list[Tensor] | None = None
     """The parameters as the optimizer has them, where ``params`` are what this process holds of them."""
+    in_stages: bool = False
+    """Whether it runs in PyTorch, in stages with exchanges between processes."""
 
     @property
     def lists(self) -> list[list[Tensor]]:

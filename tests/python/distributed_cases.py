@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -44,6 +45,7 @@ def cases(size: int) -> dict[str, Case]:
         found[f"bits-{name}"] = partial(same_bits, name, last)
         if size == 2:
             found[f"found_inf-{name}"] = partial(found_inf_of_one, name, last)
+            found[f"masked-{name}"] = partial(found_inf_of_one, name, last, masks=True)
         found[f"plain_file-{name}"] = partial(checkpoint_cases.plain_file, name, last)
         if name not in ELEMENTWISE:
             found[f"error-{name}"] = partial(error_of_one, name, last)
@@ -56,6 +58,7 @@ def cases(size: int) -> dict[str, Case]:
         "clipping": partial(clipping, last),
         "describe": partial(described, places["rows"]),
         "swapped": partial(swapped, places["rows"]),
+        "lag": partial(lag, places["rows"]),
         "loss": partial(mean_of_losses, places["rows"]),
     }
     return found | wrapper_cases.cases(size) | checkpoint_cases.cases(size)
@@ -201,10 +204,16 @@ def missing_gradients(name: str, layout: Layout, rank: int, size: int) -> None:
             torch.testing.assert_close(full, whole.detach(), rtol=2e-6, atol=2e-6)
 
 
-def found_inf_of_one(name: str, layout: Layout, rank: int, size: int) -> None:
+def found_inf_of_one(name: str, layout: Layout, rank: int, size: int, *, masks: bool = False) -> None:
     """One process has seen an overflow: no process takes the step, and the next one is as if it were the
-    first."""
+    first.
+
+    Args:
+        masks: do as on a GPU, whose host does not look: what must not change is written as it was.
+    """
     pair = Pair(BUILDS[name], layout)
+    if masks:
+        pair.optimizer._team().on_cpu = False
     pair.set_grads(1)
     before = [as_whole(param.detach()).clone() for _, param in pair.cut]
     pair.optimizer.found_inf = torch.tensor(float(rank == 1))
@@ -343,4 +352,12 @@ def mean_of_losses(layout: Layout, rank: int, size: int) -> None:
         pair.set_grads(seed)
         pair.optimizer.step(loss=1.0 + rank)
         pair.oracle.step(loss=1.0 + (size - 1) / 2)
+    pair.compare()
+
+
+def lag(layout: Layout, rank: int, size: int) -> None:
+    """A process that comes late is waited for."""
+    pair = Pair(BUILDS["hybrid_sage"], layout)
+    time.sleep(0.5 * rank)
+    pair.step(2)
     pair.compare()

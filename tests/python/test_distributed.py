@@ -38,3 +38,8 @@ def test_case(results: dict[int, dict[str, list[str | None]]], size: int, name: 
     errors = [error for error in outcomes if error is not None]
     assert not errors, "\n".join(errors)
     assert len(outcomes) == size, f"{size - len(outcomes)} processes were killed before they had finished"
+
+
+def test_a_process_is_killed_in_mid_step(tmp_path: Path) -> None:
+    (outcome,) = processes.run("killed_cases", 2, tmp_path, tmp_path, TIMEOUT)["killed"]
+    assert outcome is None, outcome

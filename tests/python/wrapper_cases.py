@@ -12,9 +12,15 @@ from models import TinyLanguageModel, loss_of
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
 
-from sage_ext.optimizers import FusedHybrid
+from sage_ext.optimizers import FusedAdamW, FusedHybrid, FusedSAGE
 
 PRESETS = ("sage", "lion", "sinkgd", "scale", "alias")
 STEPS = 4
@@ -34,6 +40,7 @@ def cases(size: int) -> dict[str, Callable[[int, int], None]]:
     found["fsdp-offloaded"] = partial(
         same_curve, "sage", partial(fsdp, offload_policy=CPUOffloadPolicy(pin_memory=False))
     )
+    found["sequence_parallel"] = sequence_parallel
     found["fsdp-mixed_precision"] = mixed_precision
     return found
 
@@ -98,6 +105,27 @@ def mixed_precision(rank: int, size: int) -> None:
         optimizer.step()
         curve.append(loss.item())
     assert curve[-1] < curve[0], curve
+
+
+def sequence_parallel(rank: int, size: int) -> None:
+    """It leaves the gradients of a norm as sums that nobody has done yet: one message does them all."""
+    mesh = init_device_mesh("cpu", (size,))
+    for build in (FusedSAGE, FusedAdamW):
+        alone = nn.Sequential(nn.LayerNorm(6), nn.LayerNorm(6))
+        model = copy.deepcopy(alone)
+        parallelize_module(model, mesh, {"0": SequenceParallel(), "1": SequenceParallel()})
+        optimizers = [build(m.named_parameters(), lr=0.1) for m in (model, alone)]
+        for seed in range(3):
+            x = torch.randn(2, 4 * size, 6, generator=torch.Generator().manual_seed(seed))
+            spread = distribute_tensor(x, mesh, [Shard(1)], src_data_rank=None)
+            for m, optimizer, value in zip((model, alone), optimizers, (spread, x), strict=True):
+                optimizer.zero_grad()
+                y = m(value)
+                y = y.redistribute(placements=[Replicate()]).to_local() if m is model else y
+                (y * x).square().sum().backward()
+                optimizer.step()
+        for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(_whole(ours), theirs.detach(), rtol=1e-5, atol=1e-5)
 
 
 def _whole(value: Any) -> torch.Tensor:
