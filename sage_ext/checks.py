@@ -7,11 +7,12 @@ below it), and what must hold at each step (``check_step``), which the native mo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sage_ext import memory
+from sage_ext import memory, pieces
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 REFERENCE_DTYPES = (*NATIVE_DTYPES, torch.float64)
@@ -56,22 +57,22 @@ def check_param(param: Tensor, where: str, *, native: bool, needs_contiguous: bo
 def check_whole(param: Tensor, where: str, why_whole: str | None) -> None:
     """Raise ValueError if ``param`` is a piece of a tensor, and ``why_whole`` says why it must be the whole.
 
-    FullyShardedDataParallel (FSDP1) hands over one-dimensional pieces, which torch marks; a DTensor's rows
-    and columns may lie on several processes.
+    FullyShardedDataParallel (FSDP1) hands over one-dimensional pieces, which torch marks. A DTensor says
+    itself of which tensor it is a piece, so it only has to say so in terms that are known.
     """
-    if hasattr(param, "device_mesh") and hasattr(param, "placements"):
-        raise ValueError(
-            f"{where}: DTensor parameters (fully_shard, tensor parallelism) are not supported by any rule or "
-            "backend yet: a rule would see this process's shard only. Train with DistributedDataParallel "
-            "instead"
-        )
+    if pieces.is_piece(param):
+        from sage_ext.distributed.placements import check_placements
+
+        check_placements(param, where)
+        return
     if why_whole is None:
         return
     if getattr(param, "_fsdp_flattened", False) or getattr(param, "_is_flat_param", False):
         raise ValueError(
             f"{where}: a flat piece that FullyShardedDataParallel (FSDP1) cut out of the model. {why_whole}, "
-            "and on a piece it would be another algorithm. Ways out: DistributedDataParallel, or a rule that "
-            "works element by element (FusedLion, FusedSignSGD, FusedAdamW)"
+            "and on a piece it would be another algorithm. Ways out: FSDP2 (fully_shard), "
+            "DistributedDataParallel, or a rule that works element by element (FusedLion, FusedSignSGD, "
+            "FusedAdamW)"
         )
 
 
@@ -83,7 +84,7 @@ def check_distinct(params: Sequence[Tensor], labels: Callable[[int], str]) -> No
             raise ValueError(
                 f"{labels(index)}: the same parameter as {labels(first)}; list every parameter once"
             )
-    overlap = memory.find_overlap(params)
+    overlap = memory.find_overlap([pieces.local(param) for param in params])
     if overlap is not None:
         first, second = overlap
         raise ValueError(
@@ -104,7 +105,7 @@ def check_step(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     states: Mapping[str, Sequence[Tensor]],
-    layouts: Callable[[Tensor], Mapping[str, tuple[tuple[int, ...], torch.dtype, bool]]],
+    layouts: Callable[[Tensor], Mapping[str, tuple[Any, ...]]],
     describe: Callable[[int], str],
 ) -> None:
     """Raise ValueError if a reference step cannot run on these tensors. Reads no value and changes nothing.
@@ -112,7 +113,7 @@ def check_step(
     Args:
         params, grads: of one length.
         states: key of the state -> one tensor for each parameter.
-        layouts: parameter -> key -> (shape, dtype, whether any floating dtype will do).
+        layouts: parameter -> key -> (shape, dtype, whether any floating dtype will do, ...).
         describe: index -> label of the parameter.
     """
     for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
@@ -124,7 +125,7 @@ def check_step(
             check_param(param, describe(index), native=False, needs_contiguous=False)
         _check_memory(param, describe, index, "parameter")
         _check_grad(param, grad, describe, index)
-        for key, (shape, dtype, any_float) in layouts(param).items():
+        for key, (shape, dtype, any_float, *_) in layouts(param).items():
             state = states[key][index]
             if not isinstance(state, Tensor):
                 raise TypeError(

@@ -21,6 +21,7 @@ class Advice:
 
     def __init__(self) -> None:
         self._has_stepped = False
+        self._has_said_slow = False
         self._apart: tuple[int, int] | None = None  # two groups of different rules whose rates differ
 
     def after_addition(self, groups: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule]) -> None:
@@ -37,6 +38,8 @@ class Advice:
         self, groups: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule], calls: Sequence[Call]
     ) -> None:
         """Look at the groups and at what the last step did."""
+        if not self._has_said_slow:
+            self._say_what_is_slow(calls)
         if not self._has_stepped and calls:
             self._has_stepped = True
             _say_what_stays(groups)
@@ -44,6 +47,18 @@ class Advice:
             first, second = (groups[index] for index in self._apart)
             if first["lr"] == second["lr"]:
                 self._say_one_rate(groups, rules)
+
+    def _say_what_is_slow(self, calls: Sequence[Call]) -> None:
+        """Nothing runs in plain PyTorch on an accelerator without a word."""
+        slow = [call for call in calls if call.in_stages and call.params[0].device.type != "cpu"]
+        if slow:
+            self._has_said_slow = True
+            count = sum(len(call.params) for call in slow)
+            names = ", ".join(dict.fromkeys(call.rule.name for call in slow))
+            tell(
+                f"{count} sharded parameters of rules {names} are stepped in plain PyTorch between "
+                "exchanges, not by fused kernels: correct, but slower"
+            )
 
     def _say_one_rate(self, groups: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule]) -> None:
         rated = [group for group in groups if _has_rate(group, rules)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from sage_ext import pieces
 from sage_ext.backend import Backend
 from sage_ext.optimizers import validate
 from sage_ext.optimizers.base import FusedOptimizer, hyperparameters, of_rule
@@ -19,7 +20,13 @@ from sage_ext.reference.alias import ALIAS_SCALARS
 
 
 def sign_planes(param: Tensor) -> StateSpec:
-    """The layout of the packed signs of a parameter's gradient: 0.25 byte an element."""
+    """The layout of the signs of a parameter's gradient: packed, 0.25 byte an element.
+
+    Of a DTensor's they take a byte each: packed bits could not be cut where another number of processes cuts
+    the parameter.
+    """
+    if pieces.is_piece(param):
+        return StateSpec(tuple(param.shape), torch.int8, False, tuple(range(param.ndim)))
     return StateSpec((2, sign_words(param.numel())), torch.int32, False)
 
 

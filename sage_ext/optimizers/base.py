@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,11 +15,14 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from sage_ext import backend as backends
-from sage_ext import checks
+from sage_ext import checks, pieces
 from sage_ext.optimizers import state_io, step, validate
 from sage_ext.optimizers.advice import Advice
 from sage_ext.optimizers.description import Description, describe
 from sage_ext.optimizers.rule import NOT_HYPERPARAMETERS, Rule
+
+if TYPE_CHECKING:
+    from sage_ext.distributed.team import Team
 
 Optimizer_ = TypeVar("Optimizer_", bound="FusedOptimizer")
 Known = tuple[tuple[Tensor, ...], int]
@@ -73,6 +77,9 @@ class FusedOptimizer(Optimizer):
         self._next_loss: float | Tensor | None = None
         # Index of a group -> its parameters that have been checked, and how many of them have been stepped.
         self._known: dict[int, Known] = {}
+        # Where parameters are DTensors: the processes that have them, and which of their groups are inert.
+        self._shared_by: Team | None = None
+        self._inert: dict[int, bool] = {}
 
     @property
     def backend(self) -> str:
@@ -217,7 +224,9 @@ class FusedOptimizer(Optimizer):
                 continue
             where = _label(group, index, position)
             checks.check_whole(param, where, why_whole)
-            checks.check_param(param, where, native=native, needs_contiguous=rule.needs_contiguous)
+            # The stages of what is cut run in PyTorch, which takes any strides.
+            in_order = rule.needs_contiguous and not pieces.is_piece(param)
+            checks.check_param(pieces.local(param), where, native=native, needs_contiguous=in_order)
             rule.check_param(param, where)
         checks.check_devices(params, lambda i: _label(group, index, i))
 
@@ -261,12 +270,17 @@ class FusedOptimizer(Optimizer):
                 evaluated = closure()
         loss = next((given for given in (loss, self._next_loss, evaluated) if given is not None), None)
         found_inf = getattr(self, "found_inf", None)
-        if step.is_known_skip(found_inf):
-            self._keep_loss(loss)
-            self._next_loss = None
-            return evaluated
-        found_inf = found_inf if isinstance(found_inf, Tensor) else None
+        team = self._team()
+        if team is None:
+            if step.is_known_skip(found_inf):
+                self._keep_loss(loss)
+                self._next_loss = None
+                return evaluated
+            found_inf = found_inf if isinstance(found_inf, Tensor) else None
+        else:
+            team.add_up(self.param_groups)
         scaling = (getattr(self, "grad_scale", None), found_inf)
+        self._inert = {} if team is None else team.inert(self.param_groups, self.rules, self.state)
 
         everything = range(len(self.param_groups))
         again = [index for index in everything if self._reevaluates(index)]
@@ -275,11 +289,11 @@ class FusedOptimizer(Optimizer):
                 f"closure: got None, but param group {again[0]} has same_batch=True, which takes the "
                 "gradient a second time; call step(closure)"
             )
-        self._run(everything, scaling, loss)
+        self._run(everything, scaling, loss, team)
         if again:
             with torch.enable_grad():
                 closure()
-            self._run(again, scaling, None, again=True)
+            self._run(again, scaling, None, team, again=True)
         self._next_loss = None
         return evaluated
 
@@ -300,53 +314,86 @@ class FusedOptimizer(Optimizer):
         rule = self._rule(group, index)
         if not rule.reevaluates(group):
             return False
-        return not step.is_inert(group, rule, *step.with_gradient(group["params"]), self.state)
+        return not self._is_inert(index, rule, *step.with_gradient(group["params"]))
+
+    def _is_inert(self, index: int, rule: Rule, params: list[Tensor], grads: list[Tensor]) -> bool:
+        if index in self._inert:  # what all processes have agreed on
+            return self._inert[index]
+        return step.is_inert(self.param_groups[index], rule, params, grads, self.state)
+
+    def _team(self) -> Team | None:
+        """Return the processes that share the parameters, where some of these are DTensors."""
+        if not any(pieces.has_pieces(group["params"]) for group in self.param_groups):
+            return None
+        if self._shared_by is None or not self._shared_by.fits(self.param_groups):
+            from sage_ext.distributed.team import Team
+
+            for index, group in enumerate(self.param_groups):
+                self._rule(group, index)
+            self._shared_by = Team(self.param_groups, self.rules)
+        return self._shared_by
 
     def _run(
         self,
         groups: Iterable[int],
         scaling: tuple[Any, Any],
         loss: float | Tensor | None,
+        team: Team | None,
         *,
         again: bool = False,
     ) -> None:
         """Check all of these groups, then step all of them."""
-        calls, inert = [], []
+        calls: list[step.Call] = []
+        staged: list[step.Call] = []
+        inert: list[step.Call] = []
         met: dict[int, Known] = {}
-        for index in groups:
-            group = self.param_groups[index]
-            rule = self._rule(group, index)
-            rule.validate(group, f" in param group {index}")
-            params, grads = step.with_gradient(group["params"])
-            if not params:
-                continue
-            if is_new := not self._knows(index, len(params)):
-                self._check_params(group, index, native=self.backend == "native", with_gradient=True)
-                met[index] = (tuple(group["params"]), len(params))
-            call = step.gather(index, group, rule, params, grads, self.state, is_new=is_new, again=again)
-            if step.is_inert(group, rule, params, grads, self.state):
-                inert.append(call)
-                continue
-            if rule.takes_loss(group) and not again:
-                call.arguments["loss"] = self._loss_for(index, loss)
-            calls.append(call)
-        if met:
-            self._check_distinct(self.param_groups)
-        everything = [*calls, *inert]
-        step.check_not_captured(step.without_state(everything, self.param_groups))
+        with step.Alone(scaling) if team is None else team.agreement(scaling) as agreement:
+            for index in groups:
+                group = self.param_groups[index]
+                rule = self._rule(group, index)
+                rule.validate(group, f" in param group {index}")
+                params, grads = step.with_gradient(group["params"])
+                in_stages = team is not None and bool(team.staged.get(index))
+                if not params and not in_stages:
+                    continue
+                if is_new := not self._knows(index, len(params)):
+                    self._check_params(group, index, native=self.backend == "native", with_gradient=True)
+                    met[index] = (tuple(group["params"]), len(params))
+                found = partial(step.gather, index, group, rule, state=self.state, is_new=is_new, again=again)
+                is_inert = self._is_inert(index, rule, params, grads)
+                if team is not None and index in team.sharded:
+                    whole, cut = team.gather(index, group, found, partial(self._name, index))
+                else:
+                    whole, cut = found(params, grads), None
+                for call, active in ((whole, calls), (cut, staged)):
+                    if call is None:
+                        continue
+                    if rule.takes_loss(group) and not again and not is_inert:
+                        call.arguments["loss"] = self._loss_for(index, loss)
+                    (inert if is_inert else active).append(call)
+            if met:
+                self._check_distinct(self.param_groups)
+            everything = [*calls, *staged, *inert]
+            step.check_not_captured(step.without_state(everything, self.param_groups))
 
-        def take_up() -> None:
-            self._known.update(met)
-            step.install(everything, self.param_groups, self.state)
-            for call in calls:
-                if (used := call.arguments.get("loss")) is not None:
-                    self._losses[call.group] = used
+            def take_up() -> None:
+                agreement.reach(staged, self._losses)
+                self._known.update(met)
+                step.install(everything, self.param_groups, self.state)
+                for call in (*calls, *staged):
+                    if (used := call.arguments.get("loss")) is not None:
+                        self._losses[call.group] = used
 
-        if self.backend == "native":
-            step.run_native(calls, scaling, self._describer, take_up)
+            if self.backend == "native":
+                step.run_native(calls, agreement.scaling, self._describer, take_up)
+            else:
+                step.run_reference(calls, self.param_groups, agreement.scaling, self._describer, take_up)
+            if team is not None:
+                team.run(staged, agreement.scaling)
+        if agreement.is_skipped:
+            self._keep_loss(loss)
         else:
-            step.run_reference(calls, self.param_groups, scaling, self._describer, take_up)
-        self._advice.after_step(self.param_groups, self.rules, calls)
+            self._advice.after_step(self.param_groups, self.rules, [*calls, *staged])
 
     def _knows(self, index: int, stepped: int) -> bool:
         """Whether a group's parameters are those of its last step, and as many as before have a gradient.
@@ -386,10 +433,14 @@ class FusedOptimizer(Optimizer):
         """Return what names the parameters of a call in messages: position in the call -> label."""
 
         def name(position: int) -> str:
-            params = self.param_groups[call.group]["params"]
-            return self.label(call.group, next(i for i, p in enumerate(params) if p is call.params[position]))
+            return self._name(call.group, (call.owners or call.params)[position])
 
         return name
+
+    def _name(self, group: int, param: Tensor) -> str:
+        """Return what messages call a parameter of a group."""
+        params = self.param_groups[group]["params"]
+        return self.label(group, next(i for i, p in enumerate(params) if p is param))
 
     # ------------------------------------------------------------------------------------------------ files
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sage_ext import pieces
 from sage_ext.optimizers.rule import Rule
 
 
@@ -23,6 +24,11 @@ class Row:
     dtype: torch.dtype
     rule: str
     state_bytes: int
+    """Of this process."""
+    placements: str | None = None
+    """Of a DTensor: where its elements lie."""
+    in_stages: bool = False
+    """Whether its rule runs in PyTorch, in stages with exchanges between processes."""
 
     @property
     def numel(self) -> int:
@@ -83,13 +89,15 @@ class Description:
         return self.total.state_bytes
 
     def __str__(self) -> str:
-        header = ("parameter", "shape", "dtype", "rule", "state")
+        is_cut = any(row.placements for row in self.rows)
+        header = ("parameter", "shape", "dtype", "rule", *(["placements"] if is_cut else []), "state")
         body = [
             (
                 row.name,
                 "x".join(map(str, row.shape)) or "scalar",
                 _dtype(row.dtype),
                 row.rule,
+                *([row.placements or "-"] if is_cut else []),
                 _size(row.state_bytes),
             )
             for row in self.rows
@@ -107,6 +115,10 @@ class Description:
                 f"{rule:8} {total.tensors:6} tensors {total.numel:14,} parameters {size:>11} of state"
             )
         lines += [f"group {index}: {setting}" for index, setting in enumerate(self.groups)]
+        if any(row.placements for row in self.rows):
+            lines.append("state is that of this process")
+        if staged := sum(row.in_stages for row in self.rows):
+            lines.append(f"{staged} tensors are stepped in PyTorch, with exchanges between processes")
         lines.append(f"backend: {self.backend}")
         return "\n".join(lines)
 
@@ -121,14 +133,29 @@ def describe(
         settings.append(_setting(group, rule))
         for spec in rule.shared_layout(group).values():
             shared[rule.name] += spec.nbytes
+        staged: set[int] = set()
+        if cut := pieces.has_pieces(group["params"]):
+            from sage_ext.distributed.team import staged as in_stages_of
+
+            staged = set(map(id, in_stages_of(group["params"], rule)))
         names = group.get("param_names") or [f"group {index}, param {i}" for i in range(len(group["params"]))]
         for name, param in zip(names, group["params"], strict=True):
             held = state.get(param)
             if held:
-                size = sum(held[key].nbytes for key in rule.state_keys if key in held)
+                size = sum(pieces.local(held[key]).nbytes for key in rule.state_keys if key in held)
+            elif pieces.is_piece(param):
+                from sage_ext.distributed.sharded import state_bytes
+
+                size = state_bytes(param, rule, group)
             else:
                 size = sum(spec.nbytes for spec in rule.state_layout(param, group).values())
-            rows.append(Row(name, tuple(param.shape), param.dtype, rule.name, size))
+            place, in_stages = None, False
+            if cut:
+                from sage_ext.distributed import placements
+
+                place = placements.describe(param) if pieces.is_piece(param) else None
+                in_stages = id(param) in staged
+            rows.append(Row(name, tuple(param.shape), param.dtype, rule.name, size, place, in_stages))
     return Description(tuple(rows), backend, tuple(settings), dict(shared))
 
 

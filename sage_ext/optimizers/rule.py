@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from sage_ext import pieces
 from sage_ext.optimizers import validate
 
 Group = Mapping[str, Any]
@@ -37,6 +38,8 @@ class StateSpec(NamedTuple):
     dtype: torch.dtype
     follows_param: bool
     """Whether it has the parameter's shape and strides, and may have any floating dtype (``state_dtype``)."""
+    dims: tuple[int, ...] | None = None
+    """Which of the parameter's dimensions its own are, where they are some: it is cut where a DTensor is."""
 
     @property
     def nbytes(self) -> int:
@@ -161,7 +164,11 @@ NOT_HYPERPARAMETERS = ("self", "params", "backend")
 
 
 def allocate(spec: StateSpec, param: Tensor) -> Tensor:
-    """Return an uninitialised state tensor for ``param``."""
+    """Return an uninitialised state tensor for ``param``, a DTensor where that is one."""
+    if pieces.is_piece(param):
+        from sage_ext.distributed import placements
+
+        return placements.allocate(spec, param)
     if spec.follows_param:
         return torch.empty_like(param, dtype=spec.dtype, requires_grad=False)
     return torch.empty(spec.shape, dtype=spec.dtype, device=param.device)

@@ -25,12 +25,13 @@ class SageRule(Rule):
     needs_contiguous = True
 
     def state_layout(self, param: Tensor, group: Group) -> dict[str, StateSpec]:
-        columns = tuple(param.shape[1:] if param.ndim >= 2 else param.shape)
+        dims = tuple(range(1 if param.ndim >= 2 else 0, param.ndim))
+        columns = tuple(param.shape[dim] for dim in dims)
         range_dtype = torch.promote_types(param.dtype, torch.float32)
         return {
             "step": step_counter(),
             "exp_avg": moment(param, group),
-            "s_range": StateSpec(columns, range_dtype, False),
+            "s_range": StateSpec(columns, range_dtype, False, dims),
         }
 
 

@@ -2,8 +2,8 @@
 
 ``torch.optim.Optimizer.load_state_dict`` casts floating state to the parameter's dtype, which would round a
 float32 ``s_range`` beside bfloat16 parameters. Here each tensor keeps the dtype it was saved with, bit for
-bit; only its device and strides follow the parameter. The step counter is on the parameter's device too,
-wherever torch.optim kept it.
+bit; only its device, its strides and, of a DTensor, its placements follow the parameter. The step counter is
+on the parameter's device too, wherever torch.optim kept it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sage_ext import checks
+from sage_ext import checks, pieces
 from sage_ext.optimizers import validate
 from sage_ext.optimizers.rule import ALL_STATE_KEYS, Rule, StateSpec, allocate
+from sage_ext.reference._signs import pack_signs, sign_words, unpack_signs
 
 _TORCH_KEYS = frozenset(
     {"max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "exp_inf", "acc_delta", "sum"}
@@ -200,6 +201,8 @@ def _restore(
         value = saved[key]
         if not isinstance(value, Tensor):  # old checkpoints of torch.optim keep the step as a number
             value = torch.as_tensor(value, dtype=spec.dtype)
+        if key == "signs":
+            value = _as_kept(value, spec, param)
         shape = tuple(value.shape)
         if shape != spec.shape:
             raise ValueError(
@@ -217,8 +220,29 @@ def _restore(
             raise ValueError(
                 f"state_dict: {where}: the saved {key!r} has dtype {value.dtype}, expected {spec.dtype}"
             )
-        restored[key] = allocate(spec, param).copy_(value)
+        target = allocate(spec, param)
+        if pieces.is_piece(param) or pieces.is_piece(value):
+            from sage_ext.distributed import resharding
+
+            restored[key] = resharding.fill(target, value)
+        else:
+            restored[key] = target.copy_(value)
     return restored
+
+
+def _as_kept(value: Tensor, spec: StateSpec, param: Tensor) -> Tensor:
+    """Return saved signs as this parameter keeps them: packed, or a byte each where it is a DTensor."""
+    if value.dtype == spec.dtype or value.dtype not in (torch.int8, torch.int32):
+        return value
+    if pieces.is_piece(value):
+        value = value.full_tensor()
+    if spec.dtype == torch.int32:
+        return pack_signs(value.float()) if value.shape == param.shape else value
+    if tuple(value.shape) != (2, sign_words(param.numel())):
+        return value
+    return unpack_signs(value, torch.empty(param.shape, dtype=torch.float32, device=value.device)).to(
+        torch.int8
+    )
 
 
 def _names(keys: Mapping[str, Any]) -> str:

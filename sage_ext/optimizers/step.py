@@ -22,13 +22,18 @@ class Call(NamedTuple):
     rule: Rule
     group: int
     params: list[Tensor]
-    grads: list[Tensor]
+    grads: list[Any]
+    """None for a parameter whose gradient another process may have."""
     states: list[list[Tensor]]
     shared: dict[str, Tensor]
     """What the parameters of the group share, with the group's keys."""
     arguments: dict[str, Any]
     fresh: dict[Tensor, dict[str, Tensor]]
     """New states, not yet in the optimizer's; an empty one drops what the rule kept."""
+    owners: list[Tensor] | None = None
+    """The parameters as the optimizer has them, where ``params`` are what this process holds of them."""
+    in_stages: bool = False
+    """Whether it runs in PyTorch, in stages with exchanges between processes."""
 
     @property
     def lists(self) -> list[list[Tensor]]:
@@ -49,9 +54,9 @@ def gather(
     group: Mapping[str, Any],
     rule: Rule,
     params: list[Tensor],
-    grads: list[Tensor],
-    state: State,
+    grads: list[Any],
     *,
+    state: State,
     is_new: bool,
     again: bool,
 ) -> Call:
@@ -200,6 +205,24 @@ def run_reference(
             grad_scale=grad_scale,
             found_inf=found_inf,
         )
+
+
+class Alone:
+    """The agreement of a process with itself: see ``sage_ext.distributed.team.Agreement``."""
+
+    is_skipped = False
+
+    def __init__(self, scaling: tuple[Any, Any]) -> None:
+        self.scaling = scaling
+
+    def __enter__(self) -> Alone:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def reach(self, staged: Sequence[Call], losses: Mapping[int, Any]) -> None:
+        pass
 
 
 def is_known_skip(found_inf: Any) -> bool:

@@ -7,6 +7,8 @@ NaN have neither bit.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,20 @@ def unpack_signs(planes: Tensor, like: Tensor) -> Tensor:
     bits = (planes.unsqueeze(-1).to(torch.int64) >> _places(like)) & 1
     positive, negative = bits.reshape(2, -1)[:, : like.numel()].to(like.dtype)
     return (positive - negative).reshape(like.shape)
+
+
+def write_signs(kept: Tensor, values: Tensor, store: Callable[[Tensor, Tensor], object]) -> None:
+    """Keep the signs of ``values``: as bit planes or, of a piece of a sharded tensor, as int8, which can be
+    cut anywhere."""
+    is_packed = kept.dtype != torch.int8
+    store(
+        kept, pack_signs(values) if is_packed else (values > 0).to(torch.int8) - (values < 0).to(torch.int8)
+    )
+
+
+def read_signs(kept: Tensor, like: Tensor) -> Tensor:
+    """Return 1, 0 and -1 with the shape and dtype of ``like``, from what ``write_signs`` has kept."""
+    return kept.to(like.dtype) if kept.dtype == torch.int8 else unpack_signs(kept, like)
 
 
 def _places(tensor: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from sage_ext.reference._common import (
     load_grad,
     scalar,
 )
-from sage_ext.reference._signs import pack_signs, unpack_signs
+from sage_ext.reference._signs import read_signs, write_signs
+from sage_ext.reference._stages import COMMIT, Exchange, Stages, Store, run_alone, store
 
 ALIAS_SCALARS = (
     "step",
@@ -120,7 +121,60 @@ def alias_(
         raise ValueError(f"scalars: got {len(scalars)} tensors, expected one for all params")
     if not params or is_skipped(found_inf):
         return
-    shared = dict(zip(ALIAS_SCALARS, scalars[0].tolist(), strict=True))
+    run_alone(
+        alias_stages(
+            params,
+            grads,
+            signs,
+            prev_grads,
+            scalars[0],
+            lr=lr,
+            memory_efficient=memory_efficient,
+            gap=gap,
+            lower_bound=lower_bound,
+            max_step=max_step,
+            warmup_steps=warmup_steps,
+            update_every=update_every,
+            weight_decay=weight_decay,
+            loss=loss,
+            phase=phase,
+            maximize=maximize,
+            grad_scale=grad_scale,
+        )
+    )
+
+
+def alias_stages(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    signs: Sequence[Tensor],
+    prev_grads: Sequence[Tensor],
+    scalars: Tensor,
+    *,
+    present: Sequence[bool] | None = None,
+    lr: float | Tensor,
+    memory_efficient: bool,
+    gap: str,
+    lower_bound: float,
+    max_step: float,
+    warmup_steps: int,
+    update_every: int,
+    weight_decay: float,
+    loss: float | Tensor | None,
+    phase: str,
+    maximize: bool,
+    grad_scale: Tensor | None,
+) -> Stages:
+    """The step of all tensors of a group, or of pieces of them.
+
+    Two exchanges: what the gradients say, and how far the parameters went.
+
+    Args:
+        present: whether each tensor has a gradient on this process; where it has none but another process
+            has, it has zeros here, and where no process has, the tensor is left out.
+    """
+    descent = gap == "descent"
+    shared = dict(zip(ALIAS_SCALARS, scalars.tolist(), strict=True))
     step = shared["step"] + (phase != "refresh")
     if phase == "step":
         refreshes = step >= 2 and (step - 2) % update_every == 0
@@ -134,29 +188,44 @@ def alias_(
         )
     factor = (-1.0 if maximize else 1.0) / (1.0 if grad_scale is None else float(grad_scale))
 
-    loaded = [
-        load_grad(grad, compute_dtype(param, grad), maximize, grad_scale)
-        for param, grad in zip(params, grads, strict=True)
-    ]
-    if refreshes or records:
-        seen = _observe(loaded, signs, prev_grads, shared["grad_factor"])
+    def load(index: int) -> Tensor:
+        grad = grads[index]
+        return load_grad(grad, compute_dtype(params[index], grad), maximize, grad_scale)
+
+    observes = refreshes or records
+    requests = []
+    for index, param in enumerate(params):
+        seen = [float(present is None or present[index])]
+        if observes:
+            kept = (tensors[index] if tensors else None for tensors in (signs, prev_grads))
+            seen += _observe(load(index), *kept, shared["grad_factor"])
+        numbers = torch.tensor(seen, dtype=torch.float64, device=param.device)
+        requests.append(Exchange(numbers, "gather", tuple(range(param.ndim)), index))
+    gathered = [answer.tolist() for answer in (yield requests)]
+    active = [i for i, pieces in enumerate(gathered) if any(piece[0] for piece in pieces)]
+    yield COMMIT
+    if not active:
+        return
+    if observes:
+        whole = _combine([_Observation(*piece[1:]) for index in active for piece in gathered[index]])
         if refreshes:
             if shared["displacement"] != 0:
-                change = seen.difference
+                change = whole.difference
                 if memory_efficient:
                     change = _nan_max(
-                        abs(seen.grad_max - shared["grad_min"]), abs(shared["grad_max"] - seen.grad_min)
+                        abs(whole.grad_max - shared["grad_min"]), abs(shared["grad_max"] - whole.grad_min)
                     )
                 shared["eta"] += change / shared["displacement"]
             if descent:
-                shared["gap"] += shared["step_size"] * seen.inner
+                shared["gap"] += shared["step_size"] * whole.inner
                 shared["d"] = _nan_max(shared["gap"], shared["d"])
         if records:
-            shared.update(grad_max=seen.grad_max, grad_min=seen.grad_min, grad_factor=factor)
-            for planes, g in zip(signs, loaded, strict=False):
-                planes.copy_(pack_signs(g))
-            for prev_grad, grad in zip(prev_grads, grads, strict=False):
-                prev_grad.copy_(grad)
+            shared.update(grad_max=whole.grad_max, grad_min=whole.grad_min, grad_factor=factor)
+            for index in active:
+                if signs:
+                    write_signs(signs[index], load(index), store)
+                if prev_grads:
+                    prev_grads[index].copy_(grads[index])
 
     if phase != "refresh":
         shared["step"] = step
@@ -169,14 +238,20 @@ def alias_(
         else:
             gamma = math.sqrt(shared["d"] / shared["eta"])
         gamma = shared["step_size"] = -_nan_max(-gamma, -max_step)
-        total = farthest = 0.0
-        for param, g in zip(params, loaded, strict=True):
+        requests = []
+        for index in active:
+            param = params[index]
+            went = [0.0, 0.0]
             if param.numel():
-                moved = _move(param, g, gamma, weight_decay)
-                total += float(moved.sum(dtype=torch.float64))
-                farthest = _nan_max(float(moved.max()), farthest)
+                moved = _move(param, load(index), gamma, weight_decay)
+                went = [float(moved.sum(dtype=torch.float64)), float(moved.max())]
+            numbers = torch.tensor(went, dtype=torch.float64, device=param.device)
+            requests.append(Exchange(numbers, "gather", tuple(range(param.ndim)), index))
+        moves = [piece for answer in (yield requests) for piece in answer.tolist()]
+        total = sum(piece[0] for piece in moves)
+        farthest = reduce(_nan_max, (piece[1] for piece in moves), 0.0)
         shared["displacement"] = total if memory_efficient else farthest
-    scalars[0].copy_(torch.tensor([shared[name] for name in ALIAS_SCALARS], dtype=torch.float64))
+    scalars.copy_(torch.tensor([shared[name] for name in ALIAS_SCALARS], dtype=torch.float64))
 
 
 def _check_kept(params: Sequence[Tensor], name: str, tensors: Sequence[Tensor], is_kept: bool) -> None:
@@ -189,19 +264,31 @@ def _check_kept(params: Sequence[Tensor], name: str, tensors: Sequence[Tensor], 
 
 
 def _observe(
-    grads: Sequence[Tensor], signs: Sequence[Tensor], prev_grads: Sequence[Tensor], prev_factor: float
-) -> _Observation:
-    inner = difference = 0.0
-    for g, planes in zip(grads, signs, strict=False):
-        inner += float((g * unpack_signs(planes, g)).sum(dtype=torch.float64))
-    for g, prev_grad in zip(grads, prev_grads, strict=False):
+    g: Tensor, signs: Tensor | None, prev_grad: Tensor | None, prev_factor: float
+) -> tuple[float, float, float, float]:
+    """Return what one tensor's gradient says, as an ``_Observation`` has it."""
+    if signs is not None:
+        inner = float((g * read_signs(signs, g)).sum(dtype=torch.float64))
+    elif prev_grad is not None:
         p = prev_grad.to(g.dtype) * prev_factor
-        inner += float((g * p.sign()).sum(dtype=torch.float64))
-        difference += float((g - p).abs().sum(dtype=torch.float64))
-    filled = [] if prev_grads else [g for g in grads if g.numel()]
-    grad_max = reduce(_nan_max, (float(g.max()) for g in filled), -math.inf) if filled else 0.0
-    grad_min = -reduce(_nan_max, (-float(g.min()) for g in filled), -math.inf) if filled else 0.0
-    return _Observation(grad_max, grad_min, inner, difference)
+        inner = float((g * p.sign()).sum(dtype=torch.float64))
+        return 0.0, 0.0, inner, float((g - p).abs().sum(dtype=torch.float64))
+    else:
+        inner = 0.0
+    if not g.numel():
+        return -math.inf, math.inf, inner, 0.0
+    return float(g.max()), float(g.min()), inner, 0.0
+
+
+def _combine(seen: Sequence[_Observation]) -> _Observation:
+    """Return what all pieces of all tensors say together."""
+    grad_max = reduce(_nan_max, (piece.grad_max for piece in seen), -math.inf)
+    grad_min = -reduce(_nan_max, (-piece.grad_min for piece in seen), -math.inf)
+    if grad_max < grad_min:  # not one of them has an element
+        grad_max = grad_min = 0.0
+    return _Observation(
+        grad_max, grad_min, sum(piece.inner for piece in seen), sum(piece.difference for piece in seen)
+    )
 
 
 def _move(param: Tensor, g: Tensor, gamma: float, weight_decay: float) -> Tensor:
@@ -263,22 +350,69 @@ def alias_adam_(
     )
     if is_skipped(found_inf):
         return
-    root = math.sqrt(beta2)
     for param, grad, exp_avg, exp_avg_sq, planes, own in zip(
         params, grads, exp_avgs, exp_avg_sqs, signs, scalars, strict=True
     ):
-        dtype = compute_dtype(param, grad, exp_avg, exp_avg_sq)
-        g = load_grad(grad, dtype, maximize, grad_scale)
-        inner = (g.double() * unpack_signs(planes, g)).sum()
-        r = root * own[0] + (1 - root) * (own[1] * inner)
-        d = torch.maximum(r, own[1])
-        own.copy_(torch.stack([r, d]))
-        planes.copy_(pack_signs(g))
-        rate = scalar(lr, param.device)
-        m = beta1 * exp_avg.to(dtype) + (1 - beta1) * (d * g)
-        v = beta2 * exp_avg_sq.to(dtype) + (1 - beta2) * (d * g).square()
-        denominator = v.sqrt() + eps
-        update = torch.where(denominator == 0, torch.zeros_like(m), m / denominator)
-        param.copy_(param.to(dtype) * (1 - rate * weight_decay) - rate * d * update)
-        exp_avg.copy_(m)
-        exp_avg_sq.copy_(v)
+        run_alone(
+            alias_adam_stages(
+                param,
+                grad,
+                exp_avg,
+                exp_avg_sq,
+                planes,
+                own,
+                shape=param.shape,
+                lr=lr,
+                beta1=beta1,
+                beta2=beta2,
+                eps=eps,
+                weight_decay=weight_decay,
+                maximize=maximize,
+                grad_scale=grad_scale,
+            )
+        )
+
+
+def alias_adam_stages(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    signs: Tensor,
+    scalars: Tensor,
+    *,
+    shape: Sequence[int],
+    store: Store = store,
+    lr: float | Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    maximize: bool,
+    grad_scale: Tensor | None,
+) -> Stages:
+    """The step of one tensor, or of a piece of one whose whole has ``shape``.
+
+    One exchange: the inner product of the gradient and the signs of the last one.
+    """
+    root = math.sqrt(beta2)
+    dtype = compute_dtype(param, grad, exp_avg, exp_avg_sq)
+    g = load_grad(grad, dtype, maximize, grad_scale)
+    inner = (g.double() * read_signs(signs, g)).sum()
+    del g
+    (inner,) = yield [Exchange(inner, "total", tuple(range(len(shape))))]
+    yield COMMIT
+
+    r = root * scalars[0] + (1 - root) * (scalars[1] * inner)
+    d = torch.maximum(r, scalars[1])
+    g = load_grad(grad, dtype, maximize, grad_scale)
+    rate = scalar(lr, param.device)
+    m = beta1 * exp_avg.to(dtype) + (1 - beta1) * (d * g)
+    v = beta2 * exp_avg_sq.to(dtype) + (1 - beta2) * (d * g).square()
+    denominator = v.sqrt() + eps
+    update = torch.where(denominator == 0, torch.zeros_like(m), m / denominator)
+    store(scalars, torch.stack([r, d]))
+    write_signs(signs, g, store)
+    store(param, param.to(dtype) * (1 - rate * weight_decay) - rate * d * update)
+    store(exp_avg, m)
+    store(exp_avg_sq, v)

@@ -15,8 +15,8 @@ from sage_ext.reference._common import (
     is_skipped,
     load_grad,
     scalar,
-    scaled_norm,
 )
+from sage_ext.reference._stages import COMMIT, Exchange, Stages, Store, norm_along, run_alone, store
 
 
 @torch.no_grad()
@@ -74,18 +74,64 @@ def scale_(
     if is_skipped(found_inf):
         return
     for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
-        if param.numel() == 0:
-            continue
-        moments = exp_avgs[index : index + 1] if momentum else []
-        dtype = compute_dtype(param, grad, *moments)
+        run_alone(
+            scale_stages(
+                param,
+                grad,
+                exp_avgs[index] if momentum else None,
+                shape=param.shape,
+                lr=lr,
+                momentum=momentum,
+                dim=dim,
+                eps=eps,
+                weight_decay=weight_decay,
+                normalization=normalization,
+                maximize=maximize,
+                grad_scale=grad_scale,
+            )
+        )
+
+
+def scale_stages(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor | None,
+    *,
+    shape: Sequence[int],
+    store: Store = store,
+    lr: float | Tensor,
+    momentum: float,
+    dim: int,
+    eps: float,
+    weight_decay: float,
+    normalization: str,
+    maximize: bool,
+    grad_scale: Tensor | None,
+) -> Stages:
+    """The step of one tensor, or of a piece of one whose whole has ``shape``. One exchange: the norms."""
+    if math.prod(shape) == 0:
+        yield COMMIT
+        return
+    dtype = compute_dtype(param, grad, *([] if exp_avg is None else [exp_avg]))
+    rate = scalar(lr, param.device)
+    reduced = len(shape) + dim - 2
+
+    def direction() -> tuple[Tensor, Tensor | None]:
+        """Return x, and m as it shall be stored."""
         x = load_grad(grad, dtype, maximize, grad_scale)
-        if momentum:
-            moments[0].copy_(momentum * moments[0].to(dtype) + (1 - momentum) * x)
-            x = moments[0].to(dtype)
-        rate = scalar(lr, param.device)
-        norm = scaled_norm(x, dim - 2)
-        if normalization == "rms":
-            norm = norm / math.sqrt(x.shape[dim - 2])
-        norm = norm.clamp(min=eps)
-        update = torch.where(norm == 0, torch.zeros_like(x), x / norm)
-        param.copy_(param.to(dtype) * (1 - rate * weight_decay) - rate * update)
+        if exp_avg is None:
+            return x, None
+        stored = (momentum * exp_avg.to(dtype) + (1 - momentum) * x).to(exp_avg.dtype)
+        return stored.to(dtype), stored
+
+    (norm,) = yield [Exchange(norm_along(direction()[0], reduced), "norm", (reduced,))]
+    if normalization == "rms":
+        norm = norm / math.sqrt(shape[reduced])
+    norm = norm.clamp(min=eps)
+    yield COMMIT
+
+    x, stored = direction()
+    update = torch.where(norm == 0, torch.zeros_like(x), x / norm)
+    store(param, param.to(dtype) * (1 - rate * weight_decay) - rate * update)
+    if exp_avg is not None and stored is not None:
+        store(exp_avg, stored)

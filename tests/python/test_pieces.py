@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -25,7 +27,7 @@ from sage_ext.optimizers import (
 
 ELEMENTWISE = (FusedLion, FusedSignSGD, FusedAdamW)
 OTHERS = (FusedSAGE, FusedALIAS, FusedALIASAdam)
-REFUSED = r"^w \(param 0 of group 0.*flat piece that FullyShardedDataParallel.*FusedLion"
+REFUSED = r"^w \(param 0 of group 0.*flat piece that FullyShardedDataParallel.*FSDP2.*FusedLion"
 
 
 def flat_piece() -> nn.Parameter:
@@ -128,19 +130,64 @@ def test_hybrid_without_a_matrix_warns() -> None:
 
 
 class TestDTensors:
-    @pytest.mark.parametrize("optimizer_class", [*ELEMENTWISE, *OTHERS])
-    def test_are_refused(self, one_process: None, optimizer_class: Any, backend: str) -> None:
+    """With one process; with several: test_distributed.py."""
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_steps_are_those_of_plain_tensors(self, one_process: None, name: str, backend: str) -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.tensor import Shard, distribute_tensor
 
         mesh = init_device_mesh("cpu", (1,))
-        sharded = nn.Parameter(distribute_tensor(torch.ones(4, 4), mesh, [Shard(0)]))
-        with pytest.raises(ValueError, match=r"^w \(param 0.*DTensor parameters.*any rule or backend yet"):
-            optimizer_class([("w", sharded)], backend=backend)
+        plain, cut = (TinyLanguageModel() for _ in range(2))
+        cut.load_state_dict(plain.state_dict())
+        for module in cut.modules():
+            for key, param in list(module.named_parameters(recurse=False)):
+                setattr(module, key, nn.Parameter(distribute_tensor(param.detach(), mesh, [Shard(0)])))
+        build = BUILDERS[NAMES.index(name)]
+        optimizers = [build(model, backend=backend) for model in (plain, cut)]
+        for seed in range(3):
+            loss = loss_of(plain, seed)
+            plain.zero_grad()
+            loss.backward()
+            for ours, theirs in zip(cut.parameters(), plain.parameters(), strict=True):
+                ours.grad = distribute_tensor(theirs.grad.clone(), mesh, [Shard(0)])
+            for optimizer in optimizers:
+                optimizer.step(loss=loss)
+        for ours, theirs in zip(cut.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(ours.full_tensor(), theirs, rtol=1e-6, atol=1e-6)
+
+    @pytest.mark.parametrize("optimizer_class", [*ELEMENTWISE, *OTHERS])
+    def test_sums_that_are_not_done_are_refused(
+        self, one_process: None, optimizer_class: Any, backend: str
+    ) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.tensor import DTensor, Partial
+
+        mesh = init_device_mesh("cpu", (1,))
+        pending = nn.Parameter(DTensor.from_local(torch.ones(4, 4), mesh, [Partial()]))
+        refused = r"^w \(param 0.*placement Partial\(sum\).*expected Shard or Replicate.*redistribute"
+        with pytest.raises(ValueError, match=refused):
+            optimizer_class([("w", pending)], backend=backend)
         plain = nn.Parameter(torch.ones(4, 4))
         optimizer = optimizer_class([("w", plain)], backend=backend)
-        sharded.grad = distribute_tensor(torch.ones(4, 4), mesh, [Shard(0)])
-        optimizer.param_groups[0]["params"][0] = sharded
-        with pytest.raises(ValueError, match="DTensor"):
+        pending.grad = DTensor.from_local(torch.ones(4, 4), mesh, [Partial()])
+        optimizer.param_groups[0]["params"][0] = pending
+        with pytest.raises(ValueError, match=refused):
             optimizer.step()
-        assert (sharded.full_tensor() == 1).all()
+        assert (pending.to_local() == 1).all()
+
+
+def test_plain_tensors_do_not_import_what_is_for_dtensors() -> None:
+    """In a process of its own, since other tests import them."""
+    code = """
+import sys, torch
+from sage_ext.optimizers import FusedHybrid
+param = torch.nn.Parameter(torch.ones(4, 4))
+param.grad = torch.ones(4, 4)
+optimizer = FusedHybrid([("w", param)], embeddings=[])
+optimizer.step()
+optimizer.load_state_dict(optimizer.state_dict())
+str(optimizer.describe())
+assert "sage_ext.distributed" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

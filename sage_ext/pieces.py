@@ -1,0 +1,36 @@
+"""DTensors, as far as one can tell them without importing ``torch.distributed.tensor``.
+
+Where nobody has imported that, there are none: plain tensors pay nothing for the question.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+
+def has_pieces(tensors: Iterable[Tensor]) -> bool:
+    """Whether one of the tensors is a DTensor."""
+    dtensor = _dtensor()
+    return dtensor is not None and any(issubclass(kind, dtensor) for kind in set(map(type, tensors)))
+
+
+def is_piece(value: object) -> bool:
+    """Whether it is a DTensor, wherever its elements lie."""
+    dtensor = _dtensor()
+    return dtensor is not None and isinstance(value, dtensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return what this process has of a DTensor; any other tensor as it is."""
+    if not is_piece(tensor):
+        return tensor
+    held: Any = tensor.detach().to_local()
+    return held.wait() if hasattr(held, "wait") else held  # the result of a collective under way
+
+
+def _dtensor() -> Any:
+    return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
