@@ -58,7 +58,8 @@ def torch_version() -> str | None:
     if spec is None or spec.origin is None:
         return None
     file = Path(spec.origin).with_name("version.py")
-    found = re.search(r"^__version__ = '([^']+)'", file.read_text(), re.MULTILINE) if file.is_file() else None
+    text = file.read_text() if file.is_file() else ""
+    found = re.search(r"^__version__ = ['\"]([^'\"]+)", text, re.MULTILINE)
     return found.group(1) if found else None
 
 
