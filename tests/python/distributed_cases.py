@@ -29,7 +29,7 @@ def cases(size: int) -> dict[str, Case]:
     """All cases for ``size`` processes, by name."""
     places = layouts(size)
     found: dict[str, Case] = {}
-    full = {2: ("rows", "columns"), 4: ("both",)}.get(size, ())
+    full = {2: ("rows",), 4: ("both",)}.get(size, ())
     for place, layout in places.items():
         few = FEW if size == 2 or place not in ("rows", "columns", "middle", "mixed", "replicated") else ()
         for name in BUILDS if place in full else few:
