@@ -35,9 +35,9 @@ endif
 PASSIVE := OMP_WAIT_POLICY=passive
 # $(call run-pytest,bin/pytest,files). On a GPU some tests look at its memory or time: they come by themselves.
 ifeq ($(HAS_GPU),0)
-run-pytest = $(PASSIVE) $(1) -n auto --maxprocesses=4 $(2)
+run-pytest = $(PASSIVE) $(1) -n auto --maxprocesses=4 --dist loadgroup $(2)
 else
-run-pytest = $(PASSIVE) $(1) -n auto --maxprocesses=8 -m 'not exclusive' $(2) && $(1) -m exclusive $(2)
+run-pytest = $(PASSIVE) $(1) -n auto --maxprocesses=8 --dist loadgroup -m 'not exclusive' $(2) && $(1) -m exclusive $(2)
 endif
 JOBS := $(or $(MAX_JOBS),$(shell nproc))
 

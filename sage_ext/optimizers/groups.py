@@ -1,0 +1,181 @@
+"""Parameter groups: each has a rule, all of its hyperparameters, and parameters that the rule can own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from sage_ext import backend as backends
+from sage_ext import checks, pieces
+from sage_ext.optimizers import state_io, validate
+from sage_ext.optimizers.advice import Advice
+from sage_ext.optimizers.description import Description, describe
+from sage_ext.optimizers.rule import Rule
+
+
+class GroupedOptimizer(Optimizer):
+    """An optimizer as far as its groups go: it checks what is put into them, and says what they hold."""
+
+    rules: ClassVar[Mapping[str, Rule]]
+    """The rules that a group of this optimizer may have. With a single one, groups need not name it."""
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any], *, backend: backends.Backend) -> None:
+        backends.validate(backend)
+        defaults = {key: validate.plain(value) for key, value in defaults.items()}
+        self._requested_backend: backends.Backend = backend
+        self._backend: str | None = None
+        self._advice = Advice()
+        if len(self.rules) == 1:
+            next(iter(self.rules.values())).validate(defaults, "")
+        # Memory that groups share is looked for once at the end: looking at every group would be quadratic.
+        self._is_complete = False
+        super().__init__(params, defaults)
+        self._is_complete = True
+        self._check_distinct(self.param_groups)
+
+    @property
+    def backend(self) -> str:
+        """What runs: ``"native"`` or ``"reference"``. Worked out anew where an optimizer is unpickled."""
+        if self._backend is None:
+            self._backend = self._resolve(chain.from_iterable(group["params"] for group in self.param_groups))
+        return self._backend
+
+    def label(self, group: int, index: int) -> str:
+        """Return how messages name a parameter: its name if known, its place, shape, dtype and device."""
+        return _label(self.param_groups[group], group, index)
+
+    def step_size(self, group: int = 0) -> float:
+        """Return how far the last step went: gamma of ALIAS (NaN before the first), else the learning rate.
+
+        Reading a number that is on a GPU makes the host wait; a step itself never does.
+
+        Args:
+            group: index of the parameter group.
+        """
+        chosen = self.param_groups[group]
+        return self._rule(chosen, group).step_size(chosen)
+
+    def describe(self) -> Description:
+        """Return which parameter has which rule and how many bytes of state that costs, as a table."""
+        return describe(self.param_groups, self.rules, self.state, self.backend)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters. If it raises, the optimizer is unchanged.
+
+        Args:
+            param_group: ``"params"`` (tensors, or name and tensor pairs), hyperparameters that differ from
+                the optimizer's, and, for an optimizer with several rules, ``"rule"``.
+
+        Raises:
+            ValueError: a hyperparameter or a parameter cannot be used; the message names it and the cure.
+        """
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group: got {type(param_group).__name__}, expected a dict")
+        index = len(self.param_groups)
+        group = self._complete(param_group, index)
+        backend = self._resolve(group["params"])
+        self._check_params(group, index, native=backend == "native")
+        if self._is_complete:
+            self._check_distinct([*self.param_groups, group])
+        else:
+            checks.check_distinct(group["params"], lambda i: _label(group, index, i))
+        param_group.update(group)
+        super().add_param_group(param_group)
+        self._backend = backend
+        self._advice.after_addition(self.param_groups, self.rules)
+
+    def _complete(self, param_group: dict[str, Any], index: int) -> dict[str, Any]:
+        """Return a copy of the group with a list of parameters, its rule and all of its hyperparameters."""
+        group = dict(param_group)
+        params = group["params"]
+        if isinstance(params, set):
+            raise TypeError("params: got a set, whose order changes between runs; pass a list")
+        params = param_group["params"] = [params] if isinstance(params, Tensor) else list(params)
+        named = [item for item in params if isinstance(item, tuple)]
+        if named and len(named) != len(params):
+            raise ValueError(
+                f"params: {len(named)} of {len(params)} have a name in group {index}; name all or none"
+            )
+        if named:
+            group["param_names"] = [name for name, _ in named]
+            params = [param for _, param in named]
+        for position, param in enumerate(params):
+            if not isinstance(param, Tensor):
+                raise TypeError(
+                    f"params: item {position} of group {index} is {type(param).__name__}, expected a tensor"
+                )
+        group["params"] = params
+
+        rule = self._rule(group, index)
+        group["rule"] = rule.name
+        for key, value in self._group_defaults(rule.name).items():
+            group[key] = validate.plain(group.get(key, value))
+        for key in rule.shared_keys:
+            group[key] = None  # also in a copy of a group that has its own
+        rule.validate(group, f" in param group {index}")
+        return group
+
+    def _rule(self, group: Mapping[str, Any], index: int) -> Rule:
+        """Return the rule that the group names; if it names none, the only one there is."""
+        name = group.get("rule", next(iter(self.rules)) if len(self.rules) == 1 else None)
+        if name not in self.rules:
+            options = ", ".join(map(repr, self.rules))
+            if name is None:
+                raise ValueError(
+                    f"rule: param group {index} names none; pass the model itself, which tells which "
+                    "parameter is "
+                    f'what, or a "rule" in each group: {options}'
+                )
+            raise ValueError(f"rule: got {name!r} in param group {index}, expected one of {options}")
+        return self.rules[name]
+
+    def _group_defaults(self, rule: str) -> Mapping[str, Any]:
+        """Return the hyperparameters that a new group of ``rule`` takes where it does not give its own."""
+        return {key: self.defaults.get(key, value) for key, value in self.rules[rule].defaults.items()}
+
+    def _check_params(
+        self, group: Mapping[str, Any], index: int, *, native: bool, with_gradient: bool = False
+    ) -> None:
+        """Check a group's parameters, each by itself: all, or those that have a gradient."""
+        params, rule = group["params"], self.rules[group["rule"]]
+        why_whole = _why_whole(group, rule)
+        if native and group.get("state_dtype") == torch.float64:
+            validate.fail(
+                "state_dtype", torch.float64, 'float32, bfloat16 or float16 unless backend="reference"', ""
+            )
+        for position, param in enumerate(params):
+            if with_gradient and param.grad is None:
+                continue
+            where = _label(group, index, position)
+            checks.check_whole(param, where, why_whole)
+            # The stages of what is cut run in PyTorch, which takes any strides.
+            in_order = rule.needs_contiguous and not pieces.is_piece(param)
+            checks.check_param(pieces.local(param), where, native=native, needs_contiguous=in_order)
+            rule.check_param(param, where)
+        checks.check_devices(params, lambda i: _label(group, index, i))
+
+    def _check_distinct(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        places = state_io.places(groups)
+        params = [groups[group]["params"][index] for group, index in places]
+        checks.check_distinct(params, lambda i: _label(groups[places[i][0]], *places[i]))
+
+    def _resolve(self, params: Iterable[Tensor]) -> str:
+        return backends.resolve(self._requested_backend, (param.device for param in params))
+
+
+def _why_whole(group: Mapping[str, Any], rule: Rule) -> str | None:
+    """Return why a group's parameters must not be flat pieces of others; None where that is no matter."""
+    if group.get("role") is not None:
+        return "A hybrid goes by the shape that a parameter has in the model"
+    return None if rule.is_elementwise else f"Rule {rule.name!r} looks at rows, columns or whole tensors"
+
+
+def _label(group: Mapping[str, Any], group_index: int, index: int) -> str:
+    names = group.get("param_names")
+    return checks.label(index, group_index, names[index] if names else None, group["params"][index])
