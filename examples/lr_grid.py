@@ -5,7 +5,7 @@
     python examples/lr_grid.py --search 10 --contenders adamw    one of them
     python examples/lr_grid.py --only alias --warmup 75          the runs of ALIAS in README.md
 
-A search starts at a row's rates, and moves them one after the other by a factor of two while that helps.
+A search moves the rates one after the other by a factor of two while that helps.
 Every contender gets as many runs. Finished runs are read back from
 ``results.jsonl`` in the folder, so the script can be stopped at any time and started again, and several can
 work beside each other.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,13 @@ GRIDS: dict[str, list[str]] = {
         "alias-adam:lr=1e-3",
         "alias-adam:lr=2e-3",
     ],
+}
+# Where a search begins: the rates that are good for 300 steps, half of them warm-up.
+STARTS = {
+    "adamw": (2e-2, 1e-3, 1e-3, 1e-3),
+    "sage-hybrid": (4e-3, 2e-2, 5e-4, 1e-3),
+    "sinkgd-scale": (2e-2, 2e-2, 3e-4, 1e-3),
+    "scale": (4e-3, 3e-4, 3e-4, 1e-3),
 }
 FACTOR, LEAST_FACTOR = 2.0, 1.05
 
@@ -143,7 +151,9 @@ def searched(path: Path, name: str, runs: int, shared: dict) -> list[dict]:
         loss = rows[-1]["validation_loss"]
         return math.inf if loss is None else loss
 
-    best = search(loss_of, {key: ROWS[name].defaults[key] for key in RATES.values()}, runs)
+    start = {key: ROWS[name].defaults[key] for key in RATES.values()}
+    start.update(zip(start, STARTS.get(name, ()), strict=False))
+    best = search(loss_of, start, runs)
     return [{**row, "best": all(row["optimizer_settings"][k] == v for k, v in best.items())} for row in rows]
 
 
@@ -179,9 +189,11 @@ def run(path: Path, spec: str, shared: dict) -> dict:
 
 def record(path: Path, rows: list[dict], shared: dict, runs_each: int | None) -> None:
     """Writes the runs and the command that repeats them."""
-    words = [word for word in sys.argv[1:] if not word.startswith("--threads")]
+    words = " ".join(sys.argv[1:])
+    # What has no say in the numbers is left out.
+    words = re.sub(r" ?--(threads|out|json)[ =]\S+", "", words).strip()
     facts = {
-        "command": " ".join(["python", "examples/lr_grid.py", *words]),
+        "command": f"python examples/lr_grid.py {words}",
         "settings": shared,
         "runs_each": runs_each,
         "machine": report.machine(),

@@ -165,7 +165,7 @@ ROWS: dict[str, Row] = {
     "sage-hybrid": Row(
         _mix(embedding="sage", matrix="sinkgd", lm_head="sage", vector="sage"),
         "SAGE on embedding, head and 1-D, SinkGD on the rest",
-        {**_rates(4e-3, 2e-2, 5e-4, 1e-3), **_SINKGD, "betas": (0.9, 0.99), "weight_decay": 0.01},
+        {**_rates(8e-3, 4e-2, 5e-4, 1e-3), **_SINKGD, "betas": (0.9, 0.99), "weight_decay": 0.01},
         tuned=True,
     ),
     "sage-preset": Row(
@@ -187,7 +187,7 @@ ROWS: dict[str, Row] = {
         _mix(embedding="adamw", matrix="sinkgd", lm_head="scale", vector="adamw"),
         "AdamW on embedding and 1-D, SCALE with momentum on the head, SinkGD on the rest",
         {
-            **_rates(2e-2, 2e-2, 3e-4, 1e-3),
+            **_rates(4e-2, 4e-2, 3e-4, 1e-3),
             **_SINKGD,
             "momentum": 0.9,
             "betas": (0.9, 0.95),
@@ -198,7 +198,7 @@ ROWS: dict[str, Row] = {
     "scale": Row(
         _mix(embedding="scale", matrix="scale", lm_head="scale", vector="adamw", tied="lm_head"),
         "SCALE on every matrix, with momentum on the head, AdamW on 1-D",
-        {**_rates(4e-3, 3e-4, 3e-4, 1e-3), "momentum": 0.9, "betas": (0.9, 0.95), "weight_decay": 0.0},
+        {**_rates(3.2e-2, 3e-4, 3e-4, 1e-3), "momentum": 0.9, "betas": (0.9, 0.95), "weight_decay": 0.0},
         tuned=True,
     ),
     "sage": Row(
@@ -258,7 +258,7 @@ ROWS: dict[str, Row] = {
     "adamw": Row(
         _torch_by_role("AdamW", fused=True),
         "torch.optim.AdamW(fused=True), the baseline",
-        {**_rates(2e-2, 1e-3, 1e-3, 1e-3), "betas": (0.9, 0.95), "weight_decay": 0.1, "eps": 1e-8},
+        {**_rates(1.6e-1, 1e-3, 1e-3, 1e-3), "betas": (0.9, 0.95), "weight_decay": 0.1, "eps": 1e-8},
         tuned=True,
     ),
     "adam": Row(

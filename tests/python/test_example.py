@@ -121,14 +121,16 @@ def test_schedule() -> None:
 
 
 def test_trains_and_loss_falls(run: Callable, tmp_path: Path) -> None:
-    status, out, _ = run("--steps", "60", "--eval-every", "30", "--lr", "5e-3")
+    rates = "sage-hybrid:embedding_lr=0.02:lr=0.1:head_lr=0.005"  # a model this small wants larger steps
+    status, out, _ = run("--steps", "60", "--eval-every", "30", "--optimizer", rates)
     assert status == 0
     assert "Validation perplexity" in out
-    state = checkpoint.load(tmp_path / "runs" / "sage-hybrid_lr=0.005" / "checkpoint.pt")
+    (path,) = (tmp_path / "runs").rglob("checkpoint.pt")
+    state = checkpoint.load(path)
     losses = state["history"]["loss"]
     assert len(losses) == 60
     assert losses[0] == pytest.approx(math.log(320), rel=0.05)
-    assert np.mean(losses[-5:]) < losses[0] - 1
+    assert np.mean(losses[-5:]) < losses[0] - 3
     (first, early), (last, late) = state["history"]["validation"]
     assert (first, last) == (30, 60)
     assert late < early
@@ -230,7 +232,7 @@ def test_divergence_is_told_and_not_saved(run: Callable) -> None:
         ("--steps none", "--steps: must be a whole number of at least 1, not 'none'"),
         ("--val-fraction 2", "--val-fraction: must be a number between 0 and 0.5, not '2'"),
         ("--optimizer adamv", "no optimizer called 'adamv'; choose from sage-hybrid"),
-        ("--optimizer adamw:alpha=1", "'alpha=1' is not one of its settings, which are embedding_lr (0.0"),
+        ("--optimizer adamw:alpha=1", "'alpha=1' is not one of its settings, which are embedding_lr ("),
         ("--optimizer adamw:lr=fast", "lr must be a number, not 'fast'"),
         ("--optimizer adamw:betas=0.9", "betas must be two numbers, as 0.9/0.95, not '0.9'"),
         ("--optimizer adamw:betas=0.9/1.5", "--optimizer adamw:betas=0.9/1.5: Invalid beta parameter"),

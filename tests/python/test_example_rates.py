@@ -179,18 +179,24 @@ def test_rates_of_the_demo_are_the_best_that_are_on_record() -> None:
 # --- time ---
 
 
-def test_demo_costs_less_than_five_minutes_on_two_cores() -> None:
-    """What the recorded run cost, which has to be one of today's settings."""
+def work(s: Settings) -> float:
+    """Tokens of a run; of validation a third, which is forward alone."""
+    evaluations = -(-s.steps // s.eval_every)
+    return s.steps * s.tokens_per_step + evaluations * s.val_windows * s.seq_len / 3
+
+
+def test_demo_takes_less_than_five_minutes_on_two_cores() -> None:
+    """Today's demo, at the speed of the recorded one."""
     found = json.loads((RESULTS / "demo.json").read_text())
-    assert [result["optimizer"] for result in found["results"]] == list(DEMO_COMPARE)
-    today = Settings().to_dict()
-    free = {"device", "threads", "optimizer"}
-    assert {k: v for k, v in found["settings"].items() if k not in free} == {
-        k: v for k, v in today.items() if k not in free
-    }
-    # Processor time, as the machine may have been busy. Threads that wait sleep, so it is time of work.
-    seconds = sum(result["history"]["cpu_seconds"] for result in found["results"])
-    assert seconds / 2 < 300
+    recorded = Settings.from_dict({**found["settings"], "optimizer": "adamw"})
+
+    def seconds(result: dict) -> float:
+        # Processor time where there is one: the machine may have been busy, and threads that wait sleep.
+        cpu = result["history"].get("cpu_seconds")
+        return cpu / 2 if cpu else work(recorded) / result["tokens_per_second"]
+
+    slowest = max(map(seconds, found["results"]))
+    assert len(DEMO_COMPARE) * slowest * work(Settings()) / work(recorded) < 300
 
 
 @pytest.mark.parametrize("own", [None, "ACTIVE"])
