@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,18 @@ if TYPE_CHECKING:
     from sage_ext.distributed.team import Team
 
 Optimizer_ = TypeVar("Optimizer_", bound="FusedOptimizer")
-Known = tuple[tuple[Tensor, ...], int]
+
+
+class Known(NamedTuple):
+    """What the last step has seen of a group."""
+
+    params: list[Tensor]
+    members: tuple[Tensor, ...]
+    """What was in ``params``."""
+    stepped: int
+    """How many of them had a gradient."""
+    kept: tuple[str, ...]
+    """The states that its rule kept for them."""
 
 
 def hyperparameters(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,8 +71,10 @@ class FusedOptimizer(GroupedOptimizer):
     def _forget(self) -> None:
         """Begin anew what is of this process alone, and is not saved or copied."""
         self._next_loss: float | Tensor | None = None
-        # Index of a group -> its parameters that have been checked, and how many of them have been stepped.
+        # Index of a group -> what the last step has seen and checked of it.
         self._known: dict[int, Known] = {}
+        # Index of a group -> its hyperparameters as they were when they were last checked.
+        self._valid: dict[int, list[Any]] = {}
         # Where parameters are DTensors: the processes that have them, and which of their groups are inert.
         self._shared_by: Team | None = None
         self._inert: dict[int, bool] = {}
@@ -205,14 +218,14 @@ class FusedOptimizer(GroupedOptimizer):
             for index in groups:
                 group = self.param_groups[index]
                 rule = self._rule(group, index)
-                rule.validate(group, f" in param group {index}")
+                self._validate(rule, group, index)
                 params, grads = step.with_gradient(group["params"])
                 in_stages = team is not None and bool(team.staged.get(index))
                 if not params and not in_stages:
                     continue
-                if is_new := not self._knows(index, len(params)):
-                    self._check_params(group, index, native=self.backend == "native", with_gradient=True)
-                    met[index] = (tuple(group["params"]), len(params))
+                kept = rule.kept_keys(group)
+                if is_new := not self._knows(index, kept, len(params)):
+                    self._meet(met, index, kept, len(params))
                 found = partial(step.gather, index, group, rule, state=self.state, is_new=is_new, again=again)
                 is_inert = self._is_inert(index, rule, params, grads)
                 if team is not None and index in team.sharded:
@@ -222,6 +235,8 @@ class FusedOptimizer(GroupedOptimizer):
                 for call, active in ((whole, calls), (cut, staged)):
                     if call is None:
                         continue
+                    if call.fresh and not is_new:  # one was put in another's place
+                        self._meet(met, index, kept, len(params))
                     if rule.takes_loss(group) and not again and not is_inert:
                         call.arguments["loss"] = self._loss_for(index, loss)
                     (inert if is_inert else active).append(call)
@@ -249,14 +264,36 @@ class FusedOptimizer(GroupedOptimizer):
         else:
             self._advice.after_step(self.param_groups, self.rules, [*calls, *staged])
 
-    def _knows(self, index: int, stepped: int) -> bool:
-        """Whether a group's parameters are those of its last step, and as many as before have a gradient.
+    def _validate(self, rule: Rule, group: Mapping[str, Any], index: int) -> None:
+        """Check a group's hyperparameters, unless they are the very objects that the last step checked."""
+        values = [group.get(name) for name in rule.defaults]
+        valid = self._valid.get(index, ())
+        if len(values) != len(valid) or not all(map(operator.is_, values, valid)):
+            rule.validate(group, f" in param group {index}")
+            # A tensor may hold another number by the next step.
+            self._valid[index] = [] if any(isinstance(value, Tensor) for value in values) else values
 
-        Wrappers put others into a group, or make pieces of them, when the optimizer has long been built.
+    def _knows(self, index: int, kept: tuple[str, ...], stepped: int) -> bool:
+        """Whether a group's parameters are those of its last step, as many as before have a gradient, and its
+        rule keeps the same.
+
+        Wrappers put others into a group, or make pieces of them, when the optimizer has long been built. A
+        parameter that is new in the same list has no state, which says as much; only where none is kept each
+        one is looked at.
         """
+        known = self._known.get(index)
         params = self.param_groups[index]["params"]
-        known, before = self._known.get(index, ((), 0))
-        return stepped <= before and len(known) == len(params) and all(map(operator.is_, known, params))
+        if known is None or stepped > known.stepped or kept != known.kept or params is not known.params:
+            return False
+        if len(params) != len(known.members):
+            return False
+        return bool(kept) or all(map(operator.is_, known.members, params))
+
+    def _meet(self, met: dict[int, Known], index: int, kept: tuple[str, ...], stepped: int) -> None:
+        """Check the parameters of a group that have a gradient, and note in ``met`` that they are known."""
+        group = self.param_groups[index]
+        self._check_params(group, index, native=self.backend == "native", with_gradient=True)
+        met[index] = Known(group["params"], tuple(group["params"]), stepped, kept)
 
     def _keep_loss(self, loss: float | Tensor | None) -> None:
         """Keep the loss of a step that is skipped: the next is the first one then, and may come without."""

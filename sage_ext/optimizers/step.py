@@ -65,10 +65,10 @@ def gather(
     Args:
         params, grads: what ``with_gradient`` found.
         state: of the optimizer.
-        is_new: whether some of the parameters have not been stepped before.
+        is_new: whether some of the parameters have not been stepped before, or kept another state.
         again: whether this is the second gradient of a step (``Rule.reevaluates``).
     """
-    states, fresh = _states(index, group, rule, params, state)
+    states, fresh = _states(index, group, rule, params, state, is_new=is_new)
     if is_new and not (rule.state_keys and rule.kept_keys(group)):
         # An empty entry says that there is no state: torch.distributed.checkpoint wants one for each
         # parameter.
@@ -83,13 +83,21 @@ def gather(
 
 
 def _states(
-    index: int, group: Mapping[str, Any], rule: Rule, params: list[Tensor], state: State
+    index: int,
+    group: Mapping[str, Any],
+    rule: Rule,
+    params: list[Tensor],
+    state: State,
+    *,
+    is_new: bool,
 ) -> tuple[list[list[Tensor]], dict[Tensor, dict[str, Tensor]]]:
     """Return the list of each state, new ones included, and the states that are new."""
     fresh: dict[Tensor, dict[str, Tensor]] = {}
     if not rule.state_keys:
         return [], fresh
     kept = rule.kept_keys(group)
+    if not kept and not is_new:
+        return [[] for _ in rule.state_keys], fresh
     found: list[Any] = list(map(state.get, params))
     if not kept:
         # A state of former hyperparameters must not be taken up again when it is out of date.

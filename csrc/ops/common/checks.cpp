@@ -1,6 +1,5 @@
 #include "ops/common/checks.h"
 
-#include <ATen/EmptyTensor.h>
 #include <ATen/Functions.h>
 #include <c10/core/GradMode.h>
 
@@ -25,6 +24,12 @@ bool same_layout(const at::Tensor& a, const at::Tensor& b) {
     if (a.size(dim) != 1 && a.stride(dim) != b.stride(dim)) return false;
   }
   return true;
+}
+
+// A wrapper may have freed the storage of a tensor that still has a shape.
+bool has_no_memory(const at::Tensor& tensor) {
+  const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
+  return impl.has_storage() && impl.numel() > 0 && impl.unsafe_storage().data() == nullptr;
 }
 
 std::string shape_text(at::IntArrayRef shape) {
@@ -109,7 +114,6 @@ Checker::Checker(const TensorList& params, Layout layout, Describe describe)
   for (size_t i = 0; i < params.size(); ++i) {
     const at::Tensor& p = params[i];
     storage_dtype("params", i, p);
-    has_memory("params", i, p);
     device(i);
     if (layout == Layout::row_major && !p.is_contiguous()) {
       fail("params", i, p,
@@ -160,21 +164,9 @@ void Checker::storage_dtype(const char* name, size_t index, const at::Tensor& te
   }
 }
 
-void Checker::has_memory(const char* name, size_t index, const at::Tensor& tensor) const {
-  const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
-  const auto numel = static_cast<size_t>(impl.numel());
-  if (numel == 0 || !impl.has_storage()) return;
-  const size_t bytes = impl.unsafe_storage().nbytes();
-  const auto offset = static_cast<size_t>(impl.storage_offset());
-  size_t needed = (offset + numel) * impl.itemsize();
-  if (!impl.is_non_overlapping_and_dense()) {
-    needed = at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), impl.itemsize(), offset);
-  }
-  if (bytes >= needed) return;
+void Checker::fail_freed(const char* name, size_t index, const at::Tensor& tensor) const {
   fail(name, index, tensor,
-       "its memory has been freed (storage().resize_(0)): it has " + std::to_string(bytes) + " of the " +
-           std::to_string(needed) +
-           " bytes that its shape takes; have what freed it bring it back before optimizer.step()");
+       "its memory has been freed (storage().resize_(0)); have what freed it bring it back before optimizer.step()");
 }
 
 void Checker::state(const char* name, const TensorList& list) const {
@@ -182,7 +174,6 @@ void Checker::state(const char* name, const TensorList& list) const {
   for (size_t i = 0; i < list.size(); ++i) {
     storage_dtype(name, i, list[i]);
     if (list[i].device() != params_[i].device()) fail(name, i, list[i], "it is not on its parameter's device");
-    has_memory(name, i, list[i]);
     if (!same_layout(list[i], params_[i])) {
       const bool same_shape = list[i].sizes() == params_[i].sizes();
       fail(name, i, list[i],
@@ -243,7 +234,6 @@ void Checker::exactly(const char* name, size_t index, const at::Tensor& tensor, 
                       at::IntArrayRef shape) const {
   if (tensor.defined() && tensor.layout() == at::kStrided && tensor.scalar_type() == dtype && tensor.is_contiguous() &&
       tensor.sizes() == shape && tensor.device() == params_[index].device()) {
-    has_memory(name, index, tensor);
     return;
   }
   std::ostringstream wanted;
@@ -282,10 +272,10 @@ TensorList Checker::grads(const TensorList& list) const {
     if (grad.sizes() != params_[i].sizes()) {
       fail("grads", i, grad, "its shape is not its parameter's " + shape_text(params_[i].sizes()));
     }
-    has_memory("grads", i, grad);
     if (same_layout(grad, params_[i])) {
       result.push_back(grad);
     } else {
+      if (has_no_memory(grad)) fail_freed("grads", i, grad);
       at::Tensor copy = at::empty_strided(params_[i].sizes(), params_[i].strides(), grad.options());
       copy.copy_(grad);
       result.push_back(std::move(copy));
@@ -306,6 +296,7 @@ void Checker::no_overlap(const std::vector<const TensorList*>& written, const Te
     for (size_t i = 0; i < list.size(); ++i) {
       const auto* begin = static_cast<const char*>(list[i].const_data_ptr());
       const auto bytes = static_cast<int64_t>(list[i].nbytes());
+      if (bytes > 0 && has_no_memory(list[i])) fail_freed(is_written ? "params or their state" : "grads", i, list[i]);
       if (bytes > 0) ranges.push_back({begin, begin + bytes, i, is_written});
     }
   };

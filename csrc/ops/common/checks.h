@@ -49,7 +49,7 @@ class Checker {
   // because a gradient is only read.
   TensorList grads(const TensorList& list) const;
 
-  // No tensor of `written` may share memory with another one of them or with one of `read`.
+  // Every tensor has memory. No tensor of `written` may share it with another one of them or with one of `read`.
   void no_overlap(const std::vector<const TensorList*>& written, const TensorList& read) const;
 
   [[noreturn]] void fail(const char* list, size_t index, const at::Tensor& tensor, const std::string& what) const;
@@ -61,8 +61,7 @@ class Checker {
   void exactly(const char* name, size_t index, const at::Tensor& tensor, at::ScalarType dtype,
                at::IntArrayRef shape) const;
   void storage_dtype(const char* name, size_t index, const at::Tensor& tensor) const;
-  // A wrapper may have freed the memory of a tensor that still has a shape.
-  void has_memory(const char* name, size_t index, const at::Tensor& tensor) const;
+  [[noreturn]] void fail_freed(const char* name, size_t index, const at::Tensor& tensor) const;
 
   const TensorList& params_;
   Describe describe_;
