@@ -7,6 +7,6 @@ import os
 
 # A thread that waits for the others spins first, and sleeps then. libgomp, which torch's wheels have, spins
 # 300,000 times, which takes milliseconds: beside busy processes, which keep those others from running, nearly
-# all time goes there. 10,000 times outlast the gap between two operations: a quiet machine loses nothing.
+# all time goes there. 10,000 times outlast the gap between most operations.
 if "OMP_WAIT_POLICY" not in os.environ:  # which it would override
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
