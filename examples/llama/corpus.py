@@ -190,9 +190,7 @@ def prepare(
         source = ", ".join(text)
     else:
         paths, named = stdlib_files(with_tests), frozenset()
-        source = (
-            f"the Python {sysconfig.get_python_version()} standard library ({sysconfig.get_path('stdlib')})"
-        )
+        source = f"the Python {sysconfig.get_python_version()} standard library"
     documents, not_text = load_documents(paths, val_fraction, named)
     if not_text:
         say(f"Left out {not_text} file{'s' if not_text > 1 else ''} that are not UTF-8 text.")
