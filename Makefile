@@ -33,12 +33,15 @@ endif
 
 # Several processes test in parallel: threads that wait for work leave the processor to the others.
 PASSIVE := OMP_WAIT_POLICY=passive
-# $(call run-pytest,bin/pytest,files). On a GPU some tests look at its memory or time: they come by themselves.
+# $(call run-pytest,bin/pytest,files). Tests that start processes of their own come by themselves; on a GPU also those
+# that look at its memory or time.
 ifeq ($(HAS_GPU),0)
-run-pytest = $(PASSIVE) $(1) -n auto --maxprocesses=4 --dist loadgroup $(2)
+ALONE := processes
 else
-run-pytest = $(PASSIVE) $(1) -n auto --maxprocesses=8 --dist loadgroup -m 'not exclusive' $(2) && $(1) -m exclusive $(2)
+ALONE := exclusive or processes
 endif
+run-pytest = $(PASSIVE) $(1) -n auto --maxprocesses=$(if $(filter 0,$(HAS_GPU)),4,8) -m 'not ($(ALONE))' $(2) && \
+  $(PASSIVE) $(1) -m '$(ALONE)' $(2)
 JOBS := $(or $(MAX_JOBS),$(shell nproc))
 
 SOURCES := $(shell find csrc sage_ext -type f -not -name '*.so' -not -path '*/__pycache__/*') \

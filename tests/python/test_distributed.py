@@ -13,8 +13,7 @@ import distributed_cases
 import processes
 import pytest
 
-# One worker of pytest-xdist runs the processes, and has their results for all cases.
-pytestmark = pytest.mark.xdist_group("processes")
+pytestmark = pytest.mark.processes
 TIMEOUT = 600
 """Seconds for all cases of a size, on a machine that does much else; a case that hangs ends in
 ``processes.MESSAGE_TIMEOUT``."""
