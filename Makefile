@@ -22,10 +22,10 @@ CUDA_VENV := .venv-cuda
 CUDA_BIN := $(CUDA_VENV)/bin
 CUDA_TORCH ?= torch==2.14.1
 CUDA_ARCHS := $(or $(TORCH_CUDA_ARCH_LIST),8.0;9.0;10.0)
-# Not those of the example, the pages, the benchmarks and what ships: they are the same whatever is built, and would need
-# the example's dependencies here too. Without a GPU only the CPU kernels run, which make test has tested; Lion's suite is
+# Not those of the example, the pages, the benchmarks, what ships and what runs on several processes: they are the same
+# whatever is built, and some would need the example's dependencies here too. Without a GPU only the CPU kernels run, which make test has tested; Lion's suite is
 # enough for them here.
-OF_NO_BUILD := $(patsubst %,tests/python/test_%.py,docs on_gpu packaging train_runner) tests/python/test_example%
+OF_NO_BUILD := $(patsubst %,tests/python/test_%.py,distributed docs on_gpu packaging train_runner) tests/python/test_example%
 CUDA_TESTS := $(filter-out $(OF_NO_BUILD),$(wildcard tests/python/test_*.py))
 ifeq ($(HAS_GPU),0)
 CUDA_TESTS := $(filter-out tests/python/test_native_%,$(CUDA_TESTS)) tests/python/test_native_lion.py
@@ -33,15 +33,13 @@ endif
 
 # Several processes test in parallel: threads that wait for work leave the processor to the others.
 PASSIVE := OMP_WAIT_POLICY=passive
-# $(call run-pytest,bin/pytest,files). Tests that start processes of their own come by themselves; on a GPU also those
-# that look at its memory or time.
+# $(call run-pytest,bin/pytest,files). On a GPU some tests look at its memory or time: they come by themselves, as do,
+# everywhere, those that start processes of their own (test-python).
 ifeq ($(HAS_GPU),0)
-ALONE := processes
+run-pytest = $(PASSIVE) $(1) -n auto --maxprocesses=4 -m 'not processes' $(2)
 else
-ALONE := exclusive or processes
+run-pytest = $(PASSIVE) $(1) -n auto --maxprocesses=8 -m 'not (exclusive or processes)' $(2) && $(1) -m exclusive $(2)
 endif
-run-pytest = $(PASSIVE) $(1) -n auto --maxprocesses=$(if $(filter 0,$(HAS_GPU)),4,8) -m 'not ($(ALONE))' $(2) && \
-  $(PASSIVE) $(1) -m '$(ALONE)' $(2)
 JOBS := $(or $(MAX_JOBS),$(shell nproc))
 
 SOURCES := $(shell find csrc sage_ext -type f -not -name '*.so' -not -path '*/__pycache__/*') \
@@ -58,6 +56,7 @@ test: test-cpp test-python
 
 test-python: $(VENV)/.installed $(VENV)/.examples $(VENV)/.tools
 	$(call run-pytest,$(BIN)/pytest)
+	$(PASSIVE) $(BIN)/pytest -m processes tests/python/test_distributed.py
 
 # On the objects of the CPU kernels that the installed module is made of.
 test-cpp: build/cpp/.built
