@@ -108,8 +108,8 @@ TEST_P(ScaleStep, ZeroRowsAndColumnsStayPut) {
   }
 }
 
-// Squares of 1e-20 vanish in fp32, and those of 1e20 are infinite: the norms of what is much smaller or larger still are
-// numbers of fp32.
+// Squares of 1e-20 vanish in fp32, and those of 1e20 are infinite: the norms of what is much smaller or larger still
+// are numbers of fp32.
 TEST_P(ScaleStep, TinyAndHugeGradients) {
   for (const double scale : {1e-30, 1e35}) {
     for (const double eps : {0.0, 1e-8}) {
