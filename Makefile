@@ -1,4 +1,4 @@
-# make demo: train a small Llama with AdamW and with the SAGE hybrid, and compare them.
+# make demo: train a small Llama with AdamW and with optimizers of little state, and compare them.
 # make test: build everything, run the C++ and the Python tests.
 # Both set up .venv on their first run and are quick after that. Neither needs anything but Python 3.10 or
 # newer with venv, a C++20 compiler and CMake.
