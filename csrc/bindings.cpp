@@ -78,10 +78,36 @@ struct FromDispatcher<std::optional<Number>> {
   }
 };
 
+// The step of a plan whose tensors are pieces, up to one exchange after the other.
+class Stages {
+ public:
+  explicit Stages(PlanPtr plan) : plan_(std::move(plan)) {}
+
+  std::optional<std::pair<std::string, TensorList>> proceed() {
+    const py::gil_scoped_release release;
+    std::optional<Exchange> exchange = plan_->proceed();
+    if (!exchange) return {};
+    return std::pair(std::string(exchange->over), std::move(exchange->buffers));
+  }
+
+ private:
+  PlanPtr plan_;
+};
+
 // Plans of several groups: every one is checked as it is added, and nothing changes before run().
 class Step {
  public:
   void add(PlanPtr plan) { plans_.push_back(std::move(plan)); }
+
+  Stages stages(std::vector<std::vector<int64_t>> shapes, bool rows, bool columns) {
+    if (plans_.size() != 1) {
+      throw std::invalid_argument("stages: a step of " + std::to_string(plans_.size()) + " plans, expected one");
+    }
+    plans_[0]->begin({std::move(shapes), rows, columns});
+    PlanPtr plan = std::move(plans_[0]);
+    plans_.clear();
+    return Stages(std::move(plan));
+  }
 
   void run() {
     std::vector<PlanPtr> plans = std::exchange(plans_, {});
@@ -233,5 +259,13 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 
   py::class_<Step> step(m, "Step", "Plans of several groups of tensors: all are checked before one runs.");
   step.def(py::init<>()).def("run", &Step::run, "Runs every plan in the order of adding, then forgets them.");
+  py::class_<Stages> stages(m, "Stages", "A step on pieces of tensors, which other processes have the rest of.");
+  stages.def(
+      "proceed", &Stages::proceed,
+      "Goes on to the next exchange: what was summed over, 'rows' or 'columns', and a buffer for each parameter, "
+      "which has to hold the sum over all pieces by the next call. None when the step is done.");
+  step.def("stages", &Step::stages, py::kw_only(), py::arg("shapes"), py::arg("rows"), py::arg("columns"),
+           "Takes the only plan to be carried out in stages; `shapes` are of the whole parameters, and `rows` and "
+           "`columns` say what other processes have the rest of.");
   for_each_rule([&]<typename Rule>(Types<Rule>) { Function<Rule>::define(m, step); });
 }

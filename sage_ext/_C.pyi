@@ -24,6 +24,13 @@ def signatures() -> dict[str, tuple[str, list[Parameter], list[Parameter]]]:
 # Name, type, and default, which is None where there is none.
 Parameter = tuple[str, str, str | None]
 
+class Stages:
+    """A step on pieces of tensors, for SAGE, SinkGD and SCALE."""
+
+    def proceed(self) -> tuple[str, list[Tensor]] | None:
+        """Go on to the next exchange: what was summed over (``"rows"`` or ``"columns"``), and a buffer for
+        each parameter, which has to hold the sum over all pieces by the next call. None when it is done."""
+
 class Step:
     """Plans of several groups: each method checks its arguments and changes nothing, run() runs them all.
 
@@ -32,6 +39,9 @@ class Step:
 
     def __init__(self) -> None: ...
     def run(self) -> None: ...
+    def stages(self, *, shapes: Sequence[Sequence[int]], rows: bool, columns: bool) -> Stages:
+        """Begin the only plan in stages: its parameters are pieces of tensors of these shapes, and ``rows``
+        and ``columns`` say what other processes have the rest of."""
     def sage(
         self,
         params: Sequence[Tensor],

@@ -11,6 +11,16 @@ namespace sage_ext {
 
 inline constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Of the tensor of which a matrix is a piece, as it lies on several processes; zeros where it is the whole.
+struct WholeSize {
+  int64_t rows, cols;
+
+  constexpr bool is_cut() const { return rows != 0; }
+  // Those of a matrix that has so many itself.
+  constexpr int64_t rows_of(int64_t own) const { return is_cut() ? rows : own; }
+  constexpr int64_t cols_of(int64_t own) const { return is_cut() ? cols : own; }
+};
+
 // The half-open range [begin, end) of one tensor; what it counts (elements, rows) is the plan's business.
 struct Chunk {
   int64_t tensor;

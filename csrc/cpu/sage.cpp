@@ -38,7 +38,8 @@ namespace sage_ext::cpu {
 
 SageStep::SageStep(std::vector<SageTensor> tensors, const SageOptions& options)
     : tensors_(std::move(tensors)), options_(options) {
-  std::erase_if(tensors_, [](const SageTensor& t) { return t.rows * t.cols == 0; });
+  // An empty piece has its part in the average S.
+  std::erase_if(tensors_, [](const SageTensor& t) { return t.rows * t.cols == 0 && !t.whole.is_cut(); });
   layouts_.reserve(tensors_.size());
   std::vector<int64_t> sizes;
   sizes.reserve(tensors_.size());
@@ -48,7 +49,7 @@ SageStep::SageStep(std::vector<SageTensor> tensors, const SageOptions& options)
     const SageTensor& tensor = tensors_[i];
     const ColumnTiling tiling = tile_columns(tensor.rows, tensor.cols);
     layouts_.push_back({tiling, floats, squares, 0.0, 0.0});
-    floats += tiling.row_blocks * tiling.width;
+    floats += std::max(tiling.row_blocks * tiling.width, tensor.cols);
     squares += ceil_div(tensor.cols, kColumnTile);
     sizes.push_back(tiling.numel);
     const auto index = static_cast<int64_t>(i);
@@ -88,38 +89,81 @@ void SageStep::sum_columns(int threads) {
   });
 }
 
-void SageStep::average(int threads) {
+template <typename Body>
+void SageStep::for_column_totals(int threads, const Body& body) {
   parallel_tasks(column_plan_.num_tasks(), threads, [&](int64_t task) {
     for (const Chunk& chunk : column_plan_.task(task)) {
       const auto i = static_cast<size_t>(chunk.tensor);
-      const SageTensor& tensor = tensors_[i];
       const ColumnTiling& t = layouts_[i].tiling;
-      float* const sums_of_tensor = sums(i);
       double totals[kColumnTile];
       const int64_t count = chunk.end - chunk.begin;
       std::fill_n(totals, count, 0.0);
       // The slots in their fixed order; the last fold of the last panel row may be missing, its sums are zero.
       for (int64_t slot = 0; slot < t.row_blocks * t.fold; ++slot) {
-        const float* const part = sums_of_tensor + slot * tensor.cols + chunk.begin;
+        const float* const part = sums(i) + slot * t.cols + chunk.begin;
         for (int64_t j = 0; j < count; ++j) totals[j] += static_cast<double>(part[j]);
       }
-      const SageColumns columns{tensor.s_range + chunk.begin, sums_of_tensor + chunk.begin, count};
-      const Squares squares = SAGE_EXT_FOR_ACTIVE_ISA(
-          average_columns(columns, totals, std::abs(options_.grad_factor) / static_cast<double>(tensor.rows),
-                          options_.beta2, tensor.bias_correction));
-      squares_[static_cast<size_t>(layouts_[i].squares_begin + chunk.begin / kColumnTile)] = squares;
+      body(i, chunk.begin, totals, count);
+    }
+  });
+}
+
+void SageStep::average_tile(size_t i, int64_t first, const double* totals, int64_t count) {
+  const SageTensor& tensor = tensors_[i];
+  const SageColumns columns{tensor.s_range + first, sums(i) + first, count};
+  const auto rows = static_cast<double>(tensor.whole.rows_of(tensor.rows));
+  squares_[static_cast<size_t>(layouts_[i].squares_begin + first / kColumnTile)] = SAGE_EXT_FOR_ACTIVE_ISA(
+      average_columns(columns, totals, std::abs(options_.grad_factor) / rows, options_.beta2, tensor.bias_correction));
+}
+
+SageStep::Squares SageStep::squares_of(size_t i) const {
+  Squares total{0.0, 0.0};
+  for (int64_t tile = 0; tile < ceil_div(tensors_[i].cols, kColumnTile); ++tile) {
+    const Squares& part = squares_[static_cast<size_t>(layouts_[i].squares_begin + tile)];
+    total.s += part.s;
+    total.s_hat += part.s_hat;
+  }
+  return total;
+}
+
+void SageStep::average(int threads) {
+  for_column_totals(threads, [&](size_t i, int64_t first, const double* totals, int64_t count) {
+    average_tile(i, first, totals, count);
+  });
+  for (size_t i = 0; i < tensors_.size(); ++i) {
+    const Squares total = squares_of(i);
+    layouts_[i].rms_s = root_mean_square(total.s, tensors_[i].cols);
+    layouts_[i].rms_s_hat = root_mean_square(total.s_hat, tensors_[i].cols);
+  }
+}
+
+void SageStep::put_columns(int threads, std::span<const SageSums> sums) {
+  for_column_totals(threads, [&](size_t i, int64_t first, const double* totals, int64_t count) {
+    for (int64_t j = 0; j < count; ++j) sums[i].columns[first + j] = static_cast<float>(totals[j]);
+  });
+}
+
+void SageStep::put_squares(int threads, std::span<const SageSums> sums) {
+  parallel_tasks(column_plan_.num_tasks(), threads, [&](int64_t task) {
+    for (const Chunk& chunk : column_plan_.task(task)) {
+      const auto i = static_cast<size_t>(chunk.tensor);
+      double totals[kColumnTile];
+      std::copy(sums[i].columns + chunk.begin, sums[i].columns + chunk.end, totals);
+      average_tile(i, chunk.begin, totals, chunk.end - chunk.begin);
     }
   });
   for (size_t i = 0; i < tensors_.size(); ++i) {
-    const int64_t cols = tensors_[i].cols;
-    Squares total{0.0, 0.0};
-    for (int64_t tile = 0; tile < ceil_div(cols, kColumnTile); ++tile) {
-      const Squares& part = squares_[static_cast<size_t>(layouts_[i].squares_begin + tile)];
-      total.s += part.s;
-      total.s_hat += part.s_hat;
-    }
-    layouts_[i].rms_s = root_mean_square(total.s, cols);
-    layouts_[i].rms_s_hat = root_mean_square(total.s_hat, cols);
+    const Squares total = squares_of(i);
+    sums[i].squares[0] = total.s;
+    sums[i].squares[1] = total.s_hat;
+  }
+}
+
+void SageStep::take_squares(std::span<const SageSums> sums) {
+  for (size_t i = 0; i < tensors_.size(); ++i) {
+    const int64_t cols = tensors_[i].whole.cols_of(tensors_[i].cols);
+    layouts_[i].rms_s = root_mean_square(sums[i].squares[0], cols);
+    layouts_[i].rms_s_hat = root_mean_square(sums[i].squares[1], cols);
   }
 }
 

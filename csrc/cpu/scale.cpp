@@ -47,6 +47,19 @@ struct ScaleKernels {
 // What is normalised.
 const void* source(const ScaleMatrix& m) { return m.exp_avg != nullptr ? m.exp_avg : m.grad; }
 
+// The sums of squares of some rows, and the momentum on the way.
+void sum_rows(const ScaleMatrix& m, const ScaleKernels& kernels, const RowGroup& rows, const Scalars& scalars,
+              double* sums) {
+  for (int64_t k = 0; kernels.momentum != nullptr && k < rows.count; ++k) {
+    kernels.momentum(m, rows.at(k) * m.cols, (rows.at(k) + 1) * m.cols, scalars);
+  }
+  kernels.sum_rows(source(m), rows, m.cols, scalars.factor, sums);
+  for (int64_t k = 0; k < rows.count; ++k) {
+    if (squares_are_safe(sums[k])) continue;
+    sums[k] = kernels.exact_sum(source(m), rows.at(k) * m.cols, m.cols, 1, scalars.factor);
+  }
+}
+
 }  // namespace
 
 }  // namespace sage_ext::cpu
@@ -58,7 +71,8 @@ namespace sage_ext::cpu {
 
 ScaleStep::ScaleStep(std::vector<ScaleMatrix> matrices, const ScaleOptions& options)
     : matrices_(std::move(matrices)), options_(options) {
-  std::erase_if(matrices_, [](const ScaleMatrix& m) { return m.rows * m.cols == 0; });
+  // An empty piece has sums to put, which are zero.
+  std::erase_if(matrices_, [](const ScaleMatrix& m) { return m.rows * m.cols == 0 && !m.whole.is_cut(); });
   const auto grad_factor = static_cast<float>(options.grad_factor);
   scalars_ = {static_cast<float>(options.lr), decay_factor(options.lr, options.weight_decay), grad_factor,
               options.momentum == 0.0 ? grad_factor : 1.0f, momentum_coefficients(options.momentum)};
@@ -68,6 +82,7 @@ ScaleStep::ScaleStep(std::vector<ScaleMatrix> matrices, const ScaleOptions& opti
   }
   for (size_t i = 0; i < matrices_.size(); ++i) {
     const ScaleMatrix& m = matrices_[i];
+    if (m.cols == 0) continue;
     const int64_t rows = std::max(kMapChunk / m.cols, kRowGroup * m.cols <= kRowGroupElements ? kRowGroup : 1);
     for (int64_t begin = 0; begin < m.rows; begin += rows) {
       const int64_t end = std::min(begin + rows, m.rows);
@@ -84,7 +99,7 @@ void ScaleStep::plan_columns() {
     const ScaleMatrix& m = matrices_[i];
     const ColumnTiling tiling = tile_columns(m.rows, m.cols);
     layouts_.push_back({tiling, floats});
-    floats += tiling.row_blocks * tiling.width;
+    floats += std::max(tiling.row_blocks * tiling.width, m.cols);
     sizes.push_back(tiling.numel);
     const auto index = static_cast<int64_t>(i);
     for (int64_t unit = 0; unit < tiling.row_blocks * tiling.tiles; ++unit) {
@@ -106,35 +121,73 @@ void ScaleStep::run(int threads) {
     return;
   }
   sum_columns(threads);
-  invert_columns(threads);
+  for_column_totals(threads, [&](size_t i, int64_t first, const double* totals, int64_t count) {
+    invert_tile(i, first, totals, count);
+  });
   update_columns(threads);
 }
 
-void ScaleStep::run_rows(int threads) {
+void ScaleStep::put_sums(int threads, std::span<double* const> sums) {
+  if (options_.columns) {
+    sum_columns(threads);
+    for_column_totals(threads, [&](size_t i, int64_t first, const double* totals, int64_t count) {
+      std::copy_n(totals, count, sums[i] + first);
+    });
+    return;
+  }
+  for (size_t i = 0; i < matrices_.size(); ++i) {
+    if (matrices_[i].cols == 0) std::fill_n(sums[i], matrices_[i].rows, 0.0);
+  }
+  for_row_groups(threads, [&](const ScaleMatrix& m, const ScaleKernels& kernels, const RowGroup& rows, size_t i) {
+    double sums_of_rows[kRowGroup];
+    sum_rows(m, kernels, rows, scalars_, sums_of_rows);
+    for (int64_t k = 0; k < rows.count; ++k) sums[i][rows.at(k)] = sums_of_rows[k];
+  });
+}
+
+void ScaleStep::update(int threads, std::span<double* const> sums) {
+  if (options_.columns) {
+    parallel_tasks(column_plan_.num_tasks(), threads, [&](int64_t task) {
+      for (const Chunk& chunk : column_plan_.task(task)) {
+        const auto i = static_cast<size_t>(chunk.tensor);
+        invert_tile(i, chunk.begin, sums[i] + chunk.begin, chunk.end - chunk.begin);
+      }
+    });
+    update_columns(threads);
+    return;
+  }
+  for_row_groups(threads, [&](const ScaleMatrix& m, const ScaleKernels& kernels, const RowGroup& rows, size_t i) {
+    const double mean_factor = scale_mean_factor(options_.rms, m.whole.cols_of(m.cols));
+    float inverses[kRowGroup];
+    for (int64_t k = 0; k < rows.count; ++k) {
+      inverses[k] = scale_inverse(sums[i][rows.at(k)], mean_factor, options_.eps);
+    }
+    kernels.update_rows(m, source(m), rows, scalars_, inverses);
+  });
+}
+
+template <typename Body>
+void ScaleStep::for_row_groups(int threads, const Body& body) {
   parallel_tasks(row_plan_.num_tasks(), threads, [&](int64_t task) {
     for (const Chunk& chunk : row_plan_.task(task)) {
-      const ScaleMatrix& m = matrices_[static_cast<size_t>(chunk.tensor)];
-      const ScaleKernels kernels = SAGE_EXT_FOR_ACTIVE_ISA(select_scale_kernels(m));
-      const double mean_factor = scale_mean_factor(options_.rms, m.cols);
-      const void* const x = source(m);
+      const auto i = static_cast<size_t>(chunk.tensor);
+      const ScaleKernels kernels = SAGE_EXT_FOR_ACTIVE_ISA(select_scale_kernels(matrices_[i]));
       const int64_t groups = ceil_div(chunk.end - chunk.begin, kRowGroup);
       for (int64_t row = chunk.begin; row < chunk.begin + groups; ++row) {
-        const RowGroup rows{row, groups, ceil_div(chunk.end - row, groups)};
-        double sums[kRowGroup];
-        float inverses[kRowGroup];
-        for (int64_t k = 0; kernels.momentum != nullptr && k < rows.count; ++k) {
-          kernels.momentum(m, rows.at(k) * m.cols, (rows.at(k) + 1) * m.cols, scalars_);
-        }
-        kernels.sum_rows(x, rows, m.cols, scalars_.factor, sums);
-        for (int64_t k = 0; k < rows.count; ++k) {
-          if (!squares_are_safe(sums[k])) {
-            sums[k] = kernels.exact_sum(x, rows.at(k) * m.cols, m.cols, 1, scalars_.factor);
-          }
-          inverses[k] = scale_inverse(sums[k], mean_factor, options_.eps);
-        }
-        kernels.update_rows(m, x, rows, scalars_, inverses);
+        body(matrices_[i], kernels, RowGroup{row, groups, ceil_div(chunk.end - row, groups)}, i);
       }
     }
+  });
+}
+
+void ScaleStep::run_rows(int threads) {
+  for_row_groups(threads, [&](const ScaleMatrix& m, const ScaleKernels& kernels, const RowGroup& rows, size_t) {
+    const double mean_factor = scale_mean_factor(options_.rms, m.cols);
+    double sums[kRowGroup];
+    float inverses[kRowGroup];
+    sum_rows(m, kernels, rows, scalars_, sums);
+    for (int64_t k = 0; k < rows.count; ++k) inverses[k] = scale_inverse(sums[k], mean_factor, options_.eps);
+    kernels.update_rows(m, source(m), rows, scalars_, inverses);
   });
 }
 
@@ -156,13 +209,14 @@ void ScaleStep::sum_columns(int threads) {
   });
 }
 
-void ScaleStep::invert_columns(int threads) {
+template <typename Body>
+void ScaleStep::for_column_totals(int threads, const Body& body) {
   parallel_tasks(column_plan_.num_tasks(), threads, [&](int64_t task) {
     for (const Chunk& chunk : column_plan_.task(task)) {
       const auto i = static_cast<size_t>(chunk.tensor);
       const ScaleMatrix& m = matrices_[i];
       const ColumnTiling& t = layouts_[i].tiling;
-      float* const buffer = sums(i);
+      const float* const buffer = sums(i);
       double totals[kColumnTile];
       const int64_t count = chunk.end - chunk.begin;
       std::fill_n(totals, count, 0.0);
@@ -171,19 +225,26 @@ void ScaleStep::invert_columns(int threads) {
         const float* const part = buffer + slot * m.cols + chunk.begin;
         for (int64_t j = 0; j < count; ++j) totals[j] += static_cast<double>(part[j]);
       }
-      const double mean_factor = scale_mean_factor(options_.rms, m.rows);
       for (int64_t j = 0; j < count; ++j) {
-        double sum = totals[j];
+        double& sum = totals[j];
         if (!squares_are_safe(sum) && sum == sum) {  // a NaN is one in any precision
           sum = SAGE_EXT_FOR_ACTIVE_ISA(select_scale_kernels(m))
                     .exact_sum(source(m), chunk.begin + j, m.rows, m.cols, scalars_.factor);
         }
-        buffer[chunk.begin + j] = scale_inverse(sum, mean_factor, options_.eps);
       }
-      // Narrow matrices are one chunk: repeat it for every row that a panel row holds.
-      for (int64_t fold = 1; fold < t.fold; ++fold) std::copy_n(buffer, t.cols, buffer + fold * t.cols);
+      body(i, chunk.begin, totals, count);
     }
   });
+}
+
+// 1 / norm of some columns, from their sums.
+void ScaleStep::invert_tile(size_t i, int64_t first, const double* totals, int64_t count) {
+  const ColumnTiling& t = layouts_[i].tiling;
+  float* const buffer = sums(i);
+  const double mean_factor = scale_mean_factor(options_.rms, matrices_[i].whole.rows_of(matrices_[i].rows));
+  for (int64_t j = 0; j < count; ++j) buffer[first + j] = scale_inverse(totals[j], mean_factor, options_.eps);
+  // Narrow matrices are one chunk: repeat it for every row that a panel row holds.
+  for (int64_t fold = 1; fold < t.fold; ++fold) std::copy_n(buffer, t.cols, buffer + fold * t.cols);
 }
 
 void ScaleStep::update_columns(int threads) {

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "core/dtype.h"
@@ -12,13 +13,14 @@ namespace sage_ext::cpu {
 
 // One contiguous [rows, cols] matrix with its gradient and, with momentum, its exp_avg (else null, its dtype not
 // looked at). A tensor of more dimensions is one of these for every trailing matrix, or, where rows are normalised, a
-// single one of all its rows.
+// single one of all its rows. It may be a piece of a matrix that lies on several processes.
 struct ScaleMatrix {
   void* param;
   const void* grad;
   void* exp_avg;
   int64_t rows, cols;
   DType param_dtype, grad_dtype, exp_avg_dtype;
+  WholeSize whole = {};
 };
 
 struct ScaleOptions {
@@ -34,11 +36,18 @@ struct ScaleOptions {
 // gradient comes from memory once. Columns: partial sums of squares by blocks of rows (and the momentum on the way),
 // the norms, the update. Sums are fp32 over stretches that depend on the shape only, and fp64 beyond; where an fp32 sum
 // is not safe, it is taken again in fp64.
+//
+// Pieces whose rows (or columns) are cut leave the sums of squares of theirs with put_sums(); when the processes have
+// added them up, update() takes them. The gradient, or the momentum, is read twice then, also for rows.
 class ScaleStep {
  public:
   ScaleStep(std::vector<ScaleMatrix> matrices, const ScaleOptions& options);
 
   void run(int threads);
+
+  // sums[i] is of matrix i, [rows] or [cols].
+  void put_sums(int threads, std::span<double* const> sums);
+  void update(int threads, std::span<double* const> sums);
 
   // What kernels need beside the matrix.
   struct Scalars {
@@ -56,8 +65,14 @@ class ScaleStep {
 
   void plan_columns();
   void run_rows(int threads);
+  // body(matrix, kernels, rows, index) for all groups of rows that go together.
+  template <typename Body>
+  void for_row_groups(int threads, const Body& body);
   void sum_columns(int threads);
-  void invert_columns(int threads);
+  // body(index, first column, totals, count) for all columns, tile by tile.
+  template <typename Body>
+  void for_column_totals(int threads, const Body& body);
+  void invert_tile(size_t matrix, int64_t first, const double* totals, int64_t count);
   void update_columns(int threads);
 
   std::vector<ScaleMatrix> matrices_;

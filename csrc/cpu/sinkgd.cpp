@@ -7,24 +7,16 @@
 #include <memory>
 
 #include "core/math/sinkgd.h"
-#include "cpu/common/isa.h"
 #include "cpu/common/parallel.h"
+#include "cpu/sinkgd_kernels.h"
 
 namespace sage_ext::cpu {
 
 namespace {
 
-constexpr int64_t kRowSegment = 4096;              // fp32 additions before a row's sum moves on to fp64
-constexpr int64_t kColumnGroup = 256;              // columns whose shares are added up at a time
 constexpr int64_t kColumnGrain = 16;               // columns are shared out in cache lines
 constexpr int64_t kSoloMatrix = int64_t{1} << 17;  // elements up to which a matrix is always one thread's
 constexpr int64_t kSoloTask = int64_t{1} << 15;    // elements of small matrices that make one task
-
-struct SinkGDKernels {
-  void (*rows)(const SinkGDStep::Work&, int64_t row_begin, int64_t row_end, const SinkGDNorm&, float* partial);
-  void (*columns)(const SinkGDStep::Work&, int64_t col_begin, int64_t col_end, const SinkGDNorm&);
-  void (*update)(const SinkGDStep::Work&, int64_t row_begin, int64_t row_end, double lr_alpha, float decay);
-};
 
 // The bytes of gradient that one core's second-level cache keeps from one iteration to the next.
 int64_t cache_budget() {
@@ -37,32 +29,7 @@ int64_t cache_budget() {
 
 int64_t numel(const SinkGDMatrix& m) { return m.rows * m.cols; }
 
-}  // namespace
-
-}  // namespace sage_ext::cpu
-
-#define SAGE_EXT_ISA_SOURCE "cpu/sinkgd_kernels.inl"
-#include "cpu/common/foreach_isa.inl"
-
-namespace sage_ext::cpu {
-
-namespace {
-
-// What the halves of an iteration do to a matrix.
-struct Norms {
-  SinkGDNorm row, col;
-};
-
-Norms norms(const SinkGDMatrix& m, const SinkGDOptions& options, int iteration) {
-  const SinkGDForm form{options.unit, options.eps};
-  return {sinkgd_row_norm(form, m.rows, m.cols, iteration == 0),
-          sinkgd_col_norm(form, m.rows, m.cols, iteration == options.iterations - 1)};
-}
-
-void reset_scales(const SinkGDStep::Work& work, const SinkGDOptions& options) {
-  std::fill_n(work.row_scale, work.matrix.rows, options.grad_factor);
-  std::fill_n(work.col_scale, work.matrix.cols, 1.0f);
-}
+using Work = SinkGDWork;
 
 // Passes over the blocks [begin, end), every other one backwards: what a pass read last is what the cache still
 // has for the next. Each block has a slot of its own, so the direction does not change a sum.
@@ -125,11 +92,11 @@ void SinkGDStep::run_solo(std::vector<SinkGDMatrix> matrices, int threads) const
       const RowBlocks blocks = plan_row_blocks(matrix.rows, matrix.cols);
       const Scratch scratch(matrix.rows, matrix.cols * (1 + blocks.blocks));
       const Work work{matrix, blocks, scratch.doubles.get(), scratch.floats.get(), scratch.floats.get() + matrix.cols};
-      const SinkGDKernels kernels = SAGE_EXT_FOR_ACTIVE_ISA(select_sinkgd_kernels(matrix));
-      reset_scales(work, options_);
+      const SinkGDKernels kernels = sinkgd_kernels(matrix);
+      reset_scales(work, options_.grad_factor);
       Serpentine pass(0, blocks.blocks);
       for (int i = 0; i < options_.iterations; ++i) {
-        const Norms norm = norms(matrix, options_, i);
+        const SinkGDNorms norm = sinkgd_norms(matrix, options_, i);
         pass.run([&](int64_t block) {
           kernels.rows(work, work.row_begin(block), work.row_end(block), norm.row, work.partial(block));
         });
@@ -166,7 +133,7 @@ std::vector<Wave> plan_waves(std::span<const SinkGDMatrix> matrices, int threads
 
 // Lays the buffers of a wave's matrices out in `scratch`; with a null scratch it only counts.
 struct WaveLayout {
-  std::vector<SinkGDStep::Work> works;
+  std::vector<Work> works;
   struct Block {
     size_t work;    // index in works
     int64_t index;  // among that matrix's blocks
@@ -181,7 +148,7 @@ struct WaveLayout {
     for (size_t i = wave.begin; i < wave.end; ++i) {
       const SinkGDMatrix& m = matrices[i];
       const RowBlocks plan = plan_row_blocks(m.rows, m.cols);
-      SinkGDStep::Work work{m, plan, nullptr, nullptr, nullptr};
+      Work work{m, plan, nullptr, nullptr, nullptr};
       if (scratch != nullptr) {
         work.row_scale = scratch->doubles.get() + num_doubles;
         work.col_scale = scratch->floats.get() + num_floats;
@@ -233,16 +200,16 @@ void SinkGDStep::run_shared(std::span<const SinkGDMatrix> matrices, int threads)
         pass.run([&](int64_t k) {
           const WaveLayout::Block block = wave.blocks[static_cast<size_t>(k)];
           const Work& work = wave.works[block.work];
-          body(work, SAGE_EXT_FOR_ACTIVE_ISA(select_sinkgd_kernels(work.matrix)), block.index);
+          body(work, sinkgd_kernels(work.matrix), block.index);
         });
       };
       if (team.rank == 0) {
-        for (const Work& work : wave.works) reset_scales(work, options_);
+        for (const Work& work : wave.works) reset_scales(work, options_.grad_factor);
       }
       team.barrier();
       for (int i = 0; i < options_.iterations; ++i) {
         for_my_blocks([&](const Work& work, const SinkGDKernels& kernels, int64_t block) {
-          kernels.rows(work, work.row_begin(block), work.row_end(block), norms(work.matrix, options_, i).row,
+          kernels.rows(work, work.row_begin(block), work.row_end(block), sinkgd_norms(work.matrix, options_, i).row,
                        work.partial(block));
         });
         team.barrier();
@@ -250,8 +217,7 @@ void SinkGDStep::run_shared(std::span<const SinkGDMatrix> matrices, int threads)
           const int64_t begin = team.share_begin(work.matrix.cols, kColumnGrain, team.rank);
           const int64_t end = team.share_begin(work.matrix.cols, kColumnGrain, team.rank + 1);
           if (begin == end) continue;
-          SAGE_EXT_FOR_ACTIVE_ISA(select_sinkgd_kernels(work.matrix))
-              .columns(work, begin, end, norms(work.matrix, options_, i).col);
+          sinkgd_kernels(work.matrix).columns(work, begin, end, sinkgd_norms(work.matrix, options_, i).col);
         }
         team.barrier();
       }

@@ -11,12 +11,13 @@
 namespace sage_ext::cpu {
 
 // One contiguous [rows, cols] matrix with its gradient. A tensor of more dimensions is one of these for every
-// trailing matrix.
+// trailing matrix. It may be a piece of a matrix that lies on several processes.
 struct SinkGDMatrix {
   void* param;
   const void* grad;
   int64_t rows, cols;
   DType param_dtype, grad_dtype;
+  WholeSize whole = {};
 };
 
 struct SinkGDOptions {
@@ -38,19 +39,6 @@ class SinkGDStep {
   SinkGDStep(std::vector<SinkGDMatrix> matrices, const SinkGDOptions& options);
 
   void run(int threads);
-
-  // A matrix with its scale vectors; the buffers are this step's scratch.
-  struct Work {
-    SinkGDMatrix matrix;
-    RowBlocks blocks;
-    double* row_scale;   // [rows]
-    float* col_scale;    // [cols]
-    float* col_partial;  // [blocks, cols]: each block's share of the column sums of squares
-
-    int64_t row_begin(int64_t block) const { return block * blocks.rows_per_block; }
-    int64_t row_end(int64_t block) const { return std::min(row_begin(block + 1), matrix.rows); }
-    float* partial(int64_t block) const { return col_partial + block * matrix.cols; }
-  };
 
  private:
   void run_solo(std::vector<SinkGDMatrix> matrices, int threads) const;

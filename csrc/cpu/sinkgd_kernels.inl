@@ -78,14 +78,30 @@ void pass_rows(const FourRows<G>& rows, const float* __restrict col_scale, float
   sums[3] = s3;
 }
 
-// The row half of an iteration for rows [row_begin, row_end): new row scales, and in `partial` [cols] these rows' share
-// of the column sums of squares. The share of four rows is added while the next four are read: they are still in the
-// cache, and the memory does not rest. The four rows are far apart: a core reads several streams faster than one.
-template <typename G>
-void sinkgd_rows(const SinkGDStep::Work& work, int64_t row_begin, int64_t row_end, const SinkGDNorm& norm,
-                 float* partial) {
+// What is done to rows in a pass over them.
+struct WholeRows {  // new scales, and their share of the column sums
+  static constexpr bool kSums = true;
+  static constexpr bool kColumns = true;
+};
+struct RowSums {
+  static constexpr bool kSums = true;
+  static constexpr bool kColumns = false;
+};
+struct RowShares {
+  static constexpr bool kSums = false;
+  static constexpr bool kColumns = true;
+};
+
+// A pass over rows [row_begin, row_end): finish(row, sum) gets a row's sum of squares, where Do takes them, and returns
+// the row's scale; and in `partial` [cols] goes these rows' share of the column sums of squares. The share of four rows
+// is added while the next four are read: they are still in the cache, and the memory does not rest. The four rows are
+// far apart: a core reads several streams faster than one.
+template <typename Do, typename G, typename Finish>
+void pass_over_rows(const SinkGDWork& work, int64_t row_begin, int64_t row_end, float* partial, const Finish& finish) {
   const int64_t cols = work.matrix.cols;
-  for (int64_t j = 0; j < cols; ++j) partial[j] = 0.0f;
+  if constexpr (Do::kColumns) {
+    for (int64_t j = 0; j < cols; ++j) partial[j] = 0.0f;
+  }
   const int64_t groups = (row_end - row_begin + 3) / 4;
   FourRows<G> last{};
   float last_scale[4] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -98,9 +114,9 @@ void sinkgd_rows(const SinkGDStep::Work& work, int64_t row_begin, int64_t row_en
     // A group that is not full repeats its last row, with scale 0.
     for (int64_t k = 0; k < 4; ++k) rows.row[k] = first + (k < count ? k : count - 1) * groups * cols;
     double sums[4] = {0.0, 0.0, 0.0, 0.0};
-    for (int64_t begin = 0; begin < cols; begin += kRowSegment) {
+    for (int64_t begin = 0; Do::kSums && begin < cols; begin += kRowSegment) {
       const int64_t length = cols - begin < kRowSegment ? cols - begin : kRowSegment;
-      if (group == 0) {
+      if (group == 0 || !Do::kColumns) {
         pass_rows<true, false>(rows.from(begin), work.col_scale + begin, part, rows, last_scale, partial, length);
       } else {
         pass_rows<true, true>(rows.from(begin), work.col_scale + begin, part, last.from(begin), last_scale,
@@ -108,22 +124,50 @@ void sinkgd_rows(const SinkGDStep::Work& work, int64_t row_begin, int64_t row_en
       }
       for (int k = 0; k < 4; ++k) sums[k] += static_cast<double>(part[k]);
     }
+    if constexpr (!Do::kSums) {
+      if (group > 0) pass_rows<false, true>(last, work.col_scale, part, last, last_scale, partial, cols);
+    }
     for (int64_t k = 0; k < 4; ++k) {
       last_scale[k] = 0.0f;
       if (k >= count) continue;
-      if (!squares_are_safe(sums[k])) sums[k] = exact_row_sum(rows.row[k], work.col_scale, cols);
-      double& scale = work.row_scale[row + k * groups];
-      scale = sinkgd_rescale(scale, sums[k], norm.target, norm.eps);
-      last_scale[k] = static_cast<float>(scale);
+      if (Do::kSums && !squares_are_safe(sums[k])) sums[k] = exact_row_sum(rows.row[k], work.col_scale, cols);
+      last_scale[k] = static_cast<float>(finish(row + k * groups, sums[k]));
     }
     last = rows;
   }
-  if (groups > 0) pass_rows<false, true>(last, work.col_scale, part, last, last_scale, partial, cols);
+  if (Do::kColumns && groups > 0) {
+    pass_rows<false, true>(last, work.col_scale, part, last, last_scale, partial, cols);
+  }
 }
 
-// The column half of an iteration for columns [col_begin, col_end): adds up the blocks' shares in their order.
+// The row half of an iteration: new row scales, and the rows' share of the column sums.
 template <typename G>
-void sinkgd_columns(const SinkGDStep::Work& work, int64_t col_begin, int64_t col_end, const SinkGDNorm& norm) {
+void sinkgd_rows(const SinkGDWork& work, int64_t row_begin, int64_t row_end, const SinkGDNorm& norm, float* partial) {
+  pass_over_rows<WholeRows, G>(work, row_begin, row_end, partial, [&](int64_t row, double sum) {
+    double& scale = work.row_scale[row];
+    scale = sinkgd_rescale(scale, sum, norm.target, norm.eps);
+    return scale;
+  });
+}
+
+// The same in two passes, for rows of which other processes have the rest. `sums` [rows] is of the iterate's squares.
+template <typename G>
+void sinkgd_row_sums(const SinkGDWork& work, int64_t row_begin, int64_t row_end, double* sums) {
+  pass_over_rows<RowSums, G>(work, row_begin, row_end, nullptr, [&](int64_t row, double sum) {
+    sums[row] = sum * work.row_scale[row] * work.row_scale[row];
+    return 0.0;
+  });
+}
+
+template <typename G>
+void sinkgd_row_shares(const SinkGDWork& work, int64_t row_begin, int64_t row_end, float* partial) {
+  pass_over_rows<RowShares, G>(work, row_begin, row_end, partial,
+                               [&](int64_t row, double) { return work.row_scale[row]; });
+}
+
+// Adds up the blocks' shares of columns [col_begin, col_end), in their order: finish(column, sum) for each.
+template <typename G, typename Finish>
+void add_shares(const SinkGDWork& work, int64_t col_begin, int64_t col_end, const Finish& finish) {
   const int64_t cols = work.matrix.cols;
   const G* grad = static_cast<const G*>(work.matrix.grad);
   for (int64_t begin = col_begin; begin < col_end; begin += kColumnGroup) {
@@ -153,15 +197,30 @@ void sinkgd_columns(const SinkGDStep::Work& work, int64_t col_begin, int64_t col
         sums[unsafe[k]] += x * x;
       }
     }
-    for (int64_t j = 0; j < count; ++j) {
-      scale[j] = static_cast<float>(sinkgd_rescale(static_cast<double>(scale[j]), sums[j], norm.target, norm.eps));
-    }
+    for (int64_t j = 0; j < count; ++j) finish(begin + j, sums[j]);
   }
 }
 
+// The column half of an iteration for columns [col_begin, col_end).
+template <typename G>
+void sinkgd_columns(const SinkGDWork& work, int64_t col_begin, int64_t col_end, const SinkGDNorm& norm) {
+  float* __restrict scale = work.col_scale;
+  add_shares<G>(work, col_begin, col_end, [=](int64_t j, double sum) SAGE_EXT_ALWAYS_INLINE {
+    scale[j] = static_cast<float>(sinkgd_rescale(static_cast<double>(scale[j]), sum, norm.target, norm.eps));
+  });
+}
+
+// Its first part, where other processes have the rest of the columns: `sums` [cols] is of the iterate's squares.
+template <typename G>
+void sinkgd_column_sums(const SinkGDWork& work, int64_t col_begin, int64_t col_end, float* sums) {
+  add_shares<G>(work, col_begin, col_end, [&](int64_t j, double sum) SAGE_EXT_ALWAYS_INLINE {
+    const auto scale = static_cast<double>(work.col_scale[j]);
+    sums[j] = static_cast<float>(sum * scale * scale);
+  });
+}
+
 template <typename W, typename G>
-void sinkgd_update_rows(const SinkGDStep::Work& work, int64_t row_begin, int64_t row_end, double lr_alpha,
-                        float decay) {
+void sinkgd_update_rows(const SinkGDWork& work, int64_t row_begin, int64_t row_end, double lr_alpha, float decay) {
   const int64_t cols = work.matrix.cols;
   const float* col_scale = work.col_scale;
   for_strips_of_rows(row_begin, row_end, cols, [&](int64_t row, int64_t begin, int64_t end) SAGE_EXT_ALWAYS_INLINE {
@@ -177,12 +236,13 @@ void sinkgd_update_rows(const SinkGDStep::Work& work, int64_t row_begin, int64_t
   });
 }
 
-SinkGDKernels select_sinkgd_kernels(const SinkGDMatrix& matrix) {
+SinkGDKernels select_kernels(const SinkGDMatrix& matrix) {
   return visit_dtypes(
       [](auto w, auto g) -> SinkGDKernels {
         using W = typename decltype(w)::type;
         using G = typename decltype(g)::type;
-        return {&sinkgd_rows<G>, &sinkgd_columns<G>, &sinkgd_update_rows<W, G>};
+        return {&sinkgd_rows<G>,     &sinkgd_columns<G>,    &sinkgd_update_rows<W, G>,
+                &sinkgd_row_sums<G>, &sinkgd_row_shares<G>, &sinkgd_column_sums<G>};
       },
       matrix.param_dtype, matrix.grad_dtype);
 }

@@ -60,16 +60,22 @@ __device__ __forceinline__ Squares average_columns(const AverageEntry& t, int64_
   return {squares[0], squares[1]};
 }
 
-// Adds up what all blocks left in `squares`, and turns s into lr * H in all columns.
-__device__ __forceinline__ void write_steps(const AverageEntry& t, const AverageCommon& common, double inv_correction) {
+// Adds up what all blocks left in `squares`.
+__device__ __forceinline__ Squares add_squares_of_blocks(const AverageEntry& t) {
   double total[2] = {0.0, 0.0};
   for (uint32_t i = threadIdx.x; i < t.blocks; i += kAverageThreads) {
     total[0] += load_one(&t.squares[i].s);
     total[1] += load_one(&t.squares[i].s_hat);
   }
   block_sum<kAverageThreads>(total);
-  const SageDamper damper{static_cast<float>(root_mean_square(total[0], t.cols)),
-                          static_cast<float>(root_mean_square(total[1], t.cols)), static_cast<float>(inv_correction),
+  return {total[0], total[1]};
+}
+
+// Turns s into lr * H in all columns; `total` is over `cols` columns, of which this process may have some.
+__device__ __forceinline__ void write_steps(const AverageEntry& t, const AverageCommon& common, double inv_correction,
+                                            const Squares& total, int64_t cols) {
+  const SageDamper damper{static_cast<float>(root_mean_square(total.s, cols)),
+                          static_cast<float>(root_mean_square(total.s_hat, cols)), static_cast<float>(inv_correction),
                           common.eps};
   const auto lr = static_cast<float>(learning_rate(common.scalars));
   constexpr int kN = kGroupSize<float>;
@@ -87,6 +93,13 @@ __device__ __forceinline__ void write_steps(const AverageEntry& t, const Average
   }
 }
 
+// The step that the counter is about to reach, and what comes of it.
+__device__ __forceinline__ AverageScalars average_scalars(const AverageEntry& t, const AverageCommon& common) {
+  const float step = load_uniform(t.step) + 1.0f;
+  return {step, fabs(static_cast<double>(grad_factor(common.scalars))) / static_cast<double>(t.rows),
+          1.0 / bias_correction(common.log_beta2, step)};
+}
+
 // Launch 2: adds up the slots, averages, and gives every column its step.
 __global__ void __launch_bounds__(kAverageThreads, 2) sage_average_kernel(const __grid_constant__ AverageTable table) {
   const AverageCommon& common = table.common;
@@ -95,11 +108,9 @@ __global__ void __launch_bounds__(kAverageThreads, 2) sage_average_kernel(const 
   const AverageEntry& t = table.tensors[index];
   SAGE_EXT_SHARED(AverageScalars, shared_scalars);
   if (threadIdx.x == 0) {  // fp64 functions: once a block is enough
-    const float step = load_uniform(t.step) + 1.0f;
-    shared_scalars = {step, fabs(static_cast<double>(grad_factor(common.scalars))) / static_cast<double>(t.rows),
-                      1.0 / bias_correction(common.log_beta2, step)};
+    shared_scalars = average_scalars(t, common);
     // An empty parameter has one block, and only steps.
-    if (t.slots == 0) store_one(t.step, step);
+    if (t.slots == 0) store_one(t.step, shared_scalars.step);
   }
   if (t.slots == 0) return;
   __syncthreads();
@@ -112,7 +123,7 @@ __global__ void __launch_bounds__(kAverageThreads, 2) sage_average_kernel(const 
   }
   // The barriers of the sum are behind all threads' stores of their columns.
   if (!is_last_block(t.finished, t.blocks)) return;
-  write_steps(t, common, k.inv_correction);
+  write_steps(t, common, k.inv_correction, add_squares_of_blocks(t), t.cols);
   // Every block has read the counter before it reported.
   if (threadIdx.x == 0) store_one(t.step, k.step);
 }

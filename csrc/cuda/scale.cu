@@ -60,7 +60,8 @@ struct Item {
   ScaleTensor tensor;
   ColumnBlocks plan;
   float* scratch;
-  int64_t slots;  // rows of the scratch of a matrix; 0: one number for each row of all matrices
+  int64_t slots;   // rows of the scratch of a matrix; 0: one number for each row of all matrices
+  double* totals;  // what other processes add to, if they do
 
   const void* x() const { return tensor.exp_avg != nullptr ? tensor.exp_avg : tensor.grad; }
   DType x_dtype() const { return tensor.exp_avg != nullptr ? tensor.exp_avg_dtype : tensor.grad_dtype; }
@@ -68,14 +69,17 @@ struct Item {
 
 // Plans every tensor that is not empty and lays out the scratch in `workspace`; returns its size. With null it only
 // counts.
-int64_t make_items(std::span<const ScaleTensor> tensors, const ScaleOptions& options, void* workspace,
-                   std::vector<Item>& items) {
+int64_t make_items(std::span<const ScaleTensor> tensors, std::span<double* const> sums, const ScaleOptions& options,
+                   void* workspace, std::vector<Item>& items) {
   WorkspaceLayout layout(workspace);
-  for (ScaleTensor t : tensors) {
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    ScaleTensor t = tensors[i];
     if (t.matrices * t.rows * t.cols == 0) continue;
-    if (!options.columns)
-      t = {t.param, t.grad, t.exp_avg, 1, t.matrices * t.rows, t.cols, t.param_dtype, t.grad_dtype, t.exp_avg_dtype};
-    Item item{t, {}, nullptr, 0};
+    if (!options.columns) {
+      t.rows *= t.matrices;
+      t.matrices = 1;
+    }
+    Item item{t, {}, nullptr, 0, sums.empty() ? nullptr : sums[i]};
     int64_t floats = t.rows;
     if (options.columns) {
       const int64_t widest =
@@ -117,7 +121,8 @@ void launch_rows(std::span<const Item> items, const ScaleOptions& options, const
       const int64_t team = t.cols > 8192 ? kRowThreads : std::clamp<int64_t>(std::bit_ceil(vectors), 4, kWarpSize);
       const int64_t teams = kRowThreads / team;
       const int64_t rows_per_block = std::max<int64_t>(kMapChunk / t.cols / teams, 1) * teams;
-      entries.push_back({t.grad, t.exp_avg, item.scratch, t.rows, t.cols, scale_mean_factor(options.rms, t.cols),
+      void* const out = common.puts_sums ? static_cast<void*>(item.totals) : item.scratch;
+      entries.push_back({t.grad, t.exp_avg, out, t.rows, t.cols, scale_mean_factor(options.rms, t.cols),
                          static_cast<uint32_t>(team), static_cast<uint32_t>(rows_per_block)});
       blocks.push_back(ceil_div(t.rows, rows_per_block));
     }
@@ -160,9 +165,9 @@ void launch_columns(std::span<const Item> items, const ScaleOptions& options, co
   });
 }
 
-void launch_norms(std::span<const Item> items, const ScaleOptions& options, const StepScalars& scalars,
+void launch_norms(std::span<const Item> items, const ScaleOptions& options, bool puts_sums, const StepScalars& scalars,
                   cudaStream_t stream) {
-  const NormCommon common{options.eps, options.momentum != 0.0, scalars};
+  const NormCommon common{options.eps, options.momentum != 0.0, puts_sums, scalars};
   const auto dtype_of = [](const Item& item) { return item.x_dtype(); };
   for_each_dtype_mix(items, dtype_of, [&](DType dtype, std::span<const Item> mix) {
     std::vector<NormEntry> entries;
@@ -170,8 +175,15 @@ void launch_norms(std::span<const Item> items, const ScaleOptions& options, cons
     for (const Item& item : mix) {
       const ScaleTensor& t = item.tensor;
       const int64_t blocks_of_matrix = ceil_div(t.cols, item.plan.average_cols);
-      entries.push_back({item.x(), item.scratch, t.rows, t.cols, item.slots, scale_mean_factor(options.rms, t.rows),
-                         static_cast<uint32_t>(blocks_of_matrix), static_cast<uint32_t>(item.plan.average_cols)});
+      entries.push_back({item.x(),
+                         item.scratch,
+                         t.rows,
+                         t.cols,
+                         item.slots,
+                         {scale_mean_factor(options.rms, t.rows)},
+                         static_cast<uint32_t>(blocks_of_matrix),
+                         static_cast<uint32_t>(item.plan.average_cols)});
+      if (puts_sums) entries.back().totals = item.totals;
       blocks.push_back(t.matrices * blocks_of_matrix);
     }
     visit_dtypes(
@@ -211,20 +223,56 @@ void launch_update(std::span<const Item> items, const ScaleOptions& options, con
 
 int64_t scale_workspace_bytes(std::span<const ScaleTensor> tensors, const ScaleOptions& options) {
   std::vector<Item> items;
-  return make_items(tensors, options, nullptr, items);
+  return make_items(tensors, {}, options, nullptr, items);
 }
 
 void scale_step(std::span<const ScaleTensor> tensors, const ScaleOptions& options, const StepScalars& scalars,
                 void* workspace, cudaStream_t stream) {
   std::vector<Item> items;
-  make_items(tensors, options, workspace, items);
-  const ScaleCommon common{momentum_coefficients(options.momentum), options.eps, scalars};
+  make_items(tensors, {}, options, workspace, items);
+  const ScaleCommon common{momentum_coefficients(options.momentum), options.eps, /*puts_sums=*/false, scalars};
   if (options.columns) {
     launch_columns(items, options, common, stream);
-    launch_norms(items, options, scalars, stream);
+    launch_norms(items, options, /*puts_sums=*/false, scalars, stream);
     launch_update<ColumnValues>(items, options, scalars, stream);
   } else {
     launch_rows(items, options, common, stream);
+    launch_update<RowValues>(items, options, scalars, stream);
+  }
+}
+
+void scale_put_sums(std::span<const ScaleTensor> pieces, std::span<double* const> sums, const ScaleOptions& options,
+                    const StepScalars& scalars, void* workspace, cudaStream_t stream) {
+  std::vector<Item> items;
+  make_items(pieces, sums, options, workspace, items);
+  const ScaleCommon common{momentum_coefficients(options.momentum), options.eps, /*puts_sums=*/true, scalars};
+  if (options.columns) {
+    launch_columns(items, options, common, stream);
+    launch_norms(items, options, /*puts_sums=*/true, scalars, stream);
+  } else {
+    launch_rows(items, options, common, stream);
+  }
+}
+
+void scale_finish(std::span<const ScaleTensor> pieces, std::span<double* const> sums, const ScaleOptions& options,
+                  const StepScalars& scalars, void* workspace, cudaStream_t stream) {
+  std::vector<Item> items;
+  make_items(pieces, sums, options, workspace, items);
+  std::vector<InvertEntry> entries;
+  std::vector<int64_t> blocks;
+  for (const Item& item : items) {
+    const ScaleTensor& t = item.tensor;
+    const int64_t size = options.columns ? t.cols : t.rows;
+    const int64_t length = options.columns ? t.whole.rows_of(t.rows) : t.whole.cols_of(t.cols);
+    entries.push_back({item.totals, item.scratch, size, item.slots * t.cols, scale_mean_factor(options.rms, length),
+                       ceil_div(size, kSlotThreads)});
+    blocks.push_back(t.matrices * entries.back().blocks);
+  }
+  launch_tensors("scale_invert", &scale_invert_kernel, kSlotThreads, stream, InvertCommon{options.eps, scalars},
+                 std::span<const InvertEntry>(entries), std::span<const int64_t>(blocks));
+  if (options.columns) {
+    launch_update<ColumnValues>(items, options, scalars, stream);
+  } else {
     launch_update<RowValues>(items, options, scalars, stream);
   }
 }

@@ -45,7 +45,10 @@ struct NormEntry {
   const void* x;
   float* sums;  // [matrices, slots, cols]; the first row of each becomes 1 / norm
   int64_t rows, cols, slots;
-  double mean_factor;
+  union {
+    double mean_factor;
+    double* totals;  // [matrices, cols]: where other processes have a share, in place of 1 / norm
+  };
   uint32_t blocks;  // of a matrix
   uint32_t block_cols;
 };
@@ -53,6 +56,7 @@ struct NormEntry {
 struct NormCommon {
   double eps;
   bool has_momentum;  // x is the momentum, which needs no factor
+  bool puts_sums;
   StepScalars scalars;
 };
 
@@ -80,8 +84,39 @@ __global__ void __launch_bounds__(kSlotThreads) scale_norms_kernel(const __grid_
                           sum = add_square(sum, static_cast<double>(value));
                         }
                       }
-                      store_one(sums + column, scale_inverse(sum, t.mean_factor, common.eps));
+                      if (common.puts_sums) {
+                        store_one(t.totals + matrix * t.cols + column, sum);
+                      } else {
+                        store_one(sums + column, scale_inverse(sum, t.mean_factor, common.eps));
+                      }
                     });
+}
+
+struct InvertEntry {
+  const double* sums;
+  float* inverses;
+  int64_t sums_size, inverses_size;  // from one matrix to the next
+  double mean_factor;
+  int64_t blocks;  // of a matrix
+};
+
+struct InvertCommon {
+  double eps;
+  StepScalars scalars;
+};
+
+using InvertTable = TensorTable<InvertCommon, InvertEntry>;
+
+// 1 / norm from the sums of all processes.
+__global__ void __launch_bounds__(kSlotThreads) scale_invert_kernel(const __grid_constant__ InvertTable table) {
+  if (skips_step(table.common.scalars)) return;
+  const auto [index, block] = find_tensor(table, blockIdx.x);
+  const InvertEntry& t = table.tensors[index];
+  const int64_t matrix = block / t.blocks;
+  const int64_t i = block % t.blocks * kSlotThreads + threadIdx.x;
+  if (i >= t.sums_size) return;
+  store_one(t.inverses + matrix * t.inverses_size + i,
+            scale_inverse(load_one(t.sums + matrix * t.sums_size + i), t.mean_factor, table.common.eps));
 }
 
 }  // namespace sage_ext::cuda

@@ -12,13 +12,14 @@ inline constexpr int kRowThreads = 256;
 struct ScaleCommon {
   MomentumCoefficients momentum;
   double eps;
+  bool puts_sums;  // other processes have the rest of the rows (or columns)
   StepScalars scalars;
 };
 
 struct RowEntry {
   const void* grad;
   void* exp_avg;
-  float* inverses;  // [rows]
+  void* out;  // [rows]: 1 / norm in fp32; or the sums of squares in fp64
   int64_t rows, cols;
   double mean_factor;
   uint32_t team;  // threads of a row: a power of two up to 32, or the whole block
@@ -79,7 +80,8 @@ __device__ __forceinline__ double sum_of_lane(Source& source, int64_t begin, int
 }
 
 template <typename Source>
-__device__ __forceinline__ void invert_rows(Source& source, const RowEntry& t, int64_t block, double eps) {
+__device__ __forceinline__ void invert_rows(Source& source, const RowEntry& t, int64_t block,
+                                            const ScaleCommon& common) {
   const auto team = static_cast<int>(t.team);
   const int teams = kRowThreads / team;
   const int lane = static_cast<int>(threadIdx.x) % team;
@@ -103,7 +105,12 @@ __device__ __forceinline__ void invert_rows(Source& source, const RowEntry& t, i
       exact = team_sum(exact, team);
       if (is_unsafe) sum = exact;
     }
-    if (exists && lane == 0) store_one(t.inverses + row, scale_inverse(sum, t.mean_factor, eps));
+    if (!exists || lane != 0) continue;
+    if (common.puts_sums) {
+      store_one(static_cast<double*>(t.out) + row, sum);
+    } else {
+      store_one(static_cast<float*>(t.out) + row, scale_inverse(sum, t.mean_factor, common.eps));
+    }
   }
 }
 
@@ -113,7 +120,7 @@ __global__ void __launch_bounds__(kRowThreads) scale_rows_kernel(const __grid_co
   const auto [index, block] = find_tensor(table, blockIdx.x);
   const RowEntry& t = table.tensors[index];
   GradientSource<G> source(static_cast<const G*>(t.grad), grad_factor(table.common.scalars));
-  invert_rows(source, t, block, table.common.eps);
+  invert_rows(source, t, block, table.common);
 }
 
 template <typename G, typename M>
@@ -123,7 +130,7 @@ __global__ void __launch_bounds__(kRowThreads) scale_momentum_rows_kernel(const 
   const RowEntry& t = table.tensors[index];
   MomentumSource<G, M> source(static_cast<const G*>(t.grad), static_cast<M*>(t.exp_avg),
                               grad_factor(table.common.scalars), table.common.momentum);
-  invert_rows(source, t, block, table.common.eps);
+  invert_rows(source, t, block, table.common);
 }
 
 }  // namespace sage_ext::cuda

@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kThreads, 512 / kThreads)
             e.partial + block * e.cols,
             e.cols,
             grad_factor(table.common.scalars),
-            sinkgd_row_norm(table.common.form(), e.rows, e.cols, table.common.is_first),
+            sinkgd_row_norm(table.common.form(), e.whole_rows, e.whole_cols, table.common.is_first),
             row_begin,
             row_begin + static_cast<int>(left < e.plan.rows_per_block ? left : e.plan.rows_per_block),
             e.plan.team};

@@ -10,12 +10,13 @@
 namespace sage_ext::cuda {
 
 struct SinkGDEntry {
-  void* param;
+  void* out;  // the parameter; or the column sums of a piece, [matrices, cols] in fp32
   const void* grad;
   float* row_scale;  // [matrices, rows]
   float* col_scale;  // [matrices, cols]
   float* partial;    // [matrices, row_blocks, cols]: column sums of squares of each block of rows
-  int64_t matrices, rows, cols;
+  int64_t rows, cols;
+  int32_t whole_rows, whole_cols;  // of the matrix that this is a piece of, or its own
   SinkhornPlan plan;
   bool aligned;  // rows start on 16-byte boundaries
 };
@@ -25,6 +26,7 @@ struct SinkGDCommon {
   bool unit;
   bool is_first, is_last;  // iteration
   bool reverse;            // the order of blocks
+  bool puts_columns;       // the column half ends with sums, in which other processes have a share
   StepScalars scalars;
 
   __device__ __forceinline__ SinkGDForm form() const { return {unit, eps}; }

@@ -15,10 +15,28 @@
 // and returns: the host reads no value there and waits for nothing, so a CUDA graph can capture it.
 namespace sage_ext::ops {
 
+// Where the parameters of a plan are pieces of tensors that lie on several processes, all cut alike.
+struct Cut {
+  std::vector<std::vector<int64_t>> shapes;  // of the whole parameters
+  bool rows, columns;                        // what other processes have the rest of
+};
+
+// What the processes have to add up before a step can go on: a buffer for each parameter, of what was summed over its
+// "rows" or its "columns".
+struct Exchange {
+  const char* over;
+  TensorList buffers;
+};
+
 class Plan {
  public:
   virtual ~Plan() = default;
   virtual void run() = 0;
+  // In place of run(), for pieces: begin(), and then proceed() until there is nothing to exchange. Rows are dimension
+  // 0, or the last but one where a rule sees a tensor of more than two as a stack of matrices; columns are what
+  // follows.
+  virtual void begin(Cut&& cut) = 0;
+  virtual std::optional<Exchange> proceed() = 0;
 };
 using PlanPtr = std::unique_ptr<Plan>;
 

@@ -37,7 +37,7 @@ class ScalePlan final : public RulePlan<Scale> {
   }
 
  private:
-  void run_cpu() override {
+  std::vector<cpu::ScaleMatrix> cpu_matrices() const {
     std::vector<cpu::ScaleMatrix> matrices;
     matrices.reserve(params_.size());
     for (size_t i = 0; i < params_.size(); ++i) {
@@ -47,16 +47,41 @@ class ScalePlan final : public RulePlan<Scale> {
       const int64_t rows = columns() ? param.size(-2) : param.numel() / cols;
       for (int64_t begin = 0; begin < param.numel(); begin += rows * cols) {
         matrices.push_back({write_pointer(param, begin), read_pointer(grads_[i], begin), exp_avg(i, begin), rows, cols,
-                            dtype_of(param), dtype_of(grads_[i]), exp_avg_dtype(i)});
+                            dtype_of(param), dtype_of(grads_[i]), exp_avg_dtype(i), whole(i)});
       }
     }
-    cpu::ScaleStep step(std::move(matrices), {lr(), arg<"momentum">(), arg<"eps">(), arg<"weight_decay">(), rms(),
-                                              columns(), grad_factor()});
-    step.run(num_threads());
+    return matrices;
+  }
+
+  cpu::ScaleOptions cpu_options() const {
+    return {lr(), arg<"momentum">(), arg<"eps">(), arg<"weight_decay">(), rms(), columns(), grad_factor()};
+  }
+
+  void run_cpu() override { cpu::ScaleStep(cpu_matrices(), cpu_options()).run(num_threads()); }
+
+  WholeSize whole_size(const std::vector<int64_t>& shape) const override { return size_of_last_two(shape); }
+
+  // Whether other processes have the rest of what is normalised.
+  bool exchanges() const { return columns() ? cut_->rows : cut_->columns; }
+  Exchange exchange() const { return {columns() ? "rows" : "columns", buffers_}; }
+
+  std::optional<Exchange> proceed_cpu() override {
+    if (!exchanges()) {
+      run_cpu();
+      return {};
+    }
+    if (!cpu_step_) {
+      make_buffers(/*by_matrix=*/columns());
+      cpu_step_.emplace(cpu_matrices(), cpu_options());
+      cpu_step_->put_sums(num_threads(), sums_);
+      return exchange();
+    }
+    cpu_step_->update(num_threads(), sums_);
+    return {};
   }
 
 #ifdef SAGE_EXT_WITH_CUDA
-  void run_cuda(CudaStep& step) override {
+  std::vector<cuda::ScaleTensor> cuda_tensors() const {
     std::vector<cuda::ScaleTensor> tensors;
     tensors.reserve(params_.size());
     for (size_t i = 0; i < params_.size(); ++i) {
@@ -66,13 +91,57 @@ class ScalePlan final : public RulePlan<Scale> {
       const int64_t cols = param.size(-1);
       tensors.push_back({write_pointer(param, 0), read_pointer(grads_[i], 0), exp_avg(i, 0),
                          param.numel() / (rows * cols), rows, cols, dtype_of(param), dtype_of(grads_[i]),
-                         exp_avg_dtype(i)});
+                         exp_avg_dtype(i), whole(i)});
     }
-    const cuda::ScaleOptions options{arg<"momentum">(), arg<"eps">(), arg<"weight_decay">(), rms(), columns()};
-    cuda::scale_step(tensors, options, step.scalars(), step.workspace(cuda::scale_workspace_bytes(tensors, options)),
-                     step.stream());
+    return tensors;
   }
+
+  cuda::ScaleOptions cuda_options() const {
+    return {arg<"momentum">(), arg<"eps">(), arg<"weight_decay">(), rms(), columns()};
+  }
+
+  void run_cuda(CudaStep& step) override {
+    const std::vector<cuda::ScaleTensor> tensors = cuda_tensors();
+    cuda::scale_step(tensors, cuda_options(), step.scalars(),
+                     step.workspace(cuda::scale_workspace_bytes(tensors, cuda_options())), step.stream());
+  }
+
+  std::optional<Exchange> proceed_cuda(CudaStep& step) override {
+    if (!exchanges()) {
+      run_cuda(step);
+      return {};
+    }
+    const std::vector<cuda::ScaleTensor> tensors = cuda_tensors();
+    if (!workspace_.defined()) {
+      make_buffers(/*by_matrix=*/false);
+      workspace_ = buffer_of(cuda::scale_workspace_bytes(tensors, cuda_options()));
+      cuda::scale_put_sums(tensors, sums_, cuda_options(), step.scalars(), workspace_.mutable_data_ptr(),
+                           step.stream());
+      return exchange();
+    }
+    cuda::scale_finish(tensors, sums_, cuda_options(), step.scalars(), workspace_.mutable_data_ptr(), step.stream());
+    return {};
+  }
+
+  at::Tensor workspace_;
 #endif
+
+  // One for each parameter with elements, or for each of its matrices.
+  void make_buffers(bool by_matrix) {
+    for (size_t i = 0; i < params_.size(); ++i) {
+      const at::Tensor& param = params_[i];
+      std::vector<int64_t> shape = param.sizes().vec();
+      const int64_t cols = shape.back();
+      const int64_t size = columns() ? cols : shape[shape.size() - 2];
+      shape.pop_back();
+      shape.back() = size;
+      buffers_.push_back(buffer(i, shape, at::kDouble));
+      if (param.numel() == 0) continue;
+      auto* sums = static_cast<double*>(buffers_[i].mutable_data_ptr());
+      const int64_t matrices = by_matrix ? buffers_[i].numel() / size : 1;
+      for (int64_t m = 0; m < matrices; ++m) sums_.push_back(sums + m * size);
+    }
+  }
 
   // Addresses of elements.
   static void* write_pointer(const at::Tensor& tensor, int64_t element) {
@@ -90,6 +159,10 @@ class ScalePlan final : public RulePlan<Scale> {
   }
   bool rms() const { return arg<"normalization">() == "rms"; }
   bool columns() const { return arg<"dim">() == 0; }
+
+  TensorList buffers_;
+  std::vector<double*> sums_;
+  std::optional<cpu::ScaleStep> cpu_step_;
 };
 
 }  // namespace

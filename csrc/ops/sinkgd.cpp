@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cpu/sinkgd_stages.h"
 #include "ops/common/rule_plan.h"
 
 #ifdef SAGE_EXT_WITH_CUDA
@@ -37,7 +38,7 @@ class SinkGDPlan final : public RulePlan<SinkGD> {
   }
 
  private:
-  void run_cpu() override {
+  std::vector<cpu::SinkGDMatrix> cpu_matrices() const {
     std::vector<cpu::SinkGDMatrix> matrices;
     matrices.reserve(params_.size());
     for (size_t i = 0; i < params_.size(); ++i) {
@@ -52,16 +53,78 @@ class SinkGDPlan final : public RulePlan<SinkGD> {
       for (int64_t matrix = 0; matrix < param.numel() / (rows * cols); ++matrix) {
         const int64_t offset = matrix * rows * cols;
         matrices.push_back({param_data + offset * itemsize(param_dtype), grad_data + offset * itemsize(grad_dtype),
-                            rows, cols, param_dtype, grad_dtype});
+                            rows, cols, param_dtype, grad_dtype, whole(i)});
       }
     }
-    cpu::SinkGDStep step(std::move(matrices), {lr(), arg<"alpha">(), arg<"eps">(), arg<"weight_decay">(), iterations(),
-                                               unit(), grad_factor()});
-    step.run(num_threads());
+    return matrices;
+  }
+
+  cpu::SinkGDOptions cpu_options() const {
+    return {lr(), arg<"alpha">(), arg<"eps">(), arg<"weight_decay">(), iterations(), unit(), grad_factor()};
+  }
+
+  void run_cpu() override { cpu::SinkGDStep(cpu_matrices(), cpu_options()).run(num_threads()); }
+
+  WholeSize whole_size(const std::vector<int64_t>& shape) const override { return size_of_last_two(shape); }
+
+  // Between the halves of an iteration, and between iterations.
+  enum class Stage { rows, shares, columns };
+
+  // `of` does the parts of an iteration on a device.
+  template <typename Parts>
+  std::optional<Exchange> proceed(const Parts& of) {
+    for (; iteration_ < iterations(); stage_ = Stage::rows, ++iteration_) {
+      if (stage_ == Stage::rows && cut_->columns) {
+        of.put_rows();
+        stage_ = Stage::shares;
+        return exchange("columns", row_sums_);
+      }
+      if (stage_ != Stage::columns) {
+        if (stage_ == Stage::shares) {
+          of.take_rows();
+          of.put_columns();
+        } else {
+          of.rows_and_columns();
+        }
+        stage_ = Stage::columns;
+        if (cut_->rows) return exchange("rows", column_sums_);
+      }
+      of.take_columns();
+    }
+    of.finish();
+    return {};
+  }
+
+  // Where this process has nothing of a parameter, what the others have added up last is still in the buffer.
+  Exchange exchange(const char* over, TensorList& buffers) const {
+    for (size_t i = 0; i < params_.size(); ++i) {
+      if (params_[i].numel() == 0) buffers[i].zero_();
+    }
+    return {over, buffers};
+  }
+
+  struct CpuParts {
+    SinkGDPlan& plan;
+    cpu::SinkGDStages& stages;
+
+    void put_rows() const { stages.put_rows(num_threads(), plan.sums_); }
+    void take_rows() const { stages.take_rows(plan.iteration_, plan.sums_); }
+    void put_columns() const { stages.put_columns(num_threads(), plan.sums_); }
+    void rows_and_columns() const { stages.rows_and_columns(num_threads(), plan.iteration_, plan.sums_); }
+    void take_columns() const { stages.take_columns(plan.iteration_, plan.sums_); }
+    void finish() const { stages.update(num_threads()); }
+  };
+
+  std::optional<Exchange> proceed_cpu() override {
+    if (!stages_) {
+      make_buffers(/*by_matrix=*/true);
+      stages_.emplace(cpu_matrices(), cpu_options());
+    }
+    return proceed(CpuParts{*this, *stages_});
   }
 
 #ifdef SAGE_EXT_WITH_CUDA
-  void run_cuda(CudaStep& step) override {
+  std::vector<cuda::SinkGDTensor> cuda_tensors() const {
     std::vector<cuda::SinkGDTensor> tensors;
     tensors.reserve(params_.size());
     for (size_t i = 0; i < params_.size(); ++i) {
@@ -70,15 +133,78 @@ class SinkGDPlan final : public RulePlan<SinkGD> {
       const int64_t rows = param.size(-2);
       const int64_t cols = param.size(-1);
       tensors.push_back({param.mutable_data_ptr(), grads_[i].const_data_ptr(), param.numel() / (rows * cols), rows,
-                         cols, dtype_of(param), dtype_of(grads_[i])});
+                         cols, dtype_of(param), dtype_of(grads_[i]), whole(i)});
     }
-    cuda::sinkgd_step(tensors, {arg<"alpha">(), arg<"eps">(), arg<"weight_decay">(), iterations(), unit()},
-                      step.scalars(), step.workspace(cuda::sinkgd_workspace_bytes(tensors)), step.stream());
+    return tensors;
   }
+
+  cuda::SinkGDOptions cuda_options() const {
+    return {arg<"alpha">(), arg<"eps">(), arg<"weight_decay">(), iterations(), unit()};
+  }
+
+  void run_cuda(CudaStep& step) override {
+    const std::vector<cuda::SinkGDTensor> tensors = cuda_tensors();
+    cuda::sinkgd_step(tensors, cuda_options(), step.scalars(), step.workspace(cuda::sinkgd_workspace_bytes(tensors)),
+                      step.stream());
+  }
+
+  struct CudaParts {
+    SinkGDPlan& plan;
+    const cuda::SinkGDPieces& pieces;
+    CudaStep& step;
+
+    void put_rows() const { cuda::sinkgd_put_rows(pieces, plan.iteration_, step.scalars(), step.stream()); }
+    void take_rows() const { cuda::sinkgd_take_rows(pieces, plan.iteration_, step.scalars(), step.stream()); }
+    void put_columns() const { cuda::sinkgd_put_columns(pieces, plan.iteration_, step.scalars(), step.stream()); }
+    void rows_and_columns() const {
+      cuda::sinkgd_rows_and_columns(pieces, plan.iteration_, step.scalars(), step.stream());
+    }
+    void take_columns() const { cuda::sinkgd_take_columns(pieces, plan.iteration_, step.scalars(), step.stream()); }
+    void finish() const { cuda::sinkgd_finish(pieces, step.scalars(), step.stream()); }
+  };
+
+  std::optional<Exchange> proceed_cuda(CudaStep& step) override {
+    const std::vector<cuda::SinkGDTensor> tensors = cuda_tensors();
+    const cuda::SinkGDOptions options = cuda_options();
+    if (!workspace_.defined()) {
+      make_buffers(/*by_matrix=*/false);
+      workspace_ = buffer_of(cuda::sinkgd_workspace_bytes(tensors));
+    }
+    const cuda::SinkGDPieces pieces{tensors, sums_, options, workspace_.mutable_data_ptr()};
+    return proceed(CudaParts{*this, pieces, step});
+  }
+
+  at::Tensor workspace_;
 #endif
+
+  // A CPU has a matrix at a time, a device a tensor.
+  void make_buffers(bool by_matrix) {
+    for (size_t i = 0; i < params_.size(); ++i) {
+      const at::Tensor& param = params_[i];
+      const int64_t rows = param.size(-2);
+      const int64_t cols = param.size(-1);
+      std::vector<int64_t> leading = param.sizes().slice(0, param.dim() - 2).vec();
+      std::vector<int64_t> of_rows = leading, of_columns = leading;
+      of_rows.push_back(rows);
+      of_columns.push_back(cols);
+      row_sums_.push_back(buffer(i, of_rows, at::kDouble));
+      column_sums_.push_back(buffer(i, of_columns, at::kFloat));
+      if (param.numel() == 0) continue;
+      auto* row_sums = static_cast<double*>(row_sums_[i].mutable_data_ptr());
+      auto* column_sums = static_cast<float*>(column_sums_[i].mutable_data_ptr());
+      const int64_t matrices = by_matrix ? param.numel() / (rows * cols) : 1;
+      for (int64_t m = 0; m < matrices; ++m) sums_.push_back({row_sums + m * rows, column_sums + m * cols});
+    }
+  }
 
   int iterations() const { return static_cast<int>(arg<"iterations">()); }
   bool unit() const { return arg<"normalization">() == "unit"; }
+
+  Stage stage_ = Stage::rows;
+  int iteration_ = 0;
+  TensorList row_sums_, column_sums_;
+  std::vector<SinkGDSums> sums_;
+  std::optional<cpu::SinkGDStages> stages_;
 };
 
 }  // namespace

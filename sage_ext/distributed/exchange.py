@@ -132,6 +132,8 @@ class Presence:
     found_inf: Tensor | None = None
     """On a GPU: not zero where the step is skipped."""
     count: Tensor | None = None
+    counts: bool = True
+    """Whether anything may be written, as far as the host knows."""
     mask: Tensor | None = None
 
     def along(self, lines: Sequence[Line], device: torch.device) -> Item | None:
@@ -149,7 +151,8 @@ class Presence:
         """Return whether anything may be written; on a GPU always True, and ``store`` masks."""
         count = torch.full((1,), float(self.has_gradient)) if self.count is None else self.count
         if count.device.type == "cpu" and self.found_inf is None:
-            return bool(count > 0)
+            self.counts = bool(count > 0)
+            return self.counts
         self.mask = (count > 0).reshape(())
         if self.found_inf is not None:
             self.mask = self.mask.to(self.found_inf.device) & (self.found_inf.reshape(()) == 0)
@@ -161,16 +164,17 @@ class Presence:
 
 @dataclass
 class Work:
-    """The stages of one tensor, or of all tensors of an ALIAS group."""
+    """The stages of one tensor, of tensors that are cut alike, or of all tensors of an ALIAS group."""
 
     stages: Stages
     tensors: Sequence[Tensor]
     lines: Lines
-    presence: Presence | None
+    presences: Sequence[Presence] = ()
+    """Of each tensor; none where the stages see to it."""
     _answers: list[Tensor] | None = None
     _requests: list[Exchange] = field(default_factory=list)
     _items: list[Item] = field(default_factory=list)
-    _flag: Item | None = None
+    _flags: list[tuple[Presence, Item]] = field(default_factory=list)
     _commits: bool = False
 
     def proceed(self) -> list[Item]:
@@ -179,7 +183,8 @@ class Work:
         while True:
             if self._commits:
                 self._commits = False
-                if self.presence is not None and not self.presence.decide():
+                decided = [presence.decide() for presence in self.presences]
+                if decided and not any(decided):
                     self.stages.close()
                     return []
             try:
@@ -189,20 +194,27 @@ class Work:
             self._answers = []
             if requests is COMMIT:
                 self._commits = True
-                left = self.presence.left if self.presence is not None else []
-                if left:
-                    self._flag = self.presence.along(left, self.tensors[0].device)
-                    return [self._flag]
+                if flags := self._raise_flags([presence.left for presence in self.presences]):
+                    return flags
                 continue
             self._requests, self._items = requests, [self._item(request) for request in requests]
-            lines = [line for item in self._items for line in item.lines]
-            if not lines:
+            sent = [item for item in self._items if item.lines]
+            if not sent:
                 self._take_up()
                 continue
-            if self.presence is not None:
-                self._flag = self.presence.along(lines, self.tensors[0].device)
-            sent = [item for item in self._items if item.lines]
-            return [*sent, *([] if self._flag is None else [self._flag])]
+            return [*sent, *self._raise_flags([self._lines_of(i) for i in range(len(self.presences))])]
+
+    def _lines_of(self, tensor: int) -> list[Line]:
+        """Return the lines along which something of a tensor goes now."""
+        pairs = zip(self._requests, self._items, strict=True)
+        return [line for request, item in pairs if request.tensor == tensor for line in item.lines]
+
+    def _raise_flags(self, lines: Sequence[Sequence[Line]]) -> list[Item]:
+        """Have the flag of each tensor go along these lines, where it has not gone yet."""
+        for presence, own in zip(self.presences, lines, strict=True):
+            if (item := presence.along(own, self.tensors[0].device)) is not None:
+                self._flags.append((presence, item))
+        return [item for _, item in self._flags]
 
     def _item(self, request: Exchange) -> Item:
         tensor, buffer = self.tensors[request.tensor], request.buffer
@@ -217,8 +229,9 @@ class Work:
 
     def _take_up(self) -> None:
         """Turn what came back into the answers to the requests."""
-        if self._flag is not None:
-            self.presence.count, self._flag = self._flag.value, None
+        for presence, item in self._flags:
+            presence.count = item.value
+        self._flags = []
         if self._requests:
             self._answers = [self._answer(*pair) for pair in zip(self._requests, self._items, strict=True)]
             self._requests, self._items = [], []

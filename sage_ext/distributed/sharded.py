@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sage_ext import checks, pieces
+from sage_ext.distributed import native
 from sage_ext.distributed.exchange import Lines, Presence, Work, run
+from sage_ext.distributed.native import Part
 from sage_ext.distributed.placements import check_placements, cuts, describe, placements_of
 from sage_ext.optimizers.rule import Rule
 from sage_ext.optimizers.step import Call
@@ -109,19 +111,59 @@ def _check_state(param: Any, key: str, value: Any, spec: Any, label: Callable[[T
         )
 
 
-def run_staged(calls: Sequence[Call], lines: Lines, scaling: tuple[Any, Tensor | None]) -> None:
+class Planned(NamedTuple):
+    """A call that has been checked."""
+
+    call: Call
+    parts: list[Part]
+    """What native kernels run of it."""
+    rest: Sequence[int]
+    """Positions of what PyTorch runs."""
+
+
+def plan_staged(
+    calls: Sequence[Call],
+    lines: Lines,
+    scaling: tuple[Any, Tensor | None],
+    describer: Callable[[Call], Callable[[int], str]],
+) -> list[Planned]:
+    """Check the calls once more, as native kernels do, and return what runs them. Nothing changes.
+
+    Raises:
+        ValueError: a tensor or a hyperparameter cannot be used.
+    """
+    return [
+        Planned(call, [], range(len(call.params)))
+        if call.in_stages
+        else Planned(call, *native.plan(call, lines, scaling, describer(call)))
+        for call in calls
+    ]
+
+
+def run_staged(planned: Sequence[Planned], lines: Lines, scaling: tuple[Any, Tensor | None]) -> None:
     """Run the stages of all calls together. Everything has been checked, and all processes do the same."""
     grad_scale, found_inf = scaling
-    works = []
-    for call in calls:
+    works: list[Work] = []
+    for call, parts, rest in planned:
         arguments = {**call.arguments, "grad_scale": grad_scale}
-        works += (_works_of_alias if call.rule.shared_keys else _works)(call, lines, arguments, found_inf)
+        if call.rule.shared_keys:
+            works += _works_of_alias(call, lines, arguments, found_inf)
+        else:
+            works += [part.work(lines) for part in parts]
+            works += _works(call, rest, lines, arguments, found_inf)
     run(works)
 
 
-def _works(call: Call, lines: Lines, arguments: Mapping[str, Any], found_inf: Tensor | None) -> list[Work]:
+def _works(
+    call: Call,
+    positions: Sequence[int],
+    lines: Lines,
+    arguments: Mapping[str, Any],
+    found_inf: Tensor | None,
+) -> list[Work]:
     works = []
-    for position, (param, grad) in enumerate(zip(call.params, call.grads, strict=True)):
+    for position in positions:
+        param, grad = call.params[position], call.grads[position]
         own_lines = [lines.of(param, mesh_dim) for mesh_dim, _ in cuts(param)]
         presence = Presence(grad is not None, own_lines, found_inf)
         states = [pieces.local(values[position]) if values else None for values in call.states]
@@ -133,7 +175,7 @@ def _works(call: Call, lines: Lines, arguments: Mapping[str, Any], found_inf: Te
             store=presence.store,
             **arguments,
         )
-        works.append(Work(stages, [param], lines, presence))
+        works.append(Work(stages, [param], lines, [presence]))
     return works
 
 
@@ -151,7 +193,7 @@ def _works_of_alias(
         present=[grad is not None for grad in call.grads],
         **{"loss": None, **arguments},
     )
-    return [Work(stages, call.params, lines, None)]
+    return [Work(stages, call.params, lines)]
 
 
 def _gradient(param: Tensor, grad: Tensor | None) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 from sage_ext import pieces
 from sage_ext.distributed import sharded
 from sage_ext.distributed.exchange import Item, Line, Lines, send
+from sage_ext.distributed.native import RULES as NATIVE_RULES
 from sage_ext.distributed.placements import cuts, pending_sums, wrap
 from sage_ext.optimizers.rule import Rule, StateSpec
 from sage_ext.optimizers.step import Call
@@ -108,7 +109,13 @@ class Team:
         return Agreement(self, *scaling)
 
     def gather(
-        self, index: int, group: Mapping[str, Any], found: Callable[..., Call], label: Callable[[Tensor], str]
+        self,
+        index: int,
+        group: Mapping[str, Any],
+        found: Callable[..., Call],
+        label: Callable[[Tensor], str],
+        *,
+        native: bool,
     ) -> tuple[Call | None, Call | None]:
         """Return what the step of a group works on: whole tensors and those of element-wise rules, as this
         process has them, and what is stepped in stages, whether or not it has a gradient here."""
@@ -120,11 +127,20 @@ class Team:
             return whole, None
         cut = found(staged, [param.grad for param in staged])
         sharded.check_staged(cut, group, label)
-        return whole, cut._replace(in_stages=True)
+        return whole, cut._replace(in_stages=not native or cut.rule.name not in NATIVE_RULES)
 
-    def run(self, staged: Sequence[Call], scaling: tuple[Any, Tensor | None]) -> None:
+    def plan(
+        self,
+        staged: Sequence[Call],
+        scaling: tuple[Any, Tensor | None],
+        describer: Callable[[Call], Callable[[int], str]],
+    ) -> list[sharded.Planned]:
+        """Return what runs the stages of these calls, which have been checked then."""
+        return sharded.plan_staged(staged, self.lines, scaling, describer)
+
+    def run(self, planned: Sequence[sharded.Planned], scaling: tuple[Any, Tensor | None]) -> None:
         """Run the stages of these calls together."""
-        sharded.run_staged(staged, self.lines, scaling)
+        sharded.run_staged(planned, self.lines, scaling)
 
     def flag(self, found_inf: Any) -> Tensor | None:
         """Return what the kernels take as ``found_inf``: None on a CPU, which does not start such a step."""

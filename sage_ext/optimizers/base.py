@@ -229,7 +229,8 @@ class FusedOptimizer(GroupedOptimizer):
                 found = partial(step.gather, index, group, rule, state=self.state, is_new=is_new, again=again)
                 is_inert = self._is_inert(index, rule, params, grads)
                 if team is not None and index in team.sharded:
-                    whole, cut = team.gather(index, group, found, partial(self._name, index))
+                    name = partial(self._name, index)
+                    whole, cut = team.gather(index, group, found, name, native=self.backend == "native")
                 else:
                     whole, cut = found(params, grads), None
                 for call, active in ((whole, calls), (cut, staged)):
@@ -245,6 +246,8 @@ class FusedOptimizer(GroupedOptimizer):
             everything = [*calls, *staged, *inert]
             step.check_not_captured(step.without_state(everything, self.param_groups))
 
+            planned = [] if team is None else team.plan(staged, agreement.scaling, self._describer)
+
             def take_up() -> None:
                 agreement.reach(staged, self._losses)
                 self._known.update(met)
@@ -258,7 +261,7 @@ class FusedOptimizer(GroupedOptimizer):
             else:
                 step.run_reference(calls, self.param_groups, agreement.scaling, self._describer, take_up)
             if team is not None:
-                team.run(staged, agreement.scaling)
+                team.run(planned, agreement.scaling)
         if agreement.is_skipped:
             self._keep_loss(loss)
         else:

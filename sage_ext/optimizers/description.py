@@ -117,8 +117,12 @@ class Description:
         lines += [f"group {index}: {setting}" for index, setting in enumerate(self.groups)]
         if any(row.placements for row in self.rows):
             lines.append("state is that of this process")
-        if staged := sum(row.in_stages for row in self.rows):
-            lines.append(f"{staged} tensors are stepped in PyTorch, with exchanges between processes")
+        if staged := [row for row in self.rows if row.in_stages]:
+            from sage_ext.distributed.native import RULES
+
+            slow = sum(self.backend != "native" or row.rule not in RULES for row in staged)
+            where = f", {slow} of them in PyTorch" if slow else ""
+            lines.append(f"{len(staged)} tensors are stepped with exchanges between processes{where}")
         lines.append(f"backend: {self.backend}")
         return "\n".join(lines)
 

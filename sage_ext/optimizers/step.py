@@ -33,7 +33,7 @@ class Call(NamedTuple):
     owners: list[Tensor] | None = None
     """The parameters as the optimizer has them, where ``params`` are what this process holds of them."""
     in_stages: bool = False
-    """Whether it runs in PyTorch, in stages with exchanges between processes."""
+    """Whether it runs in PyTorch, in stages with exchanges between processes, and not in native kernels."""
 
     @property
     def lists(self) -> list[list[Tensor]]:

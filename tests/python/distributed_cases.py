@@ -330,7 +330,7 @@ def described(layout: Layout, rank: int, size: int) -> None:
     pair.optimizer.step()
     assert pair.optimizer.describe().rows == before.rows
     assert "placements" in str(before)
-    assert "in PyTorch, with exchanges" in str(before)
+    assert "stepped with exchanges between processes" in str(before)
 
 
 def swapped(layout: Layout, rank: int, size: int) -> None:

@@ -11,6 +11,12 @@
 // column (s, over rows) and its exponential average (S, bias-corrected).
 namespace sage_ext {
 
+// What the processes that have the pieces of a tensor add up between the passes, each over its own.
+struct SageSums {
+  float* columns;   // [cols]: of |g|
+  double* squares;  // [2]: over the columns, of s^2 and of (S / (1 - beta2^t))^2
+};
+
 struct SageDamper {
   float rms_s;                // sqrt(mean_j s_j^2)
   float rms_s_hat;            // sqrt(mean_j (S_j / (1 - beta2^t))^2)

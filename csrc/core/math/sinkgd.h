@@ -10,6 +10,12 @@
 // diag(col_scale), and only the two vectors are kept.
 namespace sage_ext {
 
+// What the processes that have the pieces of a matrix add up, each over its own: sums of squares of the iterate.
+struct SinkGDSums {
+  double* rows;    // [rows]
+  float* columns;  // [cols]
+};
+
 // The two normalisations. "unit" takes every norm to 1; its iterate X is held as Y = f X, with a number f that is known
 // at every half of an iteration. Any f gives the same X, if eps is f times as large where norms of Y are taken. This f
 // keeps the scales where they are: a matrix whose entries all have the same size then is a fixed point of either half.
@@ -46,16 +52,20 @@ SAGE_EXT_HD SinkGDNorm sinkgd_col_norm(const SinkGDForm& form, int64_t rows, int
   return {is_last ? 1.0 : sinkgd_target(form, rows, cols), form.eps * sinkgd_target(form, cols, rows)};
 }
 
-// The new scale of a row (or column) whose entries G_ij * other_scale have the sum of squares `sum_sq`:
-// scale * target / (|scale| * sqrt(sum_sq) + eps). A zero row keeps scale 0, so that it stays put and never
-// makes a NaN; NaN and infinity go through, as in the eager form.
+// The new scale of a row (or column) of this norm: scale * target / (norm + eps). A zero row keeps scale 0, so that it
+// stays put and never makes a NaN; NaN and infinity go through, as in the eager form.
 template <typename Real>
-SAGE_EXT_HD Real sinkgd_rescale(Real scale, Real sum_sq, Real target, Real eps) {
-  const Real norm = (scale < 0 ? -scale : scale) * std::sqrt(sum_sq);
+SAGE_EXT_HD Real sinkgd_rescale_by(Real norm, Real scale, Real target, Real eps) {
   if (norm == 0) return 0;
   const Real rescaled = scale * target / (norm + eps);
   // fp32 holds the scales: keep them finite when a row of fp32's smallest numbers is scaled up.
   return rescaled > kMaxScale ? kMaxScale : (rescaled < -kMaxScale ? -kMaxScale : rescaled);
+}
+
+// The same where the entries G_ij * other_scale have the sum of squares `sum_sq`.
+template <typename Real>
+SAGE_EXT_HD Real sinkgd_rescale(Real scale, Real sum_sq, Real target, Real eps) {
+  return sinkgd_rescale_by((scale < 0 ? -scale : scale) * std::sqrt(sum_sq), scale, target, eps);
 }
 
 // Whether fp32 has room for sinkgd_rescale() of this scale with a sum that is safe.

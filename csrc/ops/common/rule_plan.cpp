@@ -1,7 +1,10 @@
 #include "ops/common/rule_plan.h"
 
+#include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 #include <c10/core/Scalar.h>
+
+#include <stdexcept>
 
 #include "core/math/common.h"
 
@@ -59,6 +62,47 @@ void AnyRulePlan::run() {
   run_cpu();
   count_step();
   for (const TensorList* list : written()) bump_versions(*list);
+}
+
+void AnyRulePlan::begin(Cut&& cut) {
+  if (cut.shapes.size() != params_.size()) {
+    throw std::invalid_argument("shapes has " + std::to_string(cut.shapes.size()) + " items, but there are " +
+                                std::to_string(params_.size()) + " parameters");
+  }
+  for (size_t i = 0; i < params_.size(); ++i) {
+    if (static_cast<int64_t>(cut.shapes[i].size()) == params_[i].dim() && whole_size(cut.shapes[i]).is_cut()) continue;
+    throw std::invalid_argument("shapes[" + std::to_string(i) + "] is not the shape of a parameter with " +
+                                std::to_string(params_[i].dim()) +
+                                " dimensions and at least one element, for a rule that looks at rows or columns");
+  }
+  cut_ = std::move(cut);
+}
+
+std::optional<Exchange> AnyRulePlan::proceed() {
+  if (params_.empty() || !cut_) return {};
+#ifdef SAGE_EXT_WITH_CUDA
+  if (on_cuda()) {
+    CudaStep step(params_[0].device(), common_);
+    std::optional<Exchange> exchange = proceed_cuda(step);
+    if (!exchange) {
+      for (const TensorList* list : written()) bump_versions(*list);
+    }
+    return exchange;
+  }
+#endif
+  // The same on all processes, so that none of them waits.
+  if (skips_step(value_of<"found_inf">(common_))) return {};
+  std::optional<Exchange> exchange = proceed_cpu();
+  if (!exchange) {
+    count_step();
+    for (const TensorList* list : written()) bump_versions(*list);
+  }
+  return exchange;
+}
+
+at::Tensor AnyRulePlan::buffer(size_t i, at::IntArrayRef shape, at::ScalarType dtype) const {
+  const at::TensorOptions options = params_[i].options().dtype(dtype).requires_grad(false);
+  return params_[i].numel() == 0 ? at::zeros(shape, options) : at::empty(shape, options);
 }
 
 double AnyRulePlan::grad_factor() const {

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <ATen/Functions.h>
+
+#include "core/launch_plan.h"
 #include "ops/common/checks.h"
 #include "ops/rules.h"
 
@@ -12,6 +15,8 @@ class CudaStep;
 class AnyRulePlan : public Plan {
  public:
   void run() final;
+  void begin(Cut&& cut) final;
+  std::optional<Exchange> proceed() final;
 
  protected:
   using Lists = std::vector<const TensorList*>;
@@ -32,10 +37,25 @@ class AnyRulePlan : public Plan {
 
   // The step on the CPU, but for the step counters and for steps that found_inf skips.
   virtual void run_cpu() = 0;
+  // The same up to the next exchange; the rules that have none are not asked.
+  virtual std::optional<Exchange> proceed_cpu() { return {}; }
 #ifdef SAGE_EXT_WITH_CUDA
   // Enqueues the whole step.
   virtual void run_cuda(CudaStep& step) = 0;
+  virtual std::optional<Exchange> proceed_cuda(CudaStep&) { return {}; }
 #endif
+
+  // The size of a whole parameter, as a matrix of its first dimension and the others; as matrices of its last two.
+  virtual WholeSize whole_size(const std::vector<int64_t>&) const { return {}; }
+  WholeSize whole(size_t i) const { return cut_ ? whole_size(cut_->shapes[i]) : WholeSize{}; }
+  static WholeSize size_of_last_two(const std::vector<int64_t>& shape) {
+    return {shape[shape.size() - 2], shape[shape.size() - 1]};
+  }
+
+  // A buffer beside parameter i. Zeros where this process has nothing of the parameter.
+  at::Tensor buffer(size_t i, at::IntArrayRef shape, at::ScalarType dtype) const;
+  // Scratch on the parameters' device.
+  at::Tensor buffer_of(int64_t bytes) const { return at::empty({bytes}, params_[0].options().dtype(at::kByte)); }
 
   // The learning rate of a step on the CPU, where check_common() has read it.
   double lr() const { return std::get<double>(value_of<"lr">(common_)); }
@@ -47,6 +67,7 @@ class AnyRulePlan : public Plan {
 
   TensorList params_, grads_;
   CommonCall common_;
+  std::optional<Cut> cut_;
 };
 
 // The number of threads that torch would use now (torch.set_num_threads).
