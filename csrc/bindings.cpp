@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "cpu/common/isa.h"
+#include "gathered.h"
 #include "ops/common/signature.h"
 
 namespace py = pybind11;
@@ -169,6 +170,21 @@ struct Function<Rule, Types<L...>, Types<A...>> {
         Rule::doc, py::arg(L::name())..., py::kw_only(), keyword<A>()..., py::arg("describe") = py::none());
   }
 
+  // Step.again_<name>(gathered, ...): with lists that have been checked.
+  static void define_again(py::class_<Step>& step_class) {
+    step_class.def((std::string("again_") + Rule::name).c_str(),
+                   [](Step& step, Gathered& gathered, typename Python<A>::Type... arguments) {
+                     if (gathered.count() != sizeof...(L)) throw std::invalid_argument("gathered: of another rule");
+                     Call<Rule> call;
+                     size_t place = 0;
+                     ((value_of<L::text>(call) = gathered.take(place++)), ...);
+                     ((value_of<A::text>(call) = Python<A>::convert(std::move(arguments))), ...);
+                     call.common.are_known = true;
+                     step.add(Rule::plan(std::move(call)));
+                   },
+                   Rule::doc, py::arg("gathered"), py::kw_only(), keyword<A>()...);
+  }
+
   // torch.ops.sage_ext.<name>_: the same plan.
   static void dispatched(typename Dispatcher<L>::Type... lists, typename Dispatcher<A>::Type... arguments) {
     Call<Rule> call;
@@ -267,5 +283,18 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   step.def("stages", &Step::stages, py::kw_only(), py::arg("shapes"), py::arg("rows"), py::arg("columns"),
            "Takes the only plan to be carried out in stages; `shapes` are of the whole parameters, and `rows` and "
            "`columns` say what other processes have the rest of.");
-  for_each_rule([&]<typename Rule>(Types<Rule>) { Function<Rule>::define(m, step); });
+  py::class_<StateItems>(m, "StateItems", "The items of optimizer.state, for Gathered; valid until that changes.")
+      .def(py::init<const py::dict&>(), py::arg("state"));
+  py::class_<Gathered>(m, "Gathered", "Where the last step has found the tensors of a parameter group.")
+      .def(py::init<const py::list&, const StateItems&, const std::vector<std::string>&, const std::vector<bool>&,
+                    const py::list&>(),
+           py::arg("params"), py::arg("state"), py::arg("keys"), py::arg("kept"), py::arg("shared"))
+      .def_property_readonly("is_valid", &Gathered::is_valid, "Whether steps can begin with it.")
+      .def_property_readonly("has_grads", &Gathered::has_grads, "Whether any parameter had a gradient.")
+      .def("refresh", &Gathered::refresh, py::arg("params"), py::arg("state"), py::arg("shared"),
+           "Whether all tensors are in their places and as they were; then it holds those of a step.");
+  for_each_rule([&]<typename Rule>(Types<Rule>) {
+    Function<Rule>::define(m, step);
+    Function<Rule>::define_again(step);
+  });
 }

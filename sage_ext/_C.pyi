@@ -9,7 +9,7 @@ for all of a call's, and empty lists for what its form does not keep (see sage_e
 Written by tools/stub.py from csrc/ops/rules.h, where the rules are declared: ``make stub`` writes it anew.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -30,6 +30,34 @@ class Stages:
     def proceed(self) -> tuple[str, list[Tensor]] | None:
         """Go on to the next exchange: what was summed over (``"rows"`` or ``"columns"``), and a buffer for
         each parameter, which has to hold the sum over all pieces by the next call. None when it is done."""
+
+class StateItems:
+    """The items of ``optimizer.state``, for ``Gathered``; valid until that changes."""
+
+    def __init__(self, state: Mapping[Tensor, dict[str, Any]]) -> None: ...
+
+class Gathered:
+    """Where the last step has found the tensors of a parameter group. It keeps none of them alive.
+
+    ``keys`` are a rule's names in the states, ``kept`` says which of them are there, and ``shared`` is what
+    the group's parameters share.
+    """
+
+    is_valid: bool
+    """Whether steps can begin with it."""
+    has_grads: bool
+    """Whether any parameter had a gradient."""
+
+    def __init__(
+        self,
+        params: list[Tensor],
+        state: StateItems,
+        keys: Sequence[str],
+        kept: Sequence[bool],
+        shared: list[Tensor],
+    ) -> None: ...
+    def refresh(self, params: list[Tensor], state: StateItems, shared: list[Tensor]) -> bool:
+        """Whether all tensors are in their places and as they were; then it holds those of a step."""
 
 class Step:
     """Plans of several groups: each method checks its arguments and changes nothing, run() runs them all.
@@ -190,6 +218,124 @@ class Step:
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
         describe: Callable[[int], str] | None = None,
+    ) -> None:
+        """One ALIAS-Adam step, in place."""
+    def again_sage(
+        self,
+        gathered: Gathered,
+        *,
+        lr: float | Tensor,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        momentum_first: bool = False,
+        instant_damper: bool = True,
+        maximize: bool = False,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+    ) -> None:
+        """One SAGE step, in place."""
+    def again_sinkgd(
+        self,
+        gathered: Gathered,
+        *,
+        lr: float | Tensor,
+        iterations: int,
+        alpha: float,
+        eps: float,
+        weight_decay: float,
+        normalization: str = "sqrt",
+        maximize: bool = False,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+    ) -> None:
+        """One SinkGD step, in place."""
+    def again_lion(
+        self,
+        gathered: Gathered,
+        *,
+        lr: float | Tensor,
+        beta1: float,
+        beta2: float,
+        weight_decay: float,
+        maximize: bool = False,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+    ) -> None:
+        """One Lion step, in place."""
+    def again_sign_sgd(
+        self,
+        gathered: Gathered,
+        *,
+        lr: float | Tensor,
+        momentum: float,
+        weight_decay: float,
+        maximize: bool = False,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+    ) -> None:
+        """One step of Sign-SGD or, with momentum, Signum, in place."""
+    def again_scale(
+        self,
+        gathered: Gathered,
+        *,
+        lr: float | Tensor,
+        momentum: float,
+        dim: int,
+        eps: float,
+        weight_decay: float,
+        normalization: str = "rms",
+        maximize: bool = False,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+    ) -> None:
+        """One SCALE step, in place."""
+    def again_adamw(
+        self,
+        gathered: Gathered,
+        *,
+        lr: float | Tensor,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        maximize: bool = False,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+    ) -> None:
+        """One AdamW step, in place."""
+    def again_alias(
+        self,
+        gathered: Gathered,
+        *,
+        lr: float | Tensor,
+        memory_efficient: bool,
+        gap: str,
+        lower_bound: float,
+        max_step: float,
+        warmup_steps: int,
+        update_every: int,
+        weight_decay: float,
+        loss: float | Tensor | None = None,
+        phase: str = "step",
+        maximize: bool = False,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+    ) -> None:
+        """One ALIAS step, in place."""
+    def again_alias_adam(
+        self,
+        gathered: Gathered,
+        *,
+        lr: float | Tensor,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        maximize: bool = False,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
     ) -> None:
         """One ALIAS-Adam step, in place."""
 

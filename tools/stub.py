@@ -18,7 +18,7 @@ for all of a call's, and empty lists for what its form does not keep (see sage_e
 Written by tools/stub.py from csrc/ops/rules.h, where the rules are declared: ``make stub`` writes it anew.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -40,6 +40,34 @@ class Stages:
         """Go on to the next exchange: what was summed over (``"rows"`` or ``"columns"``), and a buffer for
         each parameter, which has to hold the sum over all pieces by the next call. None when it is done."""
 
+class StateItems:
+    """The items of ``optimizer.state``, for ``Gathered``; valid until that changes."""
+
+    def __init__(self, state: Mapping[Tensor, dict[str, Any]]) -> None: ...
+
+class Gathered:
+    """Where the last step has found the tensors of a parameter group. It keeps none of them alive.
+
+    ``keys`` are a rule's names in the states, ``kept`` says which of them are there, and ``shared`` is what
+    the group's parameters share.
+    """
+
+    is_valid: bool
+    """Whether steps can begin with it."""
+    has_grads: bool
+    """Whether any parameter had a gradient."""
+
+    def __init__(
+        self,
+        params: list[Tensor],
+        state: StateItems,
+        keys: Sequence[str],
+        kept: Sequence[bool],
+        shared: list[Tensor],
+    ) -> None: ...
+    def refresh(self, params: list[Tensor], state: StateItems, shared: list[Tensor]) -> bool:
+        """Whether all tensors are in their places and as they were; then it holds those of a step."""
+
 class Step:
     """Plans of several groups: each method checks its arguments and changes nothing, run() runs them all.
 
@@ -57,9 +85,16 @@ class Step:
 def render(module: ModuleType) -> str:
     """Return the stub of ``module``, which is ``sage_ext._C``."""
     rules = module.signatures()
-    methods = (_function(name, rules[name], method=True) for name in rules)
+    methods = [_function(name, rules[name], method=True) for name in rules]
+    methods += [_function(f"again_{name}", _again(rules[name]), method=True) for name in rules]
     functions = (_function(f"{name}_", rules[name], method=False) for name in rules)
     return "".join([HEAD, *methods, *(f"\n{function}" for function in functions)])
+
+
+def _again(signature: tuple) -> tuple:
+    """The signature of a step with lists that have been checked."""
+    doc, _, keywords = signature
+    return doc, [("gathered", "Gathered", None)], [item for item in keywords if item[0] != "describe"]
 
 
 def _function(name: str, signature: tuple, *, method: bool) -> str:

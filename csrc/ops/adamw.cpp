@@ -15,7 +15,7 @@ namespace {
 class AdamWPlan final : public RulePlan<AdamW> {
  public:
   explicit AdamWPlan(Call<AdamW>&& call) : RulePlan(std::move(call)) {
-    const Checker checker(params_, Layout::dense, common_.describe);
+    const Checker checker(params_, Layout::dense, common_.describe, common_.are_known);
     check_common();
     checker.moments(arg<"exp_avgs">(), arg<"exp_avg_sqs">());
     checker.steps(arg<"steps">());

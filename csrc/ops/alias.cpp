@@ -27,7 +27,7 @@ class AliasPlan final : public RulePlan<Alias> {
                  arg<"weight_decay">(),     arg<"warmup_steps">(),     arg<"update_every">(), phase_of(arg<"phase">())},
         loss_(arg<"loss">()) {
     // The sign planes go by the row-major order.
-    const Checker checker(params_, Layout::row_major, common_.describe);
+    const Checker checker(params_, Layout::row_major, common_.describe, common_.are_known);
     check_common();
     if (keeps_signs()) {
       checker.signs("signs", arg<"signs">());

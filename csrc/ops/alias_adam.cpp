@@ -16,7 +16,7 @@ class AliasAdamPlan final : public RulePlan<AliasAdam> {
   explicit AliasAdamPlan(Call<AliasAdam>&& call)
       : RulePlan(std::move(call)), constants_{arg<"beta1">(), arg<"beta2">(), arg<"eps">(), arg<"weight_decay">()} {
     // The sign planes go by the row-major order.
-    const Checker checker(params_, Layout::row_major, common_.describe);
+    const Checker checker(params_, Layout::row_major, common_.describe, common_.are_known);
     check_common();
     checker.moments(arg<"exp_avgs">(), arg<"exp_avg_sqs">());
     checker.signs("signs", arg<"signs">());

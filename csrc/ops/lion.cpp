@@ -14,7 +14,7 @@ namespace {
 class LionPlan final : public RulePlan<Lion> {
  public:
   explicit LionPlan(Call<Lion>&& call) : RulePlan(std::move(call)) {
-    const Checker checker(params_, Layout::dense, common_.describe);
+    const Checker checker(params_, Layout::dense, common_.describe, common_.are_known);
     check_common();
     checker.state("exp_avgs", arg<"exp_avgs">());
     grads_ = checker.grads(grads_);

@@ -53,6 +53,7 @@ struct Common {
 
 struct CommonCall : Values<Joined<Common::Lists, Common::First, Common::Last>> {
   Describe describe;
+  bool are_known = false;  // a plan has accepted tensors like these: see KnownTensors
 };
 
 // The arguments of one call: those of every rule, and the rule's own.

@@ -21,7 +21,7 @@ std::vector<int64_t> s_range_shape(const at::Tensor& param) {
 class SagePlan final : public RulePlan<Sage> {
  public:
   explicit SagePlan(Call<Sage>&& call) : RulePlan(std::move(call)) {
-    const Checker checker(params_, Layout::row_major, common_.describe);
+    const Checker checker(params_, Layout::row_major, common_.describe, common_.are_known);
     check_common();
     checker.state("exp_avgs", arg<"exp_avgs">());
     checker.fp32_state("s_ranges", arg<"s_ranges">(), s_range_shape);

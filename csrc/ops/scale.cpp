@@ -22,7 +22,7 @@ namespace {
 class ScalePlan final : public RulePlan<Scale> {
  public:
   explicit ScalePlan(Call<Scale>&& call) : RulePlan(std::move(call)) {
-    const Checker checker(params_, Layout::row_major, common_.describe);
+    const Checker checker(params_, Layout::row_major, common_.describe, common_.are_known);
     check_common();
     for (size_t i = 0; i < params_.size(); ++i) {
       if (params_[i].dim() < 2) {

@@ -14,7 +14,7 @@ namespace {
 class SignSGDPlan final : public RulePlan<SignSGD> {
  public:
   explicit SignSGDPlan(Call<SignSGD>&& call) : RulePlan(std::move(call)) {
-    const Checker checker(params_, Layout::dense, common_.describe);
+    const Checker checker(params_, Layout::dense, common_.describe, common_.are_known);
     check_common();
     checker.momentum("exp_avgs", arg<"exp_avgs">(), arg<"momentum">());
     grads_ = checker.grads(grads_);

@@ -19,7 +19,7 @@ constexpr int64_t kMaxCudaSide = int64_t{1} << 30;  // the kernels count rows an
 class SinkGDPlan final : public RulePlan<SinkGD> {
  public:
   explicit SinkGDPlan(Call<SinkGD>&& call) : RulePlan(std::move(call)) {
-    const Checker checker(params_, Layout::row_major, common_.describe);
+    const Checker checker(params_, Layout::row_major, common_.describe, common_.are_known);
     check_common();
     for (size_t i = 0; i < params_.size(); ++i) {
       if (params_[i].dim() < 2) {

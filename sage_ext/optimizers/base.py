@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from sage_ext import _loader, pieces
 from sage_ext import backend as backends
-from sage_ext import pieces
 from sage_ext.optimizers import state_io, step, validate
 from sage_ext.optimizers.advice import Advice
 from sage_ext.optimizers.groups import GroupedOptimizer
+from sage_ext.optimizers.repeat import Kept, LastStep
 from sage_ext.optimizers.rule import NOT_HYPERPARAMETERS, Rule
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class FusedOptimizer(GroupedOptimizer):
     def _forget(self) -> None:
         """Begin anew what is of this process alone, and is not saved or copied."""
         self._next_loss: float | Tensor | None = None
+        self._last = LastStep()
         # Index of a group -> what the last step has seen and checked of it.
         self._known: dict[int, Known] = {}
         # Index of a group -> its hyperparameters as they were when they were last checked.
@@ -137,6 +139,11 @@ class FusedOptimizer(GroupedOptimizer):
                 evaluated = closure()
         loss = next((given for given in (loss, self._next_loss, evaluated) if given is not None), None)
         found_inf = getattr(self, "found_inf", None)
+        if (same := self._last.repeats(self.param_groups, self.rules, self.state)) is not None:
+            self._next_loss = None
+            if not step.is_known_skip(found_inf):
+                self._run_again(same, found_inf)
+            return evaluated
         team = self._team()
         if team is None:
             if step.is_known_skip(found_inf):
@@ -163,6 +170,19 @@ class FusedOptimizer(GroupedOptimizer):
             self._run(again, scaling, None, team, again=True)
         self._next_loss = None
         return evaluated
+
+    def _run_again(self, same: Sequence[Kept], found_inf: Any) -> None:
+        """Check the numbers of these groups, then step them: their tensors have been looked at."""
+        native = _loader.load().Step()
+        flag = found_inf if isinstance(found_inf, Tensor) else None
+        grad_scale = getattr(self, "grad_scale", None)
+        for index, rule, _, gathered in same:
+            group = self.param_groups[index]
+            self._validate(rule, group, index)
+            add = getattr(native, f"again_{rule.name}")
+            add(gathered, **rule.arguments(group), grad_scale=grad_scale, found_inf=flag)
+        native.run()
+        self._advice.after_step(self.param_groups, self.rules, ())
 
     def set_loss(self, loss: float | Tensor | None) -> None:
         """Give the next step its loss, where somebody else calls ``step()`` (a trainer, for instance).
@@ -265,6 +285,8 @@ class FusedOptimizer(GroupedOptimizer):
         if agreement.is_skipped:
             self._keep_loss(loss)
         else:
+            if self.backend == "native" and team is None and not inert:
+                self._last.remember(self.param_groups, self.rules, calls, self.state)
             self._advice.after_step(self.param_groups, self.rules, [*calls, *staged])
 
     def _validate(self, rule: Rule, group: Mapping[str, Any], index: int) -> None:

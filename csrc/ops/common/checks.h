@@ -18,8 +18,9 @@ enum class Layout {
 
 class Checker {
  public:
-  // Checks `params` itself: strided, fp32/bf16/fp16, on one device that has kernels, laid out as `layout` says.
-  Checker(const TensorList& params, Layout layout, Describe describe);
+  // Checks `params` itself: strided, fp32/bf16/fp16, on one device that has kernels, laid out as `layout` says. Where
+  // all tensors `are_known` to be in order, none is looked at again, but for the values of step counters.
+  Checker(const TensorList& params, Layout layout, Describe describe, bool are_known);
 
   // A list that is written along with the parameters: same length; each tensor of a storage dtype, with its
   // parameter's device, shape and strides.
@@ -65,6 +66,45 @@ class Checker {
 
   const TensorList& params_;
   Describe describe_;
+  bool are_known_;
+};
+
+// Tensors that a plan has accepted. As long as they are what they were, another step needs no checks but of its
+// gradients, of which backward() may have made new ones. It keeps no tensor's memory: who frees a state frees it.
+class KnownTensors {
+ public:
+  // `lists`: the parameters, then each list of state. The gradients are those of the accepted step, as they came.
+  KnownTensors(const std::vector<TensorList>& lists, const TensorList& grads);
+
+  // Whether the gradients lie as their parameters do, so that a step copies none; otherwise this is of no use.
+  bool is_valid() const { return is_valid_; }
+
+  // Whether these have the same dtypes, devices, shapes, strides and memory, which is all that the checks look at.
+  bool are(const std::vector<TensorList>& lists) const;
+  // Whether a step can take these gradients: like the first ones, and in no memory that is written.
+  bool accept(const TensorList& params, const TensorList& grads) const;
+
+ private:
+  // Of a tensor, beside its shape and strides.
+  struct Facts {
+    const char* begin;
+    size_t storage;  // bytes
+    uint64_t kind;   // dispatch keys, which tell the device and the kind of tensor
+    at::ScalarType dtype;
+
+    explicit Facts(const at::Tensor& tensor);
+    bool operator==(const Facts&) const = default;
+  };
+  struct Range {
+    const char* begin;
+    const char* end;
+  };
+
+  std::vector<Facts> facts_;         // of all tensors of all lists
+  std::vector<int64_t> dimensions_;  // their sizes and strides, one after the other
+  std::vector<Facts> grad_facts_;    // of the first gradients: where others have to be alike
+  std::vector<Range> written_;       // sorted; apart from each other
+  bool is_valid_ = true;
 };
 
 // The kernels' name for a tensor's dtype, which has been checked.
