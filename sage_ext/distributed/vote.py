@@ -33,29 +33,30 @@ class Observer(Protocol):
 
 
 class MajorityVote:
-    """A communication hook of DistributedDataParallel: gradients become what most processes say of their signs.
+    """A communication hook of DistributedDataParallel: gradients become what most processes' signs are.
 
-    After ``backward()`` every process finds ``sign(sum over processes of sign(g))`` in its gradients, as -1, 0
-    and 1: what Sign-SGD steps by (Bernstein et al., arXiv 1810.05291)::
+    After ``backward()`` every process finds ``sign(sum over processes of sign(g))`` in its gradients, as -1,
+    0 and 1: what Sign-SGD steps by (Bernstein et al., arXiv 1810.05291)::
 
         ddp = DistributedDataParallel(model)
         vote = MajorityVote().register(ddp)
         optimizer = FusedSignSGD(ddp.named_parameters(), lr=1e-4)
 
-    A process sends two bits a coordinate. Zeros vote for neither side, and a tie is 0. The coordinates are cut
-    into pieces, one for each process: it gets everybody's votes on its piece, counts, and sends the result to
-    all. Of N processes each sends 2 * (N-1)/N * 0.25 byte a parameter: 0.44 at N = 8, where an all-reduce of
-    bfloat16 gradients sends 3.5.
+    A process sends two bits a coordinate. Zeros vote for neither side, and a tie is 0. The coordinates are
+    cut into pieces, one for each process: it gets everybody's votes on its piece, counts, and sends the
+    result to all. Of N processes each sends 2 * (N-1)/N * 0.25 byte a parameter: 0.44 at N = 8, where an
+    all-reduce of bfloat16 gradients sends 3.5.
 
     Where a gradient is not finite on some process, the vote on that coordinate is NaN on all: GradScaler,
     ``clip_grad_norm_`` and loggers see it as they would after an all-reduce. A NaN never counts as a sign.
 
     With ``momentum`` each process votes by the sign of a momentum of its own gradients. That is a state of
     this process alone: each has to save its own ``state_dict()``. A gradient that is not finite leaves its
-    element of the momentum as it was.
+    element of the momentum as it was; one that is missing counts as zero.
 
     On a CPU the messages go over a process group of their own, in the order of DDP's buckets, while
-    ``backward()`` goes on. On a GPU they are enqueued on a stream of their own, and the host waits for nothing.
+    ``backward()`` goes on. On a GPU they are enqueued on a stream of their own, and the host waits for
+    nothing.
 
     Args:
         momentum: 0 for the signs of the gradients; else m <- momentum*m + (1-momentum)*g, in [0, 1).
@@ -101,8 +102,8 @@ class MajorityVote:
         """
         if not isinstance(ddp, DistributedDataParallel):
             raise TypeError(
-                f"ddp: got {type(ddp).__name__}, expected a torch.nn.parallel.DistributedDataParallel; wrap the "
-                "model in it first"
+                f"ddp: got {type(ddp).__name__}, expected a torch.nn.parallel.DistributedDataParallel; wrap "
+                "the model in it first"
             )
         if self.group is not None:
             raise RuntimeError("ddp: this vote belongs to a model already; make a MajorityVote for each")
@@ -129,14 +130,15 @@ class MajorityVote:
         ddp.register_comm_hook(None, majority_vote)
         return self
 
-    # ------------------------------------------------------------------------------------------------ the hook
+    # ----------------------------------------------------------------------------------------------- the hook
 
     def _hook(self, bucket: Bucket) -> Any:
         buffer: Tensor = bucket.buffer()
         if buffer.layout != torch.strided:
+            name = self._name(bucket.parameters()[0])
             raise RuntimeError(
-                f"{self._name(bucket.parameters()[0])} has a sparse gradient, which cannot be voted on; build its "
-                "nn.Embedding with sparse=False"
+                f"{name} has a sparse gradient, which cannot be voted on; build its nn.Embedding with "
+                "sparse=False"
             )
         if self._queue is not None:
             packed = self._pack(bucket, buffer)
@@ -186,7 +188,7 @@ class MajorityVote:
     def _name(self, param: Tensor) -> str:
         return self._names.get(param, "a parameter")
 
-    # ------------------------------------------------------------------------------------------------ observers
+    # ---------------------------------------------------------------------------------------------- observers
 
     def attach(self, observer: Observer, params: Sequence[Tensor]) -> None:
         """Show an observer the gradients of every ``backward()``.
@@ -210,7 +212,7 @@ class MajorityVote:
         """Show an observer no more."""
         self._observers.remove(observer)
 
-    # ------------------------------------------------------------------------------------------------ files
+    # -------------------------------------------------------------------------------------------------- files
 
     def state_dict(self) -> dict[str, Any]:
         """Return the momentum of this process, by the names that parameters have in the model.
@@ -220,10 +222,11 @@ class MajorityVote:
             before the first ``backward()``, ``exp_avg`` is empty.
         """
         held = self._moments.by_param if self._moments is not None else {}
-        return {
-            "momentum": self.momentum,
-            "exp_avg": {self._name(p): m.clone(memory_format=torch.contiguous_format) for p, m in held.items()},
+        exp_avg = {
+            self._name(param): part.clone(memory_format=torch.contiguous_format)
+            for param, part in held.items()
         }
+        return {"momentum": self.momentum, "exp_avg": exp_avg}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` has returned, also with other buckets.
@@ -275,14 +278,24 @@ class _Moments:
         if flat is not None and len(known) == len(params) and all(map(operator.is_, known, params)):
             return flat
         flat = torch.zeros(buffer.numel(), dtype=self._dtype, device=buffer.device)
-        for param, grad in zip(params, bucket.gradients(), strict=True):
-            begin = grad.storage_offset() - buffer.storage_offset()
-            part = flat.as_strided(grad.shape, grad.stride(), begin)
+        for param, part in zip(params, parts_of(flat, params), strict=True):
             if (held := self.by_param.get(param)) is not None:
                 part.copy_(held)
             self.by_param[param] = part
         self._flat[index] = (params, flat)
         return flat
+
+
+def parts_of(flat: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
+    """Return what each parameter has of a flat tensor that is laid out as DDP's bucket of them: one after the
+    other, each with its own strides where these are dense. (``bucket.gradients()`` does not know of strides.)
+    """
+    parts = []
+    for param, part in zip(params, flat.split([param.numel() for param in params]), strict=True):
+        is_dense = torch.empty_like(param, device="meta").stride() == param.stride()
+        stride = param.stride() if is_dense else torch.empty(param.shape, device="meta").stride()
+        parts.append(part.as_strided(param.shape, stride))
+    return parts
 
 
 def gather_equal(output: Tensor, own: Tensor, group: Any) -> None:
@@ -293,8 +306,8 @@ def gather_equal(output: Tensor, own: Tensor, group: Any) -> None:
 
 
 def _group_apart(group: Any) -> Any:
-    """Return the same processes as a group of their own: on a CPU messages of one group must keep their order,
-    and DDP sends others over its group while buckets are under way."""
+    """Return the same processes as a group of their own: on a CPU the messages of a group must keep their
+    order, and DDP sends others over its own while buckets are under way."""
     timeout = group._get_backend(torch.device("cpu")).options._timeout
     ranks = dist.get_process_group_ranks(group)
     return dist.new_group(ranks, timeout=timeout, backend="gloo", use_local_synchronization=True)
@@ -304,7 +317,6 @@ def _check_names(what: str, names: Any, known: Any) -> None:
     if others := [name for name in names if name not in known]:
         more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
         raise ValueError(
-            f"{what} momentum for {', '.join(others[:_SHOWN])}{more}, expected it for the trainable parameters of "
-            "the model that the vote is registered for"
+            f"{what} momentum for {', '.join(others[:_SHOWN])}{more}, expected it for the trainable "
+            "parameters of the model that the vote is registered for"
         )
-

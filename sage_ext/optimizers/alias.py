@@ -157,6 +157,9 @@ class FusedALIAS(FusedOptimizer):
         capturable: accepted for parity with torch, without effect: a step can be captured in a CUDA graph
             either way.
         backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
+        process_group: of ``torch.distributed``: the processes that train replicas, each on batches of its own
+            (DDP). With ``gap="lower_bound"`` all begin with the mean of their losses; the host waits for it in
+            the first step. Nothing else needs it.
 
     Raises:
         ValueError: an argument or a parameter cannot be used; the message names it, and the cure.
@@ -181,7 +184,9 @@ class FusedALIAS(FusedOptimizer):
         maximize: bool = False,
         capturable: bool = False,
         backend: Backend = "auto",
+        process_group: Any = None,
     ) -> None:
+        self._process_group = process_group
         super().__init__(params, hyperparameters(locals()), backend=backend)
 
 

@@ -1,4 +1,4 @@
-"""The majority vote over signs, as ``sage_ext.distributed.MajorityVote`` takes it: packing, counting, unpacking.
+"""The majority vote over signs of ``sage_ext.distributed.MajorityVote``: packing, counting, unpacking.
 
 The votes on ``numel`` coordinates are cut into ``voters`` pieces, for each voter one to count: int32 of shape
 ``(voters, 2, words)``, in each piece a bit plane of votes for +1 and one of votes for -1, 32 coordinates a
@@ -19,7 +19,8 @@ _WORDS = 4
 
 def vote_words(numel: int, voters: int) -> int:
     """Return how many words a plane has in a piece."""
-    return -(-(-(-sign_words(numel) // voters)) // _WORDS) * _WORDS
+    in_fours = voters * _WORDS
+    return (sign_words(numel) + in_fours - 1) // in_fours * _WORDS
 
 
 @torch.no_grad()
