@@ -116,6 +116,7 @@ class FusedHybrid(FusedOptimizer):
             source = list(source)
         groups = _group_dicts(source, embeddings, lm_head)
         base = preset if groups else preset or "sage"
+        validate.process_group(process_group, "process_group", "")
         self._process_group = process_group
         self._preset = preset or "sage"
         self._tied = tied or PRESETS[self._preset].tied
