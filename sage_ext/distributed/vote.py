@@ -308,7 +308,8 @@ def gather_equal(output: Tensor, own: Tensor, group: Any) -> None:
 def _group_apart(group: Any) -> Any:
     """Return the same processes as a group of their own: on a CPU the messages of a group must keep their
     order, and DDP sends others over its own while buckets are under way."""
-    timeout = group._get_backend(torch.device("cpu")).options._timeout
+    options = getattr(group._get_backend(torch.device("cpu")), "options", None)
+    timeout = getattr(options, "_timeout", None)
     ranks = dist.get_process_group_ranks(group)
     return dist.new_group(ranks, timeout=timeout, backend="gloo", use_local_synchronization=True)
 

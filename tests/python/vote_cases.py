@@ -46,6 +46,7 @@ def cases(size: int) -> dict[str, Case]:
             "momentum-views": partial(momentum, gradient_as_bucket_view=True),
             "no_sync": no_sync,
             "unused": unused,
+            "join": uneven_inputs,
             "not_finite": not_finite,
             "not_finite-momentum": not_finite_momentum,
             "grad_scaler": grad_scaler,
@@ -223,6 +224,20 @@ def unused(rank: int, size: int) -> None:
         ddp(x, which).square().sum().backward()
         assert_same(grads_of(model)[:4], expected[:4])
         assert grads_of(model)[4:] == [None, None]
+
+
+def uneven_inputs(rank: int, size: int) -> None:
+    """A process that has run out of batches votes for neither side."""
+    model = TinyLanguageModel()
+    ddp, _ = wrapped(model)
+    steps = 2 + rank
+    with ddp.join():
+        for step in range(steps):
+            own = local_grads(model, 10 * step + rank)
+            expected = voted(own) if step < 2 else [torch.sign(grad) for grad in own]
+            ddp.zero_grad()
+            loss_of(ddp, 10 * step + rank).backward()
+            assert_same(grads_of(model), expected)
 
 
 def poisoned(model: nn.Module, rank: int, value: float) -> Callable[[], None]:
