@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kMapThreads) pack_momentum_kernel(const __grid
   uint32_t* const down = up + params.pieces.words;
   const MomentumCoefficients momentum = params.momentum;
   constexpr int kN = kGroupSize<G, M>;
-  constexpr int kU = 4 / TilePlace<kN>::kParts;
+  constexpr int kU = kTilesInFlight<G, M>;
   constexpr int kSlots = kU * TilePlace<kN>::kParts;
   pack_tiles<kN, kU>(
       up, down, static_cast<int>(part.range.count),

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include "core/math/vote.h"
 #include "cuda/common/elements.cuh"
 #include "cuda/common/sign_planes.cuh"
@@ -22,6 +24,10 @@ struct TilePlace {
   __device__ __forceinline__ int byte(int tile) const { return tile * kWarpSize + byte_of_lane<N>(lane); }
 };
 
+// Tiles of several arrays whose loads are all in flight before the first is used.
+template <typename... T>
+inline constexpr int kTilesInFlight = std::max(1, kGroupsInFlight<T...> / TilePlace<kGroupSize<T...>>::kParts);
+
 // An operand that is written without having been read.
 template <typename T, int N>
 struct WrittenOperand {
@@ -34,7 +40,8 @@ struct WrittenOperand {
   __device__ __forceinline__ void store(int i) {
     Pack<T, N> pack;
     pack.pack(values);
-    pack.store(data + i);
+    static_assert(Pack<T, N>::kWords == 1);
+    store_whole(data + i, pack.words[0]);
   }
   __device__ __forceinline__ void store_one(int i) { cuda::store_one(data + i, from_float<T>(values[0])); }
 };
