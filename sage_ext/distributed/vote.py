@@ -198,15 +198,19 @@ class MajorityVote:
             ValueError: one of ``params`` is not voted on, or the vote has momentum.
         """
         self._check_registered()
+        self.check_owns(params)
+        if self.momentum:
+            validate.fail("vote", f"MajorityVote(momentum={self.momentum})", "one without momentum", "")
+        self._observers.append(observer)
+
+    def check_owns(self, params: Sequence[Tensor]) -> None:
+        """Raise ValueError if one of ``params`` is not voted on."""
         strangers = [i for i, param in enumerate(params) if param.requires_grad and param not in self._names]
         if strangers:
             raise ValueError(
                 f"vote: parameter {strangers[0]} of the optimizer is not one of the model that the vote is "
                 "registered for; build the optimizer of the parameters of that model"
             )
-        if self.momentum:
-            validate.fail("vote", f"MajorityVote(momentum={self.momentum})", "one without momentum", "")
-        self._observers.append(observer)
 
     def detach(self, observer: Observer) -> None:
         """Show an observer no more."""

@@ -241,6 +241,7 @@ class FusedALIAS(FusedOptimizer):
             )
         for index, group in enumerate(self.param_groups):
             _check_votes(group, f" in param group {index}")
+            self._observations.vote.check_owns(group["params"])  # some may have been added or swapped
         loss = next((given for given in (loss, self._next_loss, evaluated) if given is not None), None)
         if self._observations.is_empty and self._is_all_inert():
             super().step(loss=loss)  # torch's checkpoint helpers want the state

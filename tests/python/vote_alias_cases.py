@@ -286,6 +286,10 @@ def refused(rank: int, size: int) -> None:
         optimizer.step()
     for a, b in zip(models.snapshot(optimizer), before, strict=True):
         assert torch.equal(a, b)
+    optimizer.param_groups[0]["weight_decay"] = 0.0
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    with pytest.raises(ValueError, match="parameter 0 of the optimizer is not one of the model"):
+        optimizer.step()
     second = pickle.loads(pickle.dumps(optimizer))
     with pytest.raises(RuntimeError, match=r"copied or unpickled.*set optimizer.vote ="):
         second.step()
