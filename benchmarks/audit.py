@@ -69,6 +69,8 @@ NARROW = {
         "loads": "one sum a block of another launch, in one block a tensor",
         "stores": "a tensor's two numbers",
     },
+    "pack_votes_kernel": {"stores": "a byte of each plane of votes for eight elements"},
+    "unpack_votes_kernel": {"loads": "a byte of each plane of votes for eight elements"},
 }
 
 

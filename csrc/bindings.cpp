@@ -10,6 +10,7 @@
 #include "cpu/common/isa.h"
 #include "gathered.h"
 #include "ops/common/signature.h"
+#include "ops/functions.h"
 
 namespace py = pybind11;
 
@@ -243,6 +244,29 @@ py::dict signatures() {
   return result;
 }
 
+// A function that is no rule.
+template <typename F, typename Arguments = typename F::Arguments>
+struct PlainFunction;
+
+template <typename F, typename... A>
+struct PlainFunction<F, Types<A...>> {
+  static void define(py::module_& module) {
+    module.def(F::name, &F::run, F::doc, py::arg(A::name())..., py::call_guard<py::gil_scoped_release>());
+  }
+
+  static py::tuple description() {
+    py::list arguments;
+    (arguments.append(py::make_tuple(A::name(), type_name<typename A::Type>.python, py::none())), ...);
+    return py::make_tuple(F::doc, arguments);
+  }
+};
+
+py::dict functions() {
+  py::dict result;
+  for_each_rule([&]<typename F>(Types<F>) { result[F::name] = PlainFunction<F>::description(); }, Functions());
+  return result;
+}
+
 // The same functions for every device: a plan looks at its tensors.
 void implement(torch::Library& library) {
   for_each_rule([&]<typename Rule>(Types<Rule>) {
@@ -273,6 +297,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       "The instruction set of the CPU kernels: 'default', 'avx2' or 'avx512'.");
   m.def("signatures", &signatures, "What every rule takes, as its declaration says it; the stub is made from this.");
 
+  m.def("functions", &functions, "The same of the functions that are no rules.");
+
   py::class_<Step> step(m, "Step", "Plans of several groups of tensors: all are checked before one runs.");
   step.def(py::init<>()).def("run", &Step::run, "Runs every plan in the order of adding, then forgets them.");
   py::class_<Stages> stages(m, "Stages", "A step on pieces of tensors, which other processes have the rest of.");
@@ -297,4 +323,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     Function<Rule>::define(m, step);
     Function<Rule>::define_again(step);
   });
+  for_each_rule([&]<typename F>(Types<F>) { PlainFunction<F>::define(m); }, Functions());
 }

@@ -6,7 +6,8 @@ current stream and the host reads no value from the device: it never waits, and 
 call. Where a rule has a ``momentum``, ``exp_avgs`` is empty if that is 0. ALIAS takes one tensor of scalars
 for all of a call's, and empty lists for what its form does not keep (see sage_ext.reference.alias_).
 
-Written by tools/stub.py from csrc/ops/rules.h, where the rules are declared: ``make stub`` writes it anew.
+Written by tools/stub.py from csrc/ops/rules.h and functions.h, where they are declared: ``make stub`` writes
+it anew.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,9 @@ def build_info() -> dict[str, Any]: ...
 def cpu_capability() -> str: ...
 def signatures() -> dict[str, tuple[str, list[Parameter], list[Parameter]]]:
     """For every rule what its function says of itself, its lists of tensors, and its keyword arguments."""
+
+def functions() -> dict[str, tuple[str, list[Parameter]]]:
+    """For every function that is no rule what it says of itself, and its arguments."""
 
 # Name, type, and default, which is None where there is none.
 Parameter = tuple[str, str, str | None]
@@ -488,3 +492,23 @@ def alias_adam_(
     describe: Callable[[int], str] | None = None,
 ) -> None:
     """One ALIAS-Adam step, in place."""
+
+def pack_votes(
+    grad: Tensor,
+    exp_avg: Tensor | None,
+    packed: Tensor,
+    momentum: float,
+) -> None:
+    """Writes `packed`: the signs of a gradient, or of its momentum, as votes."""
+
+def count_votes(
+    received: Tensor,
+    result: Tensor,
+) -> None:
+    """Writes `result`: what most votes on a piece are, of all voters' in `received`."""
+
+def unpack_votes(
+    packed: Tensor,
+    grad: Tensor,
+) -> None:
+    """Writes `grad`: -1, 0 and 1, and NaN where a voter's number was not finite."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sage_ext._version import __version__
 
 if TYPE_CHECKING:
+    from sage_ext import distributed as distributed
     from sage_ext import optimizers as optimizers
     from sage_ext import reference as reference
     from sage_ext import routing as routing
@@ -44,12 +45,13 @@ __all__ = [
     "FusedSignSGD",
     "FusedSinkGD",
     "__version__",
+    "distributed",
     "optimizers",
     "reference",
     "routing",
 ]
 
-_SUBMODULES = ("optimizers", "reference", "routing")
+_SUBMODULES = ("distributed", "optimizers", "reference", "routing")
 
 
 if not TYPE_CHECKING:  # a type checker would take it for leave to import any name

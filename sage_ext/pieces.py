@@ -34,3 +34,20 @@ def local(tensor: Tensor) -> Tensor:
 
 def _dtensor() -> Any:
     return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+
+
+def is_built_by_zero() -> bool:
+    """Whether the caller is being run by a ``ZeroRedundancyOptimizer`` of several processes, which gives each
+    of them some whole parameters.
+
+    Nothing about these says so: ZeRO is looked for among the callers, where its module has been imported.
+    """
+    module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
+    zero = getattr(module, "ZeroRedundancyOptimizer", None)
+    frame: Any = sys._getframe(1) if zero is not None else None
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, zero):
+            return getattr(caller, "world_size", 2) > 1
+        frame = frame.f_back
+    return False

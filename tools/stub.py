@@ -15,7 +15,8 @@ current stream and the host reads no value from the device: it never waits, and 
 call. Where a rule has a ``momentum``, ``exp_avgs`` is empty if that is 0. ALIAS takes one tensor of scalars
 for all of a call's, and empty lists for what its form does not keep (see sage_ext.reference.alias_).
 
-Written by tools/stub.py from csrc/ops/rules.h, where the rules are declared: ``make stub`` writes it anew.
+Written by tools/stub.py from csrc/ops/rules.h and functions.h, where they are declared: ``make stub`` writes
+it anew.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,9 @@ def build_info() -> dict[str, Any]: ...
 def cpu_capability() -> str: ...
 def signatures() -> dict[str, tuple[str, list[Parameter], list[Parameter]]]:
     """For every rule what its function says of itself, its lists of tensors, and its keyword arguments."""
+
+def functions() -> dict[str, tuple[str, list[Parameter]]]:
+    """For every function that is no rule what it says of itself, and its arguments."""
 
 # Name, type, and default, which is None where there is none.
 Parameter = tuple[str, str, str | None]
@@ -88,7 +92,8 @@ def render(module: ModuleType) -> str:
     methods = [_function(name, rules[name], method=True) for name in rules]
     methods += [_function(f"again_{name}", _again(rules[name]), method=True) for name in rules]
     functions = (_function(f"{name}_", rules[name], method=False) for name in rules)
-    return "".join([HEAD, *methods, *(f"\n{function}" for function in functions)])
+    plain = (_function(name, (*each, []), method=False) for name, each in module.functions().items())
+    return "".join([HEAD, *methods, *(f"\n{function}" for function in (*functions, *plain))])
 
 
 def _again(signature: tuple) -> tuple:
@@ -102,7 +107,7 @@ def _function(name: str, signature: tuple, *, method: bool) -> str:
     doc, lists, keywords = signature
     arguments = ["self"] if method else []
     arguments += [f"{argument}: {kind}" for argument, kind, _ in lists]
-    arguments.append("*")
+    arguments += ["*"] if keywords else []
     arguments += [
         f"{argument}: {kind}" + (f" = {default}" if default is not None else "")
         for argument, kind, default in keywords

@@ -7,8 +7,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor
 
+from sage_ext import pieces
 from sage_ext.optimizers.rule import Rule
 from sage_ext.optimizers.step import Call
 
@@ -22,6 +24,7 @@ class Advice:
     def __init__(self) -> None:
         self._has_stepped = False
         self._has_said_slow = False
+        self._has_said_alone = False
         self._apart: tuple[int, int] | None = None  # two groups of different rules whose rates differ
 
     def after_addition(self, groups: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule]) -> None:
@@ -47,6 +50,20 @@ class Advice:
             first, second = (groups[index] for index in self._apart)
             if first["lr"] == second["lr"]:
                 self._say_one_rate(groups, rules)
+
+    def before_first_loss(self, params: Sequence[Tensor]) -> None:
+        """Look at parameters whose steps will go by the loss of this process alone."""
+        if self._has_said_alone or pieces.has_pieces(params):  # with DTensors, the step itself averages it
+            return
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return
+        self._has_said_alone = True
+        tell(
+            f'ALIAS with gap="lower_bound" begins with the loss of this process alone, one of '
+            f"{dist.get_world_size()}. If they have batches of their own (under DDP, say), their parameters "
+            "will drift apart: pass process_group=torch.distributed.group.WORLD, or the group of their "
+            "replicas, which averages the loss"
+        )
 
     def _say_what_is_slow(self, calls: Sequence[Call]) -> None:
         """Nothing runs in plain PyTorch on an accelerator without a word."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,8 +15,13 @@ from sage_ext.backend import Backend
 from sage_ext.optimizers import validate
 from sage_ext.optimizers.base import FusedOptimizer, hyperparameters, of_rule
 from sage_ext.optimizers.rule import Group, Rule, StateSpec, adam_moment
+from sage_ext.optimizers.step import with_gradient
 from sage_ext.reference._signs import sign_words
 from sage_ext.reference.alias import ALIAS_SCALARS
+
+if TYPE_CHECKING:
+    from sage_ext.distributed import MajorityVote
+    from sage_ext.distributed.alias_vote import Observations
 
 
 def sign_planes(param: Tensor) -> StateSpec:
@@ -157,6 +162,14 @@ class FusedALIAS(FusedOptimizer):
         capturable: accepted for parity with torch, without effect: a step can be captured in a CUDA graph
             either way.
         backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
+        process_group: of ``torch.distributed``: the processes that train replicas, each on batches of its own
+            (DDP). With ``gap="lower_bound"`` all begin with the mean of their losses, for which the host
+            waits in the first step. Nothing else needs it, and it is not saved.
+        vote: a :class:`sage_ext.distributed.MajorityVote` without momentum that is registered for the model
+            that has these parameters: steps go by the vote, eta and d by what the gradients of all processes
+            were before it, with one message a step. Only for the memory-efficient form. With a GradScaler,
+            :attr:`amp_scaling` is then True by default: the gradients that are measured are not those that
+            ``unscale_`` divides.
 
     Raises:
         ValueError: an argument or a parameter cannot be used; the message names it, and the cure.
@@ -181,8 +194,105 @@ class FusedALIAS(FusedOptimizer):
         maximize: bool = False,
         capturable: bool = False,
         backend: Backend = "auto",
+        process_group: Any = None,
+        vote: MajorityVote | None = None,
     ) -> None:
+        validate.process_group(process_group, "process_group", "")
+        self._process_group = process_group
         super().__init__(params, hyperparameters(locals()), backend=backend)
+        self._observations: Observations | None = None
+        self._needs_vote = False
+        if vote is not None:
+            self.vote = vote
+
+    @property
+    def vote(self) -> MajorityVote | None:
+        """The vote that the steps go by. A copy or an unpickled optimizer has to be given one anew."""
+        return None if self._observations is None else self._observations.vote
+
+    @vote.setter
+    def vote(self, vote: MajorityVote) -> None:
+        from sage_ext.distributed.alias_vote import Observations
+
+        for index, group in enumerate(self.param_groups):
+            _check_votes(group, f" in param group {index}")
+        old, self._observations = self._observations, Observations(vote, self)
+        if old is not None:
+            old.vote.detach(old)
+        self._needs_vote = True
+        if self._process_group is None:
+            self._process_group = vote.group
+        if self._amp_scaling is None:
+            self.amp_scaling = True
+
+    @torch._disable_dynamo
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None, *, loss: float | Tensor | None = None) -> Any:
+        if not self._needs_vote:
+            return super().step(closure, loss=loss)
+        evaluated = None
+        if closure is not None:
+            with torch.enable_grad():
+                evaluated = closure()
+        if self._observations is None:
+            raise RuntimeError(
+                "vote: the optimizer was copied or unpickled, and votes are not; set optimizer.vote = "
+                "MajorityVote().register(ddp) before backward()"
+            )
+        for index, group in enumerate(self.param_groups):
+            _check_votes(group, f" in param group {index}")
+            self._observations.vote.check_owns(group["params"])  # some may have been added or swapped
+        loss = next((given for given in (loss, self._next_loss, evaluated) if given is not None), None)
+        if self._observations.is_empty and self._is_all_inert():
+            super().step(loss=loss)  # torch's checkpoint helpers want the state
+            return evaluated
+        from sage_ext.distributed.alias_vote import recorded, refreshed
+
+        seen = self._observations.take(getattr(self, "grad_scale", None))
+        before = [
+            None if group["scalars"] is None else group["scalars"].clone() for group in self.param_groups
+        ]
+        everything = list(zip(self.param_groups, before, seen, strict=True))
+        try:
+            for group, old, own in everything:
+                if old is not None:
+                    group["scalars"].copy_(refreshed(old, own.to(old.device), group))
+            super().step(loss=loss)
+        except BaseException:
+            for group, old, _ in everything:
+                if old is not None:
+                    group["scalars"].copy_(old)
+            raise
+        for group, old, own in everything:
+            if group["scalars"] is not None:
+                group["scalars"].copy_(recorded(old, group["scalars"], own.to(group["scalars"].device)))
+        return evaluated
+
+    def _is_all_inert(self) -> bool:
+        return all(
+            self._is_inert(index, ALIAS, *with_gradient(group["params"]))
+            for index, group in enumerate(self.param_groups)
+        )
+
+    step.__doc__ = FusedOptimizer.step.__doc__
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_needs_vote": self._needs_vote}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # also where a state dict is loaded: then the vote stays
+        self.__dict__.setdefault("_observations", None)
+        self.__dict__.setdefault("_needs_vote", False)
+
+
+def _check_votes(group: Group, where: str) -> None:
+    """Raise ValueError unless a group of ALIAS can step by votes."""
+    if not group["memory_efficient"]:
+        validate.fail(
+            "memory_efficient", False, "True with vote, as no process has the others' gradients", where
+        )
+    if group["same_batch"]:
+        validate.fail("same_batch", True, "False with vote", where)
 
 
 class AliasAdamRule(Rule):

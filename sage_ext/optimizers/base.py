@@ -62,6 +62,9 @@ class FusedOptimizer(GroupedOptimizer):
     step counter.
     """
 
+    _process_group: Any = None
+    """The processes over which a loss is averaged. Of this process alone: it is not saved or copied."""
+
     def __init__(self, params: ParamsT, defaults: dict[str, Any], *, backend: backends.Backend) -> None:
         # The last loss of a group whose rule takes one. Only a GPU knows whether its first step was skipped.
         self._losses: dict[int, float | Tensor] = {}
@@ -329,6 +332,14 @@ class FusedOptimizer(GroupedOptimizer):
     def _loss_for(self, index: int, loss: float | Tensor | None) -> float | Tensor | None:
         """Return the loss for a group that takes one: without one the last, as first steps may be skipped."""
         where = f" in param group {index}"
+        if self._process_group is not None:
+            if index in self._losses:
+                return self._losses[index]  # the mean that all have begun with
+            from sage_ext.distributed.losses import mean_of_losses
+
+            loss = mean_of_losses(loss, self._process_group, self.param_groups[index]["params"][0].device)
+        elif index not in self._losses:
+            self._advice.before_first_loss(self.param_groups[index]["params"])
         if loss is not None:
             validate.number_or_scalar(loss, "loss", where)
             if isinstance(loss, Tensor):

@@ -119,6 +119,14 @@ class GroupedOptimizer(Optimizer):
         for key in rule.shared_keys:
             group[key] = None  # also in a copy of a group that has its own
         rule.validate(group, f" in param group {index}")
+        if rule.shared_keys and pieces.is_built_by_zero():
+            raise ValueError(
+                f"param group {index}: rule {rule.name!r} has one step size for all parameters, and "
+                "ZeroRedundancyOptimizer gives this process only some of them, so each process would take "
+                "steps of another size. Without ZeRO the signs take 0.25 byte a parameter: use FusedALIAS "
+                'under DDP, with gap="lower_bound" to keep none; or FSDP2, which cuts parameters and '
+                "state; or FusedALIASAdam, which has a number for each parameter"
+            )
         return group
 
     def _rule(self, group: Mapping[str, Any], index: int) -> Rule:

@@ -74,6 +74,7 @@ class FusedHybrid(FusedOptimizer):
         state_dtype: dtype of the moments; None takes each rule's default.
         capturable: as in the single-rule optimizers.
         backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
+        process_group: of ALIAS, as in :class:`FusedALIAS`.
         overrides: for a rule's name, a dict of hyperparameters in which all of its groups differ from the
             preset, e.g. ``sinkgd={"alpha": 0.05, "normalization": "sqrt"}``. Goes before lr, betas, eps and
             weight_decay.
@@ -103,6 +104,7 @@ class FusedHybrid(FusedOptimizer):
         state_dtype: torch.dtype | None = None,
         capturable: bool = False,
         backend: Backend = "auto",
+        process_group: Any = None,
         **overrides: Mapping[str, Any],
     ) -> None:
         if preset is not None and preset not in PRESETS:
@@ -114,6 +116,8 @@ class FusedHybrid(FusedOptimizer):
             source = list(source)
         groups = _group_dicts(source, embeddings, lm_head)
         base = preset if groups else preset or "sage"
+        validate.process_group(process_group, "process_group", "")
+        self._process_group = process_group
         self._preset = preset or "sage"
         self._tied = tied or PRESETS[self._preset].tied
         common = {"maximize": maximize, "state_dtype": state_dtype, "capturable": capturable}

@@ -159,8 +159,8 @@ class Rule:
         return result
 
 
-NOT_HYPERPARAMETERS = ("self", "params", "backend")
-"""What a constructor takes beside its rule's hyperparameters."""
+NOT_HYPERPARAMETERS = ("self", "params", "backend", "process_group", "vote")
+"""What a constructor takes beside its rule's hyperparameters: what is of this process, and not saved."""
 
 
 def allocate(spec: StateSpec, param: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from numbers import Real
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 Check = Callable[[Any, str, str], None]
@@ -143,3 +144,10 @@ def state_dtype(value: Any, name: str, where: str) -> None:
             "None (see the optimizer's documentation) or one of " + ", ".join(map(str, STATE_DTYPES)),
             where,
         )
+
+
+def process_group(value: Any, name: str, where: str) -> None:
+    """None, or a group of ``torch.distributed`` that this process belongs to."""
+    kind = getattr(dist, "ProcessGroup", None)  # not in every build of torch
+    if value is not None and (kind is None or not isinstance(value, kind)):
+        fail(name, value, "None or a process group, for instance torch.distributed.group.WORLD", where)

@@ -71,7 +71,7 @@ class TestImport:
     def test_optimizers_come_from_the_package_itself(self) -> None:
         """All of them, at first use, and a type checker sees the same names."""
         assert output("from sage_ext import FusedLion; print(FusedLion.__name__)") == "FusedLion"
-        submodules = {"optimizers", "reference", "routing"}
+        submodules = {"distributed", "optimizers", "reference", "routing"}
         assert set(sage_ext.__all__) == {"__version__", *optimizers.__all__, *submodules}
         assert set(sage_ext.__all__) <= set(dir(sage_ext))
         for name in optimizers.__all__:

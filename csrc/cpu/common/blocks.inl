@@ -74,6 +74,12 @@ SAGE_EXT_INLINE void for_blocks(int64_t blocks, const Visit& visit, const Flush&
   }
 }
 
+// The last block of an array, which may be partial: a copy, filled up with `padding`.
+template <typename T>
+SAGE_EXT_INLINE void copy_part(const T* data, int64_t count, T padding, T* block) {
+  for (int i = 0; i < kBlock; ++i) block[i] = i < count ? data[i] : padding;
+}
+
 // The bits that the lanes of one part of a block have in a word.
 SAGE_EXT_INLINE Words lane_bits(int part) {
   Words bits;

@@ -2,12 +2,6 @@
 
 namespace {
 
-// The last block of an array, which may be partial: a copy, filled up with `padding`.
-template <typename T>
-SAGE_EXT_INLINE void copy_part(const T* data, int64_t count, T padding, T* block) {
-  for (int i = 0; i < kBlock; ++i) block[i] = i < count ? data[i] : padding;
-}
-
 // Extrema and, with planes, the inner product with the signs in them.
 struct ExtremaSums {
   Lanes max, min;

@@ -40,6 +40,16 @@ __device__ __forceinline__ void store_vec(void* address, const Word& value) {
   *static_cast<Word*>(address) = value;
 }
 
+// The same of a value that was not loaded as one: nvcc makes four stores of four bytes of it otherwise.
+__device__ __forceinline__ void store_whole(void* address, const uint4& value) {
+  SAGE_EXT_ON_STORE(address, sizeof(uint4));
+#if defined(__CUDA_ARCH__)
+  __stwb(static_cast<uint4*>(address), value);
+#else
+  *static_cast<uint4*>(address) = value;
+#endif
+}
+
 template <typename T>
 __device__ __forceinline__ T load_one(const T* address) {
   SAGE_EXT_ON_LOAD(address, sizeof(T));

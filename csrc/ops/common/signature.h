@@ -52,6 +52,8 @@ inline constexpr TypeName type_name<Number> = {"float", "float | Tensor"};
 template <>
 inline constexpr TypeName type_name<std::optional<Number>> = {"Tensor?", "float | Tensor | None"};
 template <>
+inline constexpr TypeName type_name<at::Tensor> = {"Tensor", "Tensor"};
+template <>
 inline constexpr TypeName type_name<std::optional<at::Tensor>> = {"Tensor?", "Tensor | None"};
 template <>
 inline constexpr TypeName type_name<TensorList> = {"Tensor[]", "Sequence[Tensor]"};
@@ -89,7 +91,7 @@ std::string schema() {
   return schema(Rule::name, ListsOf<Rule>(), ArgumentsOf<Rule>());
 }
 
-// Calls `visit(Types<Rule>())` for every rule.
+// Calls `visit(Types<Rule>())` for every rule, or for every type in another list.
 template <typename Visit, typename... All>
 void for_each_rule(const Visit& visit, Types<All...>) {
   (visit(Types<All>()), ...);
