@@ -17,13 +17,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sage_ext import _loader, reference
+from sage_ext.distributed.alias_scalars import AT, after_step
 from sage_ext.distributed.vote import Bucket, MajorityVote, gather_equal, parts_of
-from sage_ext.reference.alias import ALIAS_SCALARS
 
 if TYPE_CHECKING:
     from sage_ext.optimizers import FusedALIAS
 
-_AT = {name: place for place, name in enumerate(ALIAS_SCALARS)}
 _NOTHING = (-torch.inf, torch.inf, 0.0)
 """What a group without elements says: its largest and smallest element, and the inner product."""
 
@@ -73,10 +72,10 @@ class Observations:
             if "signs" in state.get(p, ())
         ]
         # The observing half of a step, on scalars of its own: the "gap" that it begins with is 0.
-        scalars = torch.zeros(len(ALIAS_SCALARS), dtype=torch.float64)
-        scalars[_AT["step_size"]] = 1.0
+        scalars = torch.zeros(len(AT), dtype=torch.float64)
+        scalars[AT["step_size"]] = 1.0
         if not kept:
-            return scalars[_AT["gap"]]
+            return scalars[AT["gap"]]
         scalars = scalars.to(params[0].device, non_blocking=True)
         native = self._optimizer.backend == "native"
         observe: Callable[..., None] = _loader.load().alias_ if native else reference.alias_
@@ -96,7 +95,7 @@ class Observations:
             weight_decay=0.0,
             phase="refresh",
         )
-        return scalars[_AT["gap"]]
+        return scalars[AT["gap"]]
 
     @property
     def is_empty(self) -> bool:
@@ -143,33 +142,10 @@ def _negated(seen: Tensor) -> Tensor:
     return torch.stack([-smallest, -largest, -inner])
 
 
-def refreshed(scalars: Tensor, seen: Tensor, group: Mapping[str, Any]) -> Tensor:
-    """Return ALIAS's scalars with eta and d brought up to date, as they are before the step moves anything.
-
-    The step's own gradients are votes, which say nothing of eta and d: as if nothing had moved before it, it
-    leaves these as they are.
-    """
-    s = dict(zip(ALIAS_SCALARS, scalars.unbind(), strict=True))
-    largest, smallest, inner = seen
-    step = s["step"] + 1
-    refreshes = (step >= 2) & (torch.remainder(step - 2, group["update_every"]) == 0)
-    change = torch.maximum((largest - s["grad_min"]).abs(), (s["grad_max"] - smallest).abs())
-    eta = torch.where(s["displacement"] != 0, s["eta"] + change / s["displacement"], s["eta"])
-    new = {"eta": eta}
-    if group["gap"] == "descent":
-        new["gap"] = s["gap"] + s["step_size"] * inner
-        new["d"] = torch.maximum(new["gap"], s["d"])
-    s.update((name, torch.where(refreshes, value, s[name])) for name, value in new.items())
-    zero = torch.zeros_like(step)
-    s.update(displacement=zero, step_size=zero)
-    return torch.stack(list(s.values()))
-
-
-def recorded(before: Tensor | None, after: Tensor, seen: Tensor) -> Tensor:
+def recorded(before: Tensor | None, after: Tensor, seen: Tensor, group: Mapping[str, Any]) -> Tensor:
     """Return ALIAS's scalars after a step by votes: with the extrema of the gradients, if anything has
     happened; otherwise those of before it."""
-    new = after.clone()
-    new[_AT["grad_max"]], new[_AT["grad_min"]] = seen[0], seen[1]
+    new = after_step(after, seen, after[AT["displacement"]], group)
     if before is None:
-        return torch.where(after[_AT["step"]] > 0, new, after)
-    return torch.where(after[_AT["step"]] > before[_AT["step"]], new, before)
+        return torch.where(after[AT["step"]] > 0, new, after)
+    return torch.where(after[AT["step"]] > before[AT["step"]], new, before)

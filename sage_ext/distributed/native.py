@@ -20,9 +20,6 @@ from sage_ext.distributed.placements import cuts
 from sage_ext.optimizers.step import Call
 from sage_ext.reference._stages import COMMIT, Exchange, Stages
 
-RULES = ("sage", "sinkgd", "scale")
-"""Those whose kernels have stages."""
-
 
 def axes(rule: str, ndim: int) -> dict[str, tuple[int, ...]]:
     """Return which dimensions of a parameter are rows to a rule, and which columns."""

@@ -12,6 +12,7 @@ from sage_ext import checks, pieces
 from sage_ext.distributed import native
 from sage_ext.distributed.exchange import Lines, Presence, Work, run
 from sage_ext.distributed.native import Part
+from sage_ext.distributed.native_alias import alias_adam_work, alias_work
 from sage_ext.distributed.placements import check_placements, cuts, describe, placements_of
 from sage_ext.optimizers.rule import Rule
 from sage_ext.optimizers.step import Call
@@ -28,6 +29,10 @@ _STAGES: Mapping[str, Callable[..., Stages]] = {
     "alias_adam": alias_adam_stages,
 }
 """Rule -> stages of one tensor. Those of ALIAS are of a whole group."""
+
+
+_WORKS: Mapping[str, Callable[..., Work]] = {"alias": alias_work, "alias_adam": alias_adam_work}
+"""Rule -> what runs a call in kernels that have no stages, with scalars of all processes between them."""
 
 
 def localized(call: Call, label: Callable[[Tensor], str]) -> Call:
@@ -132,12 +137,15 @@ def plan_staged(
     Raises:
         ValueError: a tensor or a hyperparameter cannot be used.
     """
-    return [
-        Planned(call, [], range(len(call.params)))
-        if call.in_stages
-        else Planned(call, *native.plan(call, lines, scaling, describer(call)))
-        for call in calls
-    ]
+    planned = []
+    for call in calls:
+        if call.in_stages:
+            planned.append(Planned(call, [], range(len(call.params))))
+        elif call.rule.name in _WORKS:
+            planned.append(Planned(call, [], ()))
+        else:
+            planned.append(Planned(call, *native.plan(call, lines, scaling, describer(call))))
+    return planned
 
 
 def run_staged(planned: Sequence[Planned], lines: Lines, scaling: tuple[Any, Tensor | None]) -> None:
@@ -146,7 +154,9 @@ def run_staged(planned: Sequence[Planned], lines: Lines, scaling: tuple[Any, Ten
     works: list[Work] = []
     for call, parts, rest in planned:
         arguments = {**call.arguments, "grad_scale": grad_scale}
-        if call.rule.shared_keys:
+        if not call.in_stages and call.rule.name in _WORKS:
+            works.append(_WORKS[call.rule.name](call, lines, scaling))
+        elif call.rule.shared_keys:
             works += _works_of_alias(call, lines, arguments, found_inf)
         else:
             works += [part.work(lines) for part in parts]

@@ -20,7 +20,6 @@ from torch import Tensor
 from sage_ext import pieces
 from sage_ext.distributed import sharded
 from sage_ext.distributed.exchange import Item, Line, Lines, send
-from sage_ext.distributed.native import RULES as NATIVE_RULES
 from sage_ext.distributed.placements import cuts, pending_sums, wrap
 from sage_ext.optimizers.rule import Rule, StateSpec
 from sage_ext.optimizers.step import Call
@@ -127,7 +126,7 @@ class Team:
             return whole, None
         cut = found(staged, [param.grad for param in staged])
         sharded.check_staged(cut, group, label)
-        return whole, cut._replace(in_stages=not native or cut.rule.name not in NATIVE_RULES)
+        return whole, cut._replace(in_stages=not native or cut.rule.reevaluates(group))
 
     def plan(
         self,

@@ -246,7 +246,8 @@ class FusedALIAS(FusedOptimizer):
         if self._observations.is_empty and self._is_all_inert():
             super().step(loss=loss)  # torch's checkpoint helpers want the state
             return evaluated
-        from sage_ext.distributed.alias_vote import recorded, refreshed
+        from sage_ext.distributed.alias_scalars import before_step
+        from sage_ext.distributed.alias_vote import recorded
 
         seen = self._observations.take(getattr(self, "grad_scale", None))
         before = [
@@ -256,7 +257,7 @@ class FusedALIAS(FusedOptimizer):
         try:
             for group, old, own in everything:
                 if old is not None:
-                    group["scalars"].copy_(refreshed(old, own.to(old.device), group))
+                    group["scalars"].copy_(before_step(old, own.to(old.device), group))
             super().step(loss=loss)
         except BaseException:
             for group, old, _ in everything:
@@ -265,7 +266,8 @@ class FusedALIAS(FusedOptimizer):
             raise
         for group, old, own in everything:
             if group["scalars"] is not None:
-                group["scalars"].copy_(recorded(old, group["scalars"], own.to(group["scalars"].device)))
+                own = own.to(group["scalars"].device)
+                group["scalars"].copy_(recorded(old, group["scalars"], own, group))
         return evaluated
 
     def _is_all_inert(self) -> bool:

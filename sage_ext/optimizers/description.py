@@ -118,11 +118,7 @@ class Description:
         if any(row.placements for row in self.rows):
             lines.append("state is that of this process")
         if staged := [row for row in self.rows if row.in_stages]:
-            from sage_ext.distributed.native import RULES
-
-            slow = sum(self.backend != "native" or row.rule not in RULES for row in staged)
-            where = f", {slow} of them in PyTorch" if slow else ""
-            lines.append(f"{len(staged)} tensors are stepped with exchanges between processes{where}")
+            lines.append(f"{len(staged)} tensors are stepped with exchanges between processes")
         lines.append(f"backend: {self.backend}")
         return "\n".join(lines)
 
