@@ -1,9 +1,9 @@
 """ALIAS and ALIAS-Adam on pieces: their kernels, with scalars that all processes have in common.
 
 The kernels look at gradients, and move parameters, of this process. What they would make of that by
-themselves goes into scratch scalars; what the next kernel gets is made here of what all processes have seen.
-No number is read on the host. The signs of a DTensor, int8 in the state, are packed for the kernels and unpacked
-behind them.
+themselves goes into scratch scalars; what the next kernel gets is made here of what all processes have
+seen. No number is read on the host. The signs of a DTensor, int8 in the state, are packed for the kernels
+and unpacked behind them.
 """
 
 from __future__ import annotations
