@@ -1,0 +1,256 @@
+"""What ``test_example_parallel.py`` runs on two processes: the example with ``--parallel``."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from example_support import TINY, exact, same, write_documents
+from llama import checkpoint, loop
+from llama.app import main
+
+STEPS = 12
+RUN = ("--steps", str(STEPS), "--eval-every", "5", "--threads", "1", "--layers", "2", "--val-windows", "15")
+EXTRA = ("--amp", "bf16", "--accumulate", "2", "--tied")
+OPTIMIZERS = ("sage-hybrid", "sinkgd-scale", "alias", "alias-lower-bound", "alias-adam", "adamw", "sgd")
+RESUMED = ("sage-hybrid", "alias", "adamw")
+"""Theirs, with signs in their state, and torch's own."""
+
+
+def cases(size: int) -> dict[str, Callable[[int, int], None]]:
+    found: dict[str, Callable[[int, int], None]] = {}
+    for kind in ("ddp", "fsdp"):
+        for optimizer in OPTIMIZERS:
+            found[f"curve-{kind}-{optimizer}"] = partial(same_curve, kind, optimizer, ())
+        found[f"curve-{kind}-mixed"] = partial(same_curve, kind, "sage-hybrid", EXTRA)
+        for optimizer in RESUMED:
+            found[f"resume-{kind}-{optimizer}"] = partial(resume, kind, optimizer)
+        found[f"one_speaks-{kind}"] = partial(one_speaks, kind)
+        found[f"interrupt-{kind}"] = partial(interrupt, kind)
+    found["errors"] = errors
+    found["error_of_one"] = error_of_one
+    found["cache"] = cache
+    return found
+
+
+def folder() -> Path:
+    return Path(os.environ["CHECKPOINTS"])
+
+
+def run(*words: str, kind: str = "", torchrun: bool = True) -> tuple[int, str, str]:
+    """Call the script's ``main`` as torchrun's processes do if there is a kind; exit status and what was
+    said."""
+    environment: dict[str, str] = {}
+    if kind or not torchrun:
+        words = (*words, "--parallel", kind) if kind else words
+    if kind and torchrun:
+        environment = {"RANK": str(dist.get_rank()), "WORLD_SIZE": str(dist.get_world_size())}
+        environment |= {"LOCAL_RANK": environment["RANK"], "LOCAL_WORLD_SIZE": environment["WORLD_SIZE"]}
+        environment |= {"MASTER_PORT": "1"}
+    said, failed = io.StringIO(), io.StringIO()
+    text = folder() / "text"
+    if dist.get_rank() == 0 and not text.exists():
+        text.mkdir()
+        write_documents(text, 40)
+    dist.barrier()
+    with (
+        mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(folder() / "cache"), **environment}),
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(failed),
+    ):
+        status = main([*TINY, "--text", str(text), *RUN, *words] if "--resume" not in words else list(words))
+    dist.barrier()
+    return status, said.getvalue(), failed.getvalue()
+
+
+def done(*words: str, kind: str = "", out: Path) -> dict[str, Any]:
+    """The checkpoint of a run that went well."""
+    status, _, failed = run(*words, "--out", str(out), kind=kind)
+    assert status == 0, failed
+    return checkpoint.load(out / checkpoint.NAME)
+
+
+def alone(optimizer: str, extra: tuple[str, ...]) -> dict[str, Any]:
+    """The run of one process, which all do by themselves."""
+    name = f"{optimizer}{len(extra)}-{dist.get_rank()}"
+    if not (folder() / name).exists():
+        return done("--optimizer", optimizer, *extra, out=folder() / name)
+    return checkpoint.load(folder() / name / checkpoint.NAME)
+
+
+def close(left: dict[str, Any], right: dict[str, Any], tolerance: float = 1e-4) -> None:
+    """Fail unless two checkpoints differ by no more than the order of sums makes them."""
+    for key in ("loss", "validation"):
+        values = [torch.tensor(state["history"][key]) for state in (left, right)]
+        torch.testing.assert_close(*values, rtol=tolerance, atol=tolerance)
+    assert left["step"] == right["step"]
+    assert left["position"] == right["position"]
+    for key, value in left["model"].items():
+        other = right["model"][key]
+        assert value.shape == other.shape
+        # A gradient of which only rounding is left has either sign, and moves a weight by a step.
+        far = (value - other).abs() > 1e-3
+        assert far.sum() <= 0.01 * value.numel(), (key, int(far.sum()))
+    for index, state in left["optimizer"]["state"].items():
+        other = right["optimizer"]["state"][index]
+        assert {key: value.shape for key, value in state.items() if key != "signs"} == {
+            key: value.shape for key, value in other.items() if key != "signs"
+        }
+
+
+def same_curve(kind: str, optimizer: str, extra: tuple[str, ...], rank: int, size: int) -> None:
+    """The losses of one process, from the same batches."""
+    expected = alone(optimizer, extra)
+    state = done(
+        "--optimizer", optimizer, *extra, kind=kind, out=folder() / f"{kind}-{optimizer}{len(extra)}"
+    )
+    close(state, expected, 3e-2 if extra else 1e-4)
+    assert state["history"]["loss"][0] > state["history"]["loss"][-1]
+    assert state["history"]["step_size"].keys() == expected["history"]["step_size"].keys()
+    assert state["settings"]["parallel"] == kind
+    sent = state["history"]["sent_bytes"]
+    assert [step for step, _ in sent] == list(range(1, STEPS + 1))
+    assert all(len(counts) == size for _, counts in sent)
+    numbers = sum(value.numel() for value in state["model"].values())
+    assert all(2 * numbers < count < 40 * numbers for _, counts in sent for count in counts), (sent, numbers)
+
+
+def resume(kind: str, optimizer: str, rank: int, size: int) -> None:
+    """A run that two processes began goes on on two to the bit, and on one to rounding, and back."""
+    words = ("--optimizer", optimizer)
+    straight = done(*words, kind=kind, out=folder() / f"straight-{kind}-{optimizer}")
+    parts = folder() / f"parts-{kind}-{optimizer}"
+    done(*words, "--stop-at", "7", kind=kind, out=parts)
+    mine = folder() / f"{parts.name}-{rank}"
+    shutil.copytree(parts, mine)
+    assert run("--resume", str(parts), kind=kind)[0] == 0
+    again = checkpoint.load(parts / checkpoint.NAME)
+    assert same(exact(again), exact(straight))
+    assert len(again["history"]["sent_bytes"]) == STEPS
+
+    status, said, failed = run("--resume", str(mine))
+    assert status == 0, failed
+    assert "Continuing after step 7 of 12" in said
+    state = checkpoint.load(mine / checkpoint.NAME)
+    close(state, straight)
+    assert len(state["history"]["sent_bytes"]) == 7
+
+    back = folder() / f"back-{kind}-{optimizer}"
+    if rank == 0:
+        done_alone = run(*words, *TINY, *RUN, "--stop-at", "7", "--out", str(back))
+    else:
+        done_alone = run(*words, "--stop-at", "7", "--out", str(mine) + "-unused")
+    assert done_alone[0] == 0
+    status, said, failed = run("--resume", str(back), kind=kind)
+    assert status == 0, failed
+    close(checkpoint.load(back / checkpoint.NAME), straight)
+
+
+def one_speaks(kind: str, rank: int, size: int) -> None:
+    """Only the first process writes files and prints."""
+    with mock.patch.object(checkpoint, "save", wraps=checkpoint.save) as save:
+        out = folder() / f"speaks-{kind}"
+        status, said, failed = run("--checkpoint-every", "5", "--out", str(out), kind=kind)
+    assert (status, failed) == (0, "")
+    assert save.call_count == (0 if rank else 3)
+    assert ("Validation perplexity" in said) == (rank == 0)
+    assert bool(said) == (rank == 0)
+    assert [path.name for path in out.iterdir()] == [checkpoint.NAME]
+
+
+def interrupt(kind: str, rank: int, size: int) -> None:
+    """A signal to one process stops all after the same step, and says how to go on."""
+    out = folder() / f"interrupted-{kind}"
+    step = loop.Trainer.train_step
+
+    def struck(trainer: loop.Trainer, *args: Any) -> None:
+        if rank == 1 and trainer.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(trainer, *args)
+
+    with mock.patch.object(loop.Trainer, "train_step", struck):
+        status, said, _ = run("--out", str(out), kind=kind)
+    assert status == (128 + signal.SIGTERM if rank else 0)
+    assert checkpoint.load(out / checkpoint.NAME)["step"] == 6
+    if rank == 0:
+        assert f"torchrun --nproc-per-node {size}" in said
+        assert f"--parallel {kind} --resume {out}" in said
+    assert run("--resume", str(out), kind=kind)[0] == 0
+    assert checkpoint.load(out / checkpoint.NAME)["step"] == STEPS
+
+
+def errors(rank: int, size: int) -> None:
+    """What cannot work is told by one process, in one line."""
+    voted = folder() / "voted"
+    if rank == 0:
+        checkpoint.save(voted, {**alone("sage-hybrid", ()), "settings": _voted()})
+    else:
+        alone("sage-hybrid", ())
+    dist.barrier()
+    for kind, words, told in (
+        ("ddp", "--batch-size 3", "--batch-size 3: 2 processes cannot have equal parts of it; use a multiple"),
+        ("fsdp", "--optimizer adafactor", "--optimizer adafactor: torch's Adafactor takes the means of its own"),
+        ("vote", "--optimizer adamw", "--optimizer adamw: it goes by more than signs; use --optimizer signsgd"),
+        ("vote", "--optimizer signsgd --clip 1", "--clip: a sign has no norm"),
+        ("ddp", "--compare adamw,sgd", "trains one optimizer; leave out demo and --compare"),
+        ("ddp", "demo", "trains one optimizer"),
+        ("fsdp", "--device nowhere", "--device nowhere: this torch cannot use it"),
+        ("fsdp", "--heads 3", "a head's width"),
+        ("fsdp", "--optimizer adamw:betas=0.9/1.5", "Invalid beta parameter"),
+        ("fsdp", f"--resume {voted}", "was started with --parallel vote, and a vote is another algorithm"),
+        ("ddp", "--resume nowhere", "there is no checkpoint at nowhere"),
+    ):
+        status, said, failed = run(*words.split(), "--out", str(folder() / "none"), kind=kind)
+        assert (status, said) == (2, ""), (words, said)
+        assert bool(failed) == (rank == 0)
+        assert rank or (told in failed and failed.count("\n") == 1), (words, failed)
+    assert not (folder() / "none").exists()
+
+    status, _, failed = run("--out", str(folder() / "none"), kind="ddp", torchrun=False)
+    assert status == 2
+    assert "--parallel ddp: there is one process; start several, as torchrun" in failed
+    with mock.patch.dict(os.environ, {"RANK": "0", "WORLD_SIZE": "2"}):
+        status, _, failed = run("--out", str(folder() / "none"))
+    assert status == 2
+    assert "--parallel: torchrun has started 2 processes; say how they train" in failed
+
+
+def _voted() -> dict[str, Any]:
+    return {**alone("sage-hybrid", ())["settings"], "parallel": "vote"}
+
+
+def error_of_one(rank: int, size: int) -> None:
+    """What one process alone finds out ends all of them, and is told."""
+    words = ["--out", str(folder() / "lonely")]
+    if rank == 1:
+        words += ["--device", "nowhere"]
+    status, _, failed = run(*words, kind="ddp")
+    assert status == 2
+    assert rank or ("--device nowhere: this torch cannot use it" in failed and "(process 1)" in failed)
+
+
+def cache(rank: int, size: int) -> None:
+    """One process prepares the text, and the others find it prepared."""
+    with mock.patch("llama.corpus._build", create=True) as build:
+        del build
+    said: list[str] = []
+    words = ["--cache-dir", str(folder() / "another"), "--out", str(folder() / "cached")]
+    status, out, failed = run(*words, kind="ddp")
+    said.append(out)
+    assert status == 0, failed
+    assert out.count("Tokenized") == (rank == 0)
+
+
+@contextlib.contextmanager
+def _nothing() -> Iterator[None]:
+    yield
