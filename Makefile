@@ -56,7 +56,7 @@ test: test-cpp test-python
 
 test-python: $(VENV)/.installed $(VENV)/.examples $(VENV)/.tools
 	$(call run-pytest,$(BIN)/pytest)
-	$(PASSIVE) $(BIN)/pytest -m processes tests/python/test_distributed.py
+	$(PASSIVE) $(BIN)/pytest -m processes tests/python/test_distributed.py tests/python/test_example_parallel.py
 
 # On the objects of the CPU kernels that the installed module is made of.
 test-cpp: build/cpp/.built

@@ -202,9 +202,7 @@ def _refuse_to_overwrite(folder: Path, given: dict[str, Any]) -> None:
         )
 
 
-def _resumed_settings(
-    given: dict[str, Any], state: dict[str, Any], path: Path, processes: Alone
-) -> Settings:
+def _resumed_settings(given: dict[str, Any], state: dict[str, Any], path: Path, processes: Alone) -> Settings:
     """The settings of the checkpoint. An argument that says otherwise is an error, not silently dropped."""
     saved = Settings.from_dict(state["settings"])
     asked = {name: value for name, value in given.items() if name in saved.to_dict()}

@@ -33,8 +33,9 @@ class History:
     """What a run measured: index ``i`` is step ``i + 1``; others hold ``[step, value]`` pairs.
 
     ``step_size`` has a list for each role or rule of the optimizer, ``sent_bytes`` what each process sent in
-    the step, where that is counted; losses are means over the processes, times the first one's. ``seconds`` and ``cpu_seconds`` are of
-    the whole run, validation included; the second does not grow with what else the machine has to do.
+    the step, where that is counted. Losses are means over the processes, times the first one's. ``seconds``
+    and ``cpu_seconds`` are of the whole run, validation included; the second does not grow with what else
+    the machine has to do.
     """
 
     loss: list[float] = field(default_factory=list)

@@ -115,8 +115,8 @@ class Several(Alone):
             vote.check(settings.optimizer)
         elif self.kind == "fsdp" and settings.optimizer.split(":")[0] in NOT_SHARDED:
             raise UsageError(
-                f"{where} --optimizer {settings.optimizer}: torch's Adafactor takes the means of its own piece "
-                "of a matrix for those of the whole; use --parallel ddp, or another optimizer"
+                f"{where} --optimizer {settings.optimizer}: torch's Adafactor cannot take the pieces that "
+                "FSDP makes of a matrix; use --parallel ddp, or another optimizer"
             )
 
     def device(self, name: str) -> str:

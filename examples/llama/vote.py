@@ -1,4 +1,4 @@
-"""``--parallel vote``: each process sends the sign of every number of its gradient, and the majority counts."""
+"""``--parallel vote``: each process sends the signs of its gradient, and the majority counts."""
 
 from __future__ import annotations
 

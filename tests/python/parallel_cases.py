@@ -7,7 +7,7 @@ import io
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,16 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from example_support import TINY, exact, same, write_documents
-from llama import checkpoint, loop
+from llama import checkpoint, corpus, loop
 from llama.app import main
 
 STEPS = 12
 RUN = ("--steps", str(STEPS), "--eval-every", "5", "--threads", "1", "--layers", "2", "--val-windows", "15")
-EXTRA = ("--amp", "bf16", "--accumulate", "2", "--tied")
-OPTIMIZERS = ("sage-hybrid", "sinkgd-scale", "alias", "alias-lower-bound", "alias-adam", "adamw", "sgd")
+EXTRA = ("--accumulate", "2", "--tied")
+OPTIMIZERS = {
+    "ddp": ("sage-hybrid", "alias-lower-bound", "adamw"),
+    "fsdp": ("sage-hybrid", "scale", "alias", "alias-lower-bound", "alias-adam", "adamw", "adam", "sgd"),
+}
 RESUMED = ("sage-hybrid", "alias", "adamw")
 """Theirs, with signs in their state, and torch's own."""
 
@@ -30,9 +33,10 @@ RESUMED = ("sage-hybrid", "alias", "adamw")
 def cases(size: int) -> dict[str, Callable[[int, int], None]]:
     found: dict[str, Callable[[int, int], None]] = {}
     for kind in ("ddp", "fsdp"):
-        for optimizer in OPTIMIZERS:
+        for optimizer in OPTIMIZERS[kind]:
             found[f"curve-{kind}-{optimizer}"] = partial(same_curve, kind, optimizer, ())
-        found[f"curve-{kind}-mixed"] = partial(same_curve, kind, "sage-hybrid", EXTRA)
+        found[f"curve-{kind}-accumulated"] = partial(same_curve, kind, "sage-hybrid", EXTRA)
+        found[f"curve-{kind}-bf16"] = partial(same_curve, kind, "sage-hybrid", ("--amp", "bf16"))
         for optimizer in RESUMED:
             found[f"resume-{kind}-{optimizer}"] = partial(resume, kind, optimizer)
         found[f"one_speaks-{kind}"] = partial(one_speaks, kind)
@@ -43,6 +47,10 @@ def cases(size: int) -> dict[str, Callable[[int, int], None]]:
     return found
 
 
+def preload() -> None:
+    from transformers import LlamaForCausalLM  # noqa: F401
+
+
 def folder() -> Path:
     return Path(os.environ["CHECKPOINTS"])
 
@@ -51,8 +59,8 @@ def run(*words: str, kind: str = "", torchrun: bool = True) -> tuple[int, str, s
     """Call the script's ``main`` as torchrun's processes do if there is a kind; exit status and what was
     said."""
     environment: dict[str, str] = {}
-    if kind or not torchrun:
-        words = (*words, "--parallel", kind) if kind else words
+    if kind:
+        words = (*words, "--parallel", kind)
     if kind and torchrun:
         environment = {"RANK": str(dist.get_rank()), "WORLD_SIZE": str(dist.get_world_size())}
         environment |= {"LOCAL_RANK": environment["RANK"], "LOCAL_WORLD_SIZE": environment["WORLD_SIZE"]}
@@ -82,7 +90,7 @@ def done(*words: str, kind: str = "", out: Path) -> dict[str, Any]:
 
 def alone(optimizer: str, extra: tuple[str, ...]) -> dict[str, Any]:
     """The run of one process, which all do by themselves."""
-    name = f"{optimizer}{len(extra)}-{dist.get_rank()}"
+    name = f"{optimizer}{''.join(extra)}-{dist.get_rank()}"
     if not (folder() / name).exists():
         return done("--optimizer", optimizer, *extra, out=folder() / name)
     return checkpoint.load(folder() / name / checkpoint.NAME)
@@ -98,6 +106,8 @@ def close(left: dict[str, Any], right: dict[str, Any], tolerance: float = 1e-4) 
     for key, value in left["model"].items():
         other = right["model"][key]
         assert value.shape == other.shape
+        if left["settings"]["amp"] != "none":  # bf16 rounds each part of a batch by itself
+            continue
         # A gradient of which only rounding is left has either sign, and moves a weight by a step.
         far = (value - other).abs() > 1e-3
         assert far.sum() <= 0.01 * value.numel(), (key, int(far.sum()))
@@ -112,9 +122,9 @@ def same_curve(kind: str, optimizer: str, extra: tuple[str, ...], rank: int, siz
     """The losses of one process, from the same batches."""
     expected = alone(optimizer, extra)
     state = done(
-        "--optimizer", optimizer, *extra, kind=kind, out=folder() / f"{kind}-{optimizer}{len(extra)}"
+        "--optimizer", optimizer, *extra, kind=kind, out=folder() / f"{kind}-{optimizer}{''.join(extra)}"
     )
-    close(state, expected, 3e-2 if extra else 1e-4)
+    close(state, expected, 1e-2 if "bf16" in extra else 1e-4)
     assert state["history"]["loss"][0] > state["history"]["loss"][-1]
     assert state["history"]["step_size"].keys() == expected["history"]["step_size"].keys()
     assert state["settings"]["parallel"] == kind
@@ -145,15 +155,11 @@ def resume(kind: str, optimizer: str, rank: int, size: int) -> None:
     close(state, straight)
     assert len(state["history"]["sent_bytes"]) == 7
 
-    back = folder() / f"back-{kind}-{optimizer}"
-    if rank == 0:
-        done_alone = run(*words, *TINY, *RUN, "--stop-at", "7", "--out", str(back))
-    else:
-        done_alone = run(*words, "--stop-at", "7", "--out", str(mine) + "-unused")
-    assert done_alone[0] == 0
-    status, said, failed = run("--resume", str(back), kind=kind)
+    back = [folder() / f"back-{kind}-{optimizer}-{process}" for process in range(size)]
+    done(*words, "--stop-at", "7", out=back[rank])
+    status, said, failed = run("--resume", str(back[0]), kind=kind)
     assert status == 0, failed
-    close(checkpoint.load(back / checkpoint.NAME), straight)
+    close(checkpoint.load(back[0] / checkpoint.NAME), straight)
 
 
 def one_speaks(kind: str, rank: int, size: int) -> None:
@@ -198,9 +204,17 @@ def errors(rank: int, size: int) -> None:
         alone("sage-hybrid", ())
     dist.barrier()
     for kind, words, told in (
-        ("ddp", "--batch-size 3", "--batch-size 3: 2 processes cannot have equal parts of it; use a multiple"),
-        ("fsdp", "--optimizer adafactor", "--optimizer adafactor: torch's Adafactor takes the means of its own"),
-        ("vote", "--optimizer adamw", "--optimizer adamw: it goes by more than signs; use --optimizer signsgd"),
+        (
+            "ddp",
+            "--batch-size 3",
+            "--batch-size 3: 2 processes cannot have equal parts of it",
+        ),
+        ("fsdp", "--optimizer adafactor", "--optimizer adafactor: torch's Adafactor cannot take the pieces"),
+        (
+            "vote",
+            "--optimizer adamw",
+            "adamw: it goes by more than signs; use --optimizer signsgd",
+        ),
         ("vote", "--optimizer signsgd --clip 1", "--clip: a sign has no norm"),
         ("ddp", "--compare adamw,sgd", "trains one optimizer; leave out demo and --compare"),
         ("ddp", "demo", "trains one optimizer"),
@@ -241,16 +255,8 @@ def error_of_one(rank: int, size: int) -> None:
 
 def cache(rank: int, size: int) -> None:
     """One process prepares the text, and the others find it prepared."""
-    with mock.patch("llama.corpus._build", create=True) as build:
-        del build
-    said: list[str] = []
     words = ["--cache-dir", str(folder() / "another"), "--out", str(folder() / "cached")]
-    status, out, failed = run(*words, kind="ddp")
-    said.append(out)
+    with mock.patch.object(corpus, "build", wraps=corpus.build) as build:
+        status, _, failed = run(*words, kind="ddp")
     assert status == 0, failed
-    assert out.count("Tokenized") == (rank == 0)
-
-
-@contextlib.contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+    assert bool(build.call_count) == (rank == 0)
