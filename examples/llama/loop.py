@@ -126,7 +126,7 @@ class Trainer:
         ).to(self.device)
         self.runner = self.processes.wrap(self.model, s)
         self.choice = optim.parse(s.optimizer)
-        self.optimizer = optim.build(self.choice, self.model, backend=s.backend)
+        self.optimizer = self.processes.build(self.choice, self.model, s.backend)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: lr_factor(step, steps=s.steps, warmup=s.warmup, final=s.final_lr)
         )
@@ -307,6 +307,7 @@ class Trainer:
             "tokens_digest": self.corpus.tokens_digest,
             "model": self.processes.whole(self.model.state_dict()),
             "optimizer": self.processes.whole(self.optimizer.state_dict()),
+            "votes": self.processes.votes(),
             "scheduler": self.scheduler.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],

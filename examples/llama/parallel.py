@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from . import traffic, vote
+from . import optim, traffic, vote
 from .errors import UsageError
+from .optim import Choice
 
 KINDS = ("ddp", "fsdp", "vote")
 NOT_SHARDED = ("adafactor",)
@@ -51,6 +52,10 @@ class Alone:
         this."""
         return model
 
+    def build(self, choice: Choice, model: nn.Module, backend: str) -> Optimizer:
+        """The optimizer of a model that ``wrap`` has seen."""
+        return optim.build(choice, model, backend=backend)
+
     def share(self, batch: torch.Tensor) -> torch.Tensor:
         """The rows of a batch that are this process's to train on."""
         return batch
@@ -75,6 +80,10 @@ class Alone:
         """A state dict as one process would have it."""
         return state
 
+    def votes(self) -> list[Any]:
+        """What each process needs to vote as it has; empty where it needs nothing."""
+        return []
+
     def load(self, model: nn.Module, optimizer: Optimizer, state: dict[str, Any], *, ours: bool) -> None:
         """Put the state of ``Trainer.save`` into model and optimizer."""
         model.load_state_dict(state["model"])
@@ -91,6 +100,7 @@ class Several(Alone):
         import torch.distributed as dist
 
         self.kind, self._dist = kind, dist
+        self._ballot: vote.Ballot | None = None
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.is_first = self.rank == 0
         self.is_cuda = device.startswith("cuda")
@@ -112,7 +122,7 @@ class Several(Alone):
                 raise UsageError(
                     f"{where} --clip: a sign has no norm that could be clipped; leave --clip out"
                 )
-            vote.check(settings.optimizer)
+            vote.check(optim.parse(settings.optimizer))
         elif self.kind == "fsdp" and settings.optimizer.split(":")[0] in NOT_SHARDED:
             raise UsageError(
                 f"{where} --optimizer {settings.optimizer}: torch's Adafactor cannot take the pieces that "
@@ -164,8 +174,15 @@ class Several(Alone):
             return fully_shard(model, mesh=mesh)
         wrapped = nn.parallel.DistributedDataParallel(model)
         if self.kind == "vote":
-            vote.attach(wrapped, settings.optimizer)
+            self._ballot = vote.Ballot(wrapped, optim.parse(settings.optimizer))
         return wrapped
+
+    def build(self, choice: Choice, model: nn.Module, backend: str) -> Optimizer:
+        if self._ballot is None:
+            return super().build(choice, model, backend)
+        optimizer = super().build(self._ballot.of_stepper(choice), model, backend)
+        self._ballot.tell(optimizer)
+        return optimizer
 
     def share(self, batch: torch.Tensor) -> torch.Tensor:
         return batch.chunk(self.size)[self.rank]
@@ -203,7 +220,15 @@ class Several(Alone):
         value = state.full_tensor()
         return value.cpu() if self.is_first else None  # the others need not keep it
 
+    def votes(self) -> list[Any]:
+        if self._ballot is None or not self._ballot.has_state:
+            return []
+        return self.everybody(self._ballot.state_dict())
+
     def load(self, model: nn.Module, optimizer: Optimizer, state: dict[str, Any], *, ours: bool) -> None:
+        if self._ballot is not None and (votes := state["votes"]):
+            vote.check_voters(votes, self.size)
+            self._ballot.load_state_dict(votes[self.rank])
         held = model.state_dict()
         model.load_state_dict({name: _cut(value, held[name]) for name, value in state["model"].items()})
         saved = state["optimizer"]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -27,7 +30,9 @@ OPTIMIZERS = {
     "fsdp": ("sage-hybrid", "scale", "alias", "alias-lower-bound", "alias-adam", "adamw", "adam", "sgd"),
 }
 RESUMED = ("sage-hybrid", "alias", "adamw")
-"""Theirs, with signs in their state, and torch's own."""
+"""Ours, ours with signs in its state, and torch's own."""
+VOTED = ("signsgd", "signsgd:momentum=0", "alias-descent", "alias-lower-bound")
+HAS_VOTE = importlib.util.find_spec("sage_ext.distributed.vote") is not None
 
 
 def cases(size: int) -> dict[str, Callable[[int, int], None]]:
@@ -41,6 +46,10 @@ def cases(size: int) -> dict[str, Callable[[int, int], None]]:
             found[f"resume-{kind}-{optimizer}"] = partial(resume, kind, optimizer)
         found[f"one_speaks-{kind}"] = partial(one_speaks, kind)
         found[f"interrupt-{kind}"] = partial(interrupt, kind)
+    if HAS_VOTE:
+        for optimizer in VOTED:
+            found[f"vote-{optimizer}"] = partial(voted, optimizer)
+        found["voters"] = voters
     found["errors"] = errors
     found["error_of_one"] = error_of_one
     found["cache"] = cache
@@ -162,6 +171,42 @@ def resume(kind: str, optimizer: str, rank: int, size: int) -> None:
     close(checkpoint.load(back[0] / checkpoint.NAME), straight)
 
 
+def voted(optimizer: str, rank: int, size: int) -> None:
+    """A vote sends a fraction of what means take, trains, and goes on to the bit."""
+    words = ("--optimizer", optimizer, "--checkpoint-every", "5")
+    straight = done(*words, kind="vote", out=folder() / f"straight-{optimizer}")
+    losses = straight["history"]["loss"]
+    assert losses[-1] < losses[0]
+    numbers = sum(value.numel() for value in straight["model"].values())
+    sent = [count for _, counts in straight["history"]["sent_bytes"] for count in counts]
+    assert all(0.25 * numbers < count < numbers for count in sent), (sent, numbers)
+    # The momentum is the voters', and each has its own.
+    votes = [vote["exp_avg"] for vote in straight["votes"]]
+    assert len(votes) == (size if optimizer == "signsgd" else 0)
+    assert not votes or any(not torch.equal(votes[0][name], votes[1][name]) for name in votes[0])
+    assert not any("exp_avg" in state for state in straight["optimizer"]["state"].values())
+
+    parts = folder() / f"parts-{optimizer}"
+    done(*words, "--stop-at", "7", kind="vote", out=parts)
+    assert run("--resume", str(parts), kind="vote")[0] == 0
+    assert same(exact(checkpoint.load(parts / checkpoint.NAME)), exact(straight))
+
+
+def voters(rank: int, size: int) -> None:
+    """Others cannot take up the momenta of those who have voted."""
+    out = folder() / "voters"
+    state = done("--optimizer", "signsgd", "--stop-at", "3", kind="vote", out=out)
+    if rank == 0:
+        checkpoint.save(out, {**state, "votes": [*state["votes"], state["votes"][0]]})
+    dist.barrier()
+    status, _, failed = run("--resume", str(out), kind="vote")
+    assert status == 2
+    assert rank or "3 processes have voted, each with a momentum of its own" in failed
+    status, _, failed = run("--resume", str(out))
+    assert status == 2
+    assert "was started with --parallel vote" in failed
+
+
 def one_speaks(kind: str, rank: int, size: int) -> None:
     """Only the first process writes files and prints."""
     with mock.patch.object(checkpoint, "save", wraps=checkpoint.save) as save:
@@ -233,6 +278,11 @@ def errors(rank: int, size: int) -> None:
     status, _, failed = run("--out", str(folder() / "none"), kind="ddp", torchrun=False)
     assert status == 2
     assert "--parallel ddp: there is one process; start several, as torchrun" in failed
+    with mock.patch.dict(sys.modules, {"sage_ext.distributed": ModuleType("older")}):
+        words = ("--optimizer", "signsgd", "--out", str(folder() / "none"))
+        status, _, failed = run(*words, kind="vote")
+    assert status == 2
+    assert rank or "--parallel vote: the installed sage_ext has no MajorityVote" in failed
     with mock.patch.dict(os.environ, {"RANK": "0", "WORLD_SIZE": "2"}):
         status, _, failed = run("--out", str(folder() / "none"))
     assert status == 2

@@ -12,7 +12,7 @@ import processes
 import pytest
 
 pytestmark = pytest.mark.processes
-TIMEOUT = 400
+TIMEOUT = 600
 SIZE = 2
 
 
