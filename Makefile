@@ -1,4 +1,5 @@
 # make demo: train a small Llama with AdamW and with optimizers of little state, and compare them.
+# make demo-distributed: the same on one process, with DDP, FSDP2 and a vote of signs, on two processes.
 # make test: build everything, run the C++ and the Python tests.
 # Both set up .venv on their first run and are quick after that. Neither needs anything but Python 3.10 or
 # newer with venv, a C++20 compiler and CMake.
@@ -47,10 +48,13 @@ SOURCES := $(shell find csrc sage_ext -type f -not -name '*.so' -not -path '*/__
 CMAKE_FLAGS := -G Ninja '-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)'
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test test-python test-cpp test-cpp-sanitized test-cuda-build benchmark stub lint clean FORCE
+.PHONY: demo demo-distributed test test-python test-cpp test-cpp-sanitized test-cuda-build benchmark stub lint clean FORCE
 
 demo: $(VENV)/.installed $(VENV)/.examples
 	$(BIN)/python examples/train_llama.py demo
+
+demo-distributed: $(VENV)/.installed $(VENV)/.examples
+	$(BIN)/python examples/distributed_demo.py
 
 test: test-cpp test-python
 
@@ -178,4 +182,4 @@ build/cpp-sanitized/.built: $(CPP_SOURCES) | $(VENV)/.gtest
 	touch $@
 
 clean:
-	rm -rf build dist demo_out *.egg-info $(VENV) $(CUDA_VENV)
+	rm -rf build dist demo_out demo_distributed_out *.egg-info $(VENV) $(CUDA_VENV)

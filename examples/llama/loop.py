@@ -307,6 +307,7 @@ class Trainer:
             "tokens_digest": self.corpus.tokens_digest,
             "model": self.processes.whole(self.model.state_dict()),
             "optimizer": self.processes.whole(self.optimizer.state_dict()),
+            "state_bytes": self.processes.everybody(optim.state_bytes(self.optimizer)),
             "votes": self.processes.votes(),
             "scheduler": self.scheduler.state_dict(),
             "rng": torch.get_rng_state(),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -19,7 +21,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from example_support import TINY, exact, same, write_documents
-from llama import checkpoint, corpus, loop
+from llama import checkpoint, comparison, corpus, loop
 from llama.app import main
 
 STEPS = 12
@@ -50,6 +52,7 @@ def cases(size: int) -> dict[str, Callable[[int, int], None]]:
         for optimizer in VOTED:
             found[f"vote-{optimizer}"] = partial(voted, optimizer)
         found["voters"] = voters
+    found["demo"] = demo
     found["errors"] = errors
     found["error_of_one"] = error_of_one
     found["cache"] = cache
@@ -238,6 +241,50 @@ def interrupt(kind: str, rank: int, size: int) -> None:
         assert f"--parallel {kind} --resume {out}" in said
     assert run("--resume", str(out), kind=kind)[0] == 0
     assert checkpoint.load(out / checkpoint.NAME)["step"] == STEPS
+
+
+def demo(rank: int, size: int) -> None:
+    """The demo's table, file and picture, from runs that other cases have made."""
+    out = folder() / f"demo-{rank}"
+    made = {None: alone("sage-hybrid", ())}
+    for kind in ("ddp", "fsdp"):
+        made[kind] = done("--optimizer", "sage-hybrid", kind=kind, out=folder() / f"demo-{kind}")
+    made["vote"] = {**made["ddp"], "history": {**made["ddp"]["history"], "sent_bytes": []}}
+    commands = []
+
+    def make(command: list[str], variables: dict[str, str]) -> int:
+        assert variables["OMP_NUM_THREADS"] == ("1" if "--parallel" in command else "2")
+        commands.append(command)
+        kind = command[command.index("--parallel") + 1] if "--parallel" in command else None
+        checkpoint.save(Path(command[command.index("--out") + 1]), made[kind])
+        return 0
+
+    said = io.StringIO()
+    with mock.patch.object(comparison, "start", make), contextlib.redirect_stdout(said):
+        assert comparison.main(["--out", str(out), "--steps", "9"]) == 0
+    # What the user says comes last, and holds.
+    assert all(" ".join(command).rpartition("--steps ")[2].startswith("9 ") for command in commands)
+    assert ["torch.distributed.run" in command for command in commands] == [False, True, True, True]
+    assert {path.name for path in out.iterdir()} == {
+        "runs",
+        "results.json",
+        "results.md",
+        "distributed.png",
+    }
+    facts = json.loads((out / "results.json").read_text())
+    found = {each["name"]: each for each in facts["results"]}
+    assert found["one process"]["sent_bytes_a_step"] == []
+    assert [len(each["sent_bytes_a_step"]) for each in found.values()] == [0, size, size, 0]
+    assert 0 < found["DDP"]["largest_difference"] < 1e-4
+    assert found["vote"]["largest_difference"] is None
+    whole, *parts = found["one process"]["state_bytes"] + found["FSDP2"]["state_bytes"]
+    assert all(part < 0.6 * whole for part in parts)
+    for path in (out / "results.json", out / "results.md"):
+        assert not re.search(r"/(root|home|tmp|work)\b", path.read_text()), path
+    assert "| vote, 2 processes | signsgd " in said.getvalue()
+    assert "not counted" in said.getvalue()
+    with mock.patch.object(comparison, "start", return_value=3):
+        assert comparison.main(["--out", str(out)]) == 3
 
 
 def errors(rank: int, size: int) -> None:
