@@ -1,8 +1,8 @@
 """What an optimizer step on several processes sends: each message with its bytes, from shapes and placements.
 
-These are the rules of ``sage_ext/distributed`` and of the stages that it runs, written down once more without
-a tensor, so that they can be asked about a thousand processes. The tests hold them to what is counted on
-gloo.
+These are the rules of ``sage_ext/distributed`` and of the native stages that it runs, written down once more
+without a tensor, so that they can be asked about a thousand processes. The tests hold them to what is counted
+on gloo.
 """
 
 from __future__ import annotations
@@ -146,15 +146,13 @@ def _sage(param: Spread, group: Mapping[str, Any]) -> Iterator[list[_Item]]:
     columns = range(1, len(param.shape)) if len(param.shape) > 1 else range(1)
     if len(param.shape) > 1:
         yield [_item(param, SUM, prod(param.local[1:]), FLOAT32, [0])]
-    yield [_item(param, SUM, 1 + bool(group["instant_damper"]), FLOAT64, columns)]
+    yield [_item(param, SUM, 2, FLOAT64, columns)]
 
 
 def _sinkgd(param: Spread, group: Mapping[str, Any]) -> Iterator[list[_Item]]:
     rows, columns = len(param.shape) - 2, len(param.shape) - 1
-    for iteration in range(group["iterations"]):
-        # The first row norms go as squares in float64.
-        width = FLOAT32 if iteration else FLOAT64
-        yield [_item(param, SUM, _without(param, columns), width, [columns])]
+    for _ in range(group["iterations"]):
+        yield [_item(param, SUM, _without(param, columns), FLOAT64, [columns])]
         yield [_item(param, SUM, _without(param, rows), FLOAT32, [rows])]
 
 
