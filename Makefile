@@ -1,4 +1,5 @@
 # make demo: train a small Llama with AdamW and with optimizers of little state, and compare them.
+# make demo-distributed: the same on one process, with DDP, FSDP2 and a vote of signs, on two processes.
 # make test: build everything, run the C++ and the Python tests.
 # Both set up .venv on their first run and are quick after that. Neither needs anything but Python 3.10 or
 # newer with venv, a C++20 compiler and CMake.
@@ -40,6 +41,8 @@ run-pytest = $(PASSIVE) $(1) -n auto --maxprocesses=4 -m 'not processes' $(2)
 else
 run-pytest = $(PASSIVE) $(1) -n auto --maxprocesses=8 -m 'not (exclusive or processes)' $(2) && $(1) -m exclusive $(2)
 endif
+# Files with such tests: to look for them in all takes as long as a file.
+PROCESSES := $(addprefix tests/python/,test_distributed.py test_example_parallel.py test_vote.py)
 JOBS := $(or $(MAX_JOBS),$(shell nproc))
 
 SOURCES := $(shell find csrc sage_ext -type f -not -name '*.so' -not -path '*/__pycache__/*') \
@@ -47,16 +50,19 @@ SOURCES := $(shell find csrc sage_ext -type f -not -name '*.so' -not -path '*/__
 CMAKE_FLAGS := -G Ninja '-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)'
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test test-python test-cpp test-cpp-sanitized test-cuda-build benchmark stub lint clean FORCE
+.PHONY: demo demo-distributed test test-python test-cpp test-cpp-sanitized test-cuda-build benchmark stub lint clean FORCE
 
 demo: $(VENV)/.installed $(VENV)/.examples
 	$(BIN)/python examples/train_llama.py demo
+
+demo-distributed: $(VENV)/.installed $(VENV)/.examples
+	$(BIN)/python examples/distributed_demo.py
 
 test: test-cpp test-python
 
 test-python: $(VENV)/.installed $(VENV)/.examples $(VENV)/.tools
 	$(call run-pytest,$(BIN)/pytest)
-	$(PASSIVE) $(BIN)/pytest -m processes tests/python/test_distributed.py tests/python/test_vote.py
+	$(PASSIVE) $(BIN)/pytest -m processes $(PROCESSES)
 
 # On the objects of the CPU kernels that the installed module is made of.
 test-cpp: build/cpp/.built
@@ -178,4 +184,4 @@ build/cpp-sanitized/.built: $(CPP_SOURCES) | $(VENV)/.gtest
 	touch $@
 
 clean:
-	rm -rf build dist demo_out *.egg-info $(VENV) $(CUDA_VENV)
+	rm -rf build dist demo_out demo_distributed_out *.egg-info $(VENV) $(CUDA_VENV)

@@ -25,13 +25,15 @@ Build = Callable[[], torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class Llama:
-    """The sizes of a Llama. ``tied``: its head is its embedding."""
+    """The sizes of a Llama. ``tied``: its head is its embedding; ``kv``: width of keys and values, if not
+    ``hidden``."""
 
     vocabulary: int
     hidden: int
     ffn: int
     layers: int
     tied: bool
+    kv: int | None = None
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The tensors by name: embedding, attention, gated feed-forward, norms, and the head if it is one."""
@@ -42,7 +44,8 @@ class Llama:
         }
         for layer in range(self.layers):
             for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-                shapes[f"layers.{layer}.self_attn.{name}.weight"] = (hidden, hidden)
+                rows = self.kv or hidden if name in ("k_proj", "v_proj") else hidden
+                shapes[f"layers.{layer}.self_attn.{name}.weight"] = (rows, hidden)
             shapes[f"layers.{layer}.mlp.gate_proj.weight"] = (self.ffn, hidden)
             shapes[f"layers.{layer}.mlp.up_proj.weight"] = (self.ffn, hidden)
             shapes[f"layers.{layer}.mlp.down_proj.weight"] = (hidden, self.ffn)

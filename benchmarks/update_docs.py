@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import docs_gpu_tables as gpu
+import docs_scaling_tables as scaling
 import docs_tables as cpu
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,6 +31,7 @@ PARTS: dict[str, dict[str, list[Callable[[], str]]]] = {
         "step-time": [cpu.step_time],
         "hybrid-profile": [cpu.hybrid_profile],
     },
+    "docs/distributed.md": {"scaling": [scaling.assumptions, scaling.exchanged, scaling.predicted]},
     "docs/training.md": {"training": [cpu.training]},
     "docs/numerics.md": {"low-precision": [cpu.second_moment, cpu.low_precision_losses]},
     "docs/gpu.md": {

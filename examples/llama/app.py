@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,43 +15,63 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from . import checkpoint, cli, corpus, report
+from . import checkpoint, cli, corpus, parallel, report
 from .errors import UsageError
 from .loop import Interrupt, Trainer
+from .parallel import Alone
 from .settings import Settings, flag, millions
 
 CHECKPOINT_EVERY = 100
-FREE_ON_RESUME = frozenset({"device", "threads", "eval_every"})  # may be changed, at the price of other bits
+# May be changed, at the price of other bits.
+FREE_ON_RESUME = frozenset({"device", "threads", "eval_every", "parallel"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 1 for a run that diverged, 2 for a wrong argument, 128 + n for signal n."""
-    try:
-        arguments = cli.parse(argv)
-        if "threads" in arguments:
-            torch.set_num_threads(arguments.threads)
-        specs = cli.compared(arguments)
-        return compare(arguments, specs, argv) if specs else train(arguments)
-    except UsageError as error:
-        print(f"train_llama.py: error: {error}", file=sys.stderr)
-        return 2
+    is_first = os.environ.get("RANK", "0") == "0"
+    with contextlib.ExitStack() as stack:
+        if not is_first:  # all say the same, and one says it
+            nowhere = stack.enter_context(Path(os.devnull).open("w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        try:
+            arguments = cli.parse(argv)
+            if "threads" in arguments:
+                torch.set_num_threads(arguments.threads)
+            specs = cli.compared(arguments)
+            processes = parallel.started(vars(arguments))
+            if specs:
+                return compare(arguments, specs, argv)
+            stack.callback(processes.close)
+            return train(arguments, processes)
+        except UsageError as error:
+            print(f"train_llama.py: error: {error}", file=sys.stderr)
+            return 2
 
 
-def train(arguments: argparse.Namespace) -> int:
+def train(arguments: argparse.Namespace, processes: Alone) -> int:
     """One run: new or resumed."""
     given = vars(arguments)
-    state = None
-    if "resume" in given:
-        folder = Path(given["resume"] or _folder(given))
-        path = checkpoint.find(folder)
-        state, folder = checkpoint.load(path), path.parent
-        settings = _resumed_settings(given, state, path)
-        torch.set_num_threads(settings.threads)
-    else:
-        folder = _folder(given)
-        settings = cli.settings(given)
-        _refuse_to_overwrite(folder, given)
-    trainer = _trainer(settings, _corpus(settings, given), folder, state)
+    state, failure = None, None
+    try:
+        if "device" in given or processes.size > 1:
+            given["device"] = processes.device(cli.device(given.get("device", "auto")))
+        if "resume" in given:
+            folder = Path(given["resume"] or _folder(given))
+            path = checkpoint.find(folder)
+            state, folder = checkpoint.load(path), path.parent
+            settings = _resumed_settings(given, state, path, processes)
+            torch.set_num_threads(settings.threads)
+        else:
+            folder = _folder(given)
+            settings = cli.settings(given)
+            _refuse_to_overwrite(folder, given)
+        processes.check(settings, given)
+    except UsageError as error:
+        failure = error
+    processes.agree(failure)
+    text = processes.in_turn(lambda: _corpus(settings, given))
+    trainer = _trainer(settings, text, folder, state, processes)
     print(f"{trainer.choice.label}: {trainer.choice.row.about}\n{_describe(trainer)}")
     if state:
         print(f"Continuing after step {trainer.step} of {settings.steps}.")
@@ -62,7 +84,7 @@ def train(arguments: argparse.Namespace) -> int:
         print(report.summary(trainer.result()))
         print(f"Checkpoint: {folder / checkpoint.NAME}")
         return 0
-    again = shlex.join([*_program(), "--resume", str(folder)])
+    again = shlex.join([*_program(processes), "--resume", str(folder)])
     print(f"Stopped after step {trainer.step} of {settings.steps}; saved. To go on:\n  {again}")
     return 128 + interrupt.signal if interrupt.signal else 0
 
@@ -128,8 +150,14 @@ def _run(trainer: Trainer, given: dict[str, Any], interrupt: Interrupt) -> None:
     )
 
 
-def _trainer(settings: Settings, text: corpus.Corpus, folder: Path, state: dict[str, Any] | None) -> Trainer:
-    trainer = Trainer(settings, text, folder)
+def _trainer(
+    settings: Settings,
+    text: corpus.Corpus,
+    folder: Path,
+    state: dict[str, Any] | None,
+    processes: Alone | None = None,
+) -> Trainer:
+    trainer = Trainer(settings, text, folder, processes)
     if state:
         trainer.restore(state)
     return trainer
@@ -157,8 +185,11 @@ def _slug(spec: str) -> str:
     return spec.replace(":", "_").replace("/", "-")
 
 
-def _program() -> list[str]:
+def _program(processes: Alone | None = None) -> list[str]:
     """How this script was started, as one would type it (``.venv/bin/python`` if that was it)."""
+    if processes is not None and processes.kind != "none":
+        launch = ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"]]
+        return [*launch, sys.argv[0], "--parallel", processes.kind]
     python, here = Path(sys.executable), Path.cwd()
     return [str(python.relative_to(here)) if python.is_relative_to(here) else "python", sys.argv[0]]
 
@@ -171,7 +202,7 @@ def _refuse_to_overwrite(folder: Path, given: dict[str, Any]) -> None:
         )
 
 
-def _resumed_settings(given: dict[str, Any], state: dict[str, Any], path: Path) -> Settings:
+def _resumed_settings(given: dict[str, Any], state: dict[str, Any], path: Path, processes: Alone) -> Settings:
     """The settings of the checkpoint. An argument that says otherwise is an error, not silently dropped."""
     saved = Settings.from_dict(state["settings"])
     asked = {name: value for name, value in given.items() if name in saved.to_dict()}
@@ -184,7 +215,13 @@ def _resumed_settings(given: dict[str, Any], state: dict[str, Any], path: Path) 
                 f"--resume: {path} was started with {flag(name)} {old}, and cannot go on with {value}; "
                 f"leave {flag(name)} out, or start a new run with another --out"
             )
+    if "vote" in (saved.parallel, processes.kind) and saved.parallel != processes.kind:
+        raise UsageError(
+            f"--resume: {path} was started with --parallel {saved.parallel}, and a vote is another algorithm "
+            "than a mean; go on as it was started, or start a new run with another --out"
+        )
     free = {name: given[name] for name in FREE_ON_RESUME & given.keys()}
+    free["parallel"] = processes.kind
     if "device" in free:
         free["device"] = cli.device(free["device"])
     return replace(saved, **free)

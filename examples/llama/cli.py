@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import optim
+from . import optim, parallel
 from .errors import UsageError
 from .settings import Settings
 
@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   train_llama.py --optimizer sage-hybrid --steps 2000     one optimizer, in runs/sage-hybrid
   train_llama.py --resume runs/sage-hybrid                go on after Ctrl-C
   train_llama.py --text ~/books --compare adamw:lr=2e-3,adamw:lr=4e-3,sinkgd-hybrid
+  torchrun --nproc-per-node 2 examples/train_llama.py --parallel fsdp
 """
 
 
@@ -208,6 +209,12 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=whole(0), metavar="N", help=f"weights and order of the batches (default: {d.seed})")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda if there is one, else cpu)")
     add("--threads", type=whole(1), metavar="N", help="CPU threads (default: torch's choice)")
+
+    add(
+        "--parallel", choices=parallel.KINDS,
+        help="how the processes that torchrun has started train one model: whole on each (ddp), cut into "
+        "pieces (fsdp), or whole with a vote of signs (vote)",
+    )  # fmt: skip
 
     group = top.add_argument_group("output")
     add = group.add_argument

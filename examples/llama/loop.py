@@ -21,6 +21,7 @@ from .corpus import Corpus
 from .data import Batches, validation_batches
 from .errors import UsageError
 from .model import build_model, next_token_loss
+from .parallel import Alone
 from .settings import Settings
 
 LOG_EVERY = 10  # steps, on a GPU
@@ -31,8 +32,10 @@ SMOOTHING = 0.95  # of the loss that the progress bar shows
 class History:
     """What a run measured: index ``i`` is step ``i + 1``; others hold ``[step, value]`` pairs.
 
-    ``step_size`` has a list for each role or rule of the optimizer. ``seconds`` and ``cpu_seconds`` are of
-    the whole run, validation included; the second does not grow with what else the machine has to do.
+    ``step_size`` has a list for each role or rule of the optimizer, ``sent_bytes`` what each process sent in
+    the step, where that is counted. Losses are means over the processes, times the first one's. ``seconds``
+    and ``cpu_seconds`` are of the whole run, validation included; the second does not grow with what else
+    the machine has to do.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -40,6 +43,7 @@ class History:
     step_seconds: list[float] = field(default_factory=list)
     validation: list[list[float]] = field(default_factory=list)
     step_size: dict[str, list[list[float]]] = field(default_factory=dict)
+    sent_bytes: list[list[Any]] = field(default_factory=list)
     seconds: float = 0.0
     cpu_seconds: float = 0.0
 
@@ -89,11 +93,22 @@ def record_step_size(trainer: Trainer) -> None:
 
 
 class Trainer:
-    """A model, its optimizer and its place in the data; ``save`` and ``restore`` are exact."""
+    """A model, its optimizer and its place in the data; ``save`` and ``restore`` are exact.
 
-    def __init__(self, settings: Settings, corpus: Corpus, folder: Path | None = None) -> None:
+    ``model`` has the parameters; ``runner`` is called, and is the model or what several processes put around
+    it. All of them come to every call here.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        corpus: Corpus,
+        folder: Path | None = None,
+        processes: Alone | None = None,
+    ) -> None:
         s = self.settings = settings
         self.corpus, self.folder = corpus, folder
+        self.processes = processes or Alone()
         self.device = torch.device(s.device)
         self.batches = Batches(corpus.train, batch_size=s.batch_size, seq_len=s.seq_len, seed=s.seed)
         self.validation = validation_batches(
@@ -109,8 +124,9 @@ class Trainer:
             tied=s.tied,
             seed=s.seed,
         ).to(self.device)
+        self.runner = self.processes.wrap(self.model, s)
         self.choice = optim.parse(s.optimizer)
-        self.optimizer = optim.build(self.choice, self.model, backend=s.backend)
+        self.optimizer = self.processes.build(self.choice, self.model, s.backend)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: lr_factor(step, steps=s.steps, warmup=s.warmup, final=s.final_lr)
         )
@@ -120,6 +136,8 @@ class Trainer:
         self.step = 0
         self._takes_loss = optim.is_ours(self.optimizer)
         self._unread: list[torch.Tensor] = []  # losses still on the device
+        self._sent: list[list[int]] = []  # by this process, not yet told to the first
+        self._told_to_stop = False
 
     @property
     def finished(self) -> bool:
@@ -140,18 +158,23 @@ class Trainer:
         """Whether the numbers of the step just taken are read: on a GPU that waits, so not of every one."""
         return self.evaluates or self.device.type == "cpu" or self.step % LOG_EVERY == 0
 
-    def train_step(self) -> None:
-        """Forward and backward over ``accumulate`` batches, clip, optimizer, scheduler."""
+    def train_step(self, stop: bool = False) -> None:
+        """Forward and backward over ``accumulate`` batches, clip, optimizer, scheduler.
+
+        ``stop``: whether this process has been told to stop, which the others hear here.
+        """
         s = self.settings
-        started = time.perf_counter()
+        started, sent = time.perf_counter(), self.processes.sent()
         total = torch.zeros((), device=self.device)
-        for _ in range(s.accumulate):
-            batch = self.batches.next().to(self.device)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=s.amp == "bf16"):
-                loss = next_token_loss(self.model, batch) / s.accumulate
-            loss.backward()
+        for index in range(s.accumulate):
+            batch = self.processes.share(self.batches.next()).to(self.device)
+            with self.processes.gathering(self.runner, index == s.accumulate - 1):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=s.amp == "bf16"):
+                    loss = next_token_loss(self.runner, batch) / s.accumulate
+                loss.backward()
             total += loss.detach()
-        if s.clip:
+        total, stops = self.processes.mean(torch.stack([total, torch.full_like(total, float(stop))]))
+        if s.clip and self.processes.kind != "vote":  # scaled gradients have the same signs
             nn.utils.clip_grad_norm_(self.model.parameters(), s.clip)
         self._synchronize()
         before = time.perf_counter()
@@ -166,6 +189,10 @@ class Trainer:
                 callback(self)
         self.scheduler.step()
         self._unread.append(total)
+        if self.is_logged:
+            self._told_to_stop = bool(stops)
+        if sent is not None:
+            self._sent.append([self.step, self.processes.sent() - sent])
         self.history.optimizer_ms.append((after - before) * 1e3)
         self.history.step_seconds.append(after - started)
 
@@ -178,13 +205,17 @@ class Trainer:
     def evaluate(self) -> float:
         """Mean loss in nats a token over the fixed validation windows."""
         self.model.eval()
-        total, count = 0.0, 0
+        total, count, first, step = 0.0, 0, self.processes.rank, self.processes.size
         for batch in self.validation:
+            part = batch[first::step]
+            # Pieces of a model take all processes to a forward pass: one without windows takes any.
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp == "bf16"):
-                loss = next_token_loss(self.model, batch.to(self.device))
-            total += loss.item() * len(batch)
-            count += len(batch)
+                loss = next_token_loss(self.runner, (part if len(part) else batch[:1]).to(self.device))
+            total += loss.item() * len(part)
+            count += len(part)
         self.model.train()
+        sums = torch.tensor([total, count], dtype=torch.float64)
+        total, count = self.processes.mean(sums).tolist()
         return total / count
 
     def run(
@@ -198,6 +229,11 @@ class Trainer:
         """Trains to the last step, ``stop_at``, an interrupt or a loss that is not finite; then saves."""
         s = self.settings
         say = say or tqdm.write
+        several = self.processes.size > 1
+
+        def stops() -> bool:  # what all processes say alike, so that they leave together
+            return self._told_to_stop if several else bool(interrupt and interrupt.signal)
+
         last = min(s.steps, stop_at or s.steps)
         smooth, first = None, self.step
         self._clock = time.perf_counter(), time.process_time()
@@ -208,11 +244,11 @@ class Trainer:
             initial=self.step,
             desc=self.choice.label,
             unit="step",
-            disable=None,
+            disable=None if self.processes.is_first else True,
             dynamic_ncols=True,
         ) as bar:
-            while self.step < last and not (interrupt and interrupt.signal) and not self.diverged:
-                self.train_step()
+            while self.step < last and not stops() and not self.diverged:
+                self.train_step(bool(interrupt and interrupt.signal))
                 if self.is_logged:
                     self.read_losses()
                     loss = self.history.loss[-1]
@@ -232,7 +268,7 @@ class Trainer:
                 bar.update()
         self.read_losses()
         self._count_time()
-        stopped = self.step > first or (interrupt and interrupt.signal)
+        stopped = self.step > first or stops()
         if self.folder and stopped and not self.diverged:
             self.save()
 
@@ -265,21 +301,22 @@ class Trainer:
         """Writes the checkpoint of this step into the run's folder."""
         assert self.folder is not None
         self.read_losses()
-        return checkpoint.save(
-            self.folder,
-            {
-                "settings": self.settings.to_dict(),
-                "tokens_digest": self.corpus.tokens_digest,
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                "rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
-                "step": self.step,
-                "position": self.batches.position,
-                "history": asdict(self.history),
-            },
-        )
+        self._tell_sent()
+        state = {
+            "settings": self.settings.to_dict(),
+            "tokens_digest": self.corpus.tokens_digest,
+            "model": self.processes.whole(self.model.state_dict()),
+            "optimizer": self.processes.whole(self.optimizer.state_dict()),
+            "state_bytes": self.processes.everybody(optim.state_bytes(self.optimizer)),
+            "votes": self.processes.votes(),
+            "scheduler": self.scheduler.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "step": self.step,
+            "position": self.batches.position,
+            "history": asdict(self.history),
+        }
+        return checkpoint.save(self.folder, state) if self.processes.is_first else self.folder
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continues where ``state`` (of ``checkpoint.load``) was saved."""
@@ -288,14 +325,20 @@ class Trainer:
                 "--resume: the text has changed since the checkpoint was written, so the run cannot go "
                 "on exactly; put the old text back, or start a new run with another --out"
             )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.processes.load(self.model, self.optimizer, state, ours=self._takes_loss)
         self.scheduler.load_state_dict(state["scheduler"])
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state_all(state["cuda_rng"])
         self.step, self.batches.position = state["step"], state["position"]
         self.history = History(**state["history"])
+
+    def _tell_sent(self) -> None:
+        """Put what every process has sent into the history."""
+        everybody = self.processes.everybody(self._sent)
+        self._sent = []
+        for rows in zip(*everybody, strict=True):
+            self.history.sent_bytes.append([rows[0][0], [count for _, count in rows]])
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":

@@ -84,7 +84,8 @@ def step_sizes(optimizer: Optimizer) -> dict[str, float]:
 
 
 def state_bytes(optimizer: Optimizer) -> int:
-    """Bytes of all tensors that the optimizer really holds as state; storage that is shared counts once.
+    """Bytes of all tensors that the optimizer really holds as state in this process; storage that is shared
+    counts once.
 
     What the parameters of a group share, as ALIAS's scalars, is in the group itself.
     """
@@ -96,6 +97,7 @@ def state_bytes(optimizer: Optimizer) -> int:
     for state in (*optimizer.state.values(), *shared):
         for value in state.values():
             if isinstance(value, torch.Tensor):
+                value = value.to_local() if hasattr(value, "to_local") else value
                 storage = value.untyped_storage()
                 storages[storage.data_ptr()] = max(storage.nbytes(), storages.get(storage.data_ptr(), 0))
     return sum(storages.values())

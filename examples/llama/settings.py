@@ -36,6 +36,7 @@ class Settings:
     seed: int = 0
     device: str = "cpu"
     threads: int = 1
+    parallel: str = "none"
     eval_every: int = 50
     val_windows: int = 128
 

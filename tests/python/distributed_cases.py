@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import checkpoint_cases
@@ -18,7 +20,13 @@ from sharded_models import BUILDS, ELEMENTWISE, SHAPES, Layout, Pair, as_whole, 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
+from sage_ext import pieces
+from sage_ext.distributed.placements import cuts
 from sage_ext.optimizers import FusedAdamW, FusedALIAS, FusedSAGE, FusedSCALE, FusedSinkGD
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import exchanges
 
 Case = Callable[[int, int], None]
 FEW = ("sage", "sinkgd", "scale_columns", "alias", "alias_adam", "hybrid_sage", "adamw")
@@ -52,6 +60,7 @@ def cases(size: int) -> dict[str, Case]:
     found |= {
         "messages": partial(messages, places),
         "bytes": partial(bytes_of_sinkgd, places["rows"]),
+        "modelled": partial(modelled, places),
         "refused": refused,
         "inert": partial(inert, places["rows"]),
         "inert_of_one": partial(inert_of_one, places["rows"]),
@@ -177,6 +186,31 @@ def bytes_of_sinkgd(layout: Layout, rank: int, size: int) -> None:
     flags = len(shapes)
     assert [b for kind, b in sent if kind == "sum"][1:-1] == [4 * columns] * 3
     assert sum(b for kind, b in sent if kind == "sum") == 4 * (5 * columns + flags), (sent, cut)
+
+
+def modelled(places: dict[str, Layout], rank: int, size: int) -> None:
+    """The model of cost says every message of a step, in its order and with its bytes."""
+    for place, layout in places.items():
+        for name in BUILDS:
+            pair = Pair(BUILDS[name], layout)
+            for seed in (1, 2):  # in its first step ALIAS takes the mean of the losses
+                pair.set_grads(seed)
+                with counted() as sent:
+                    pair.optimizer.step(loss=1.0)
+            groups = [
+                (group["rule"], group, [_spread(param) for param in group["params"]])
+                for group in pair.optimizer.param_groups
+            ]
+            expected = [(message.how, message.nbytes) for message in exchanges.messages(groups)]
+            assert [message for message in sent if message[0] != "agree"] == expected, (place, name)
+
+
+def _spread(param: Tensor) -> exchanges.Spread:
+    local = pieces.local(param)
+    lies = {} if local is param else dict(cuts(param))
+    mesh = () if local is param else tuple(param.device_mesh.shape)
+    along = tuple(lies.get(i) for i in range(len(mesh)))
+    return exchanges.Spread(tuple(param.shape), tuple(local.shape), mesh, along)
 
 
 def missing_gradients(name: str, layout: Layout, rank: int, size: int) -> None:

@@ -27,7 +27,8 @@ def run(
     """Run all cases of a module on ``size`` processes.
 
     Args:
-        module: next to this file; ``cases(size)`` returns name -> function of (rank, size).
+        module: next to this file; ``cases(size)`` returns name -> function of (rank, size). What its
+            ``preload()`` imports, if it has one, all processes have then.
         folder: an empty one.
         checkpoints: a folder for what one run saves and another loads.
         timeout: seconds after which all processes are killed.
@@ -84,7 +85,7 @@ def _serve(rank: int, module: str, size: int, folder: Path) -> None:
 
 def _main(module: str, size: int, folder: Path) -> None:
     sys.path.insert(0, str(Path(__file__).parent))
-    importlib.import_module(module)
+    getattr(importlib.import_module(module), "preload", lambda: None)()
     children = []
     for rank in range(size):
         child = os.fork()

@@ -75,6 +75,7 @@ def test_a_number_that_was_typed_is_noticed(page: str, copied: Path) -> None:
         ("demo.json", ["README.md", "docs/training.md"]),
         ("kernels.json", ["docs/gpu.md"]),
         ("l2_model.json", ["docs/gpu.md"]),
+        ("scaling_model.json", ["docs/distributed.md"]),
     ],
 )
 def test_another_result_makes_its_pages_stale(result: str, pages: list[str], copied: Path) -> None:
