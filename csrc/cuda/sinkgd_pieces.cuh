@@ -1,6 +1,7 @@
 #pragma once
 
 #include "cuda/common/reduce.cuh"
+#include "cuda/sinkgd_rows.cuh"
 #include "cuda/sinkgd_table.cuh"
 
 // What an iteration of SinkGD on a piece of a matrix has of its own: other processes have the rest of the rows or of
@@ -25,7 +26,11 @@ __global__ void __launch_bounds__(kPieceThreads) sinkgd_row_sums_kernel(const __
   if (row >= e.rows) return;  // a whole warp
   const G* const grad = static_cast<const G*>(e.grad) + (matrix * e.rows + row) * e.cols;
   const float* const col_scale = common.is_first ? nullptr : e.col_scale + matrix * e.cols;
-  const auto scale_of = [&](int64_t col) { return col_scale == nullptr ? 1.0f : load_one(col_scale + col); };
+  const auto scale_of = [&](int64_t col) {
+    float scale[1];
+    load_col_scales(col_scale, col, scale);
+    return scale[0];
+  };
   constexpr int kVec = kVecSize<G>;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   double total = 0.0;
@@ -33,11 +38,12 @@ __global__ void __launch_bounds__(kPieceThreads) sinkgd_row_sums_kernel(const __
     for (int64_t col = lane * kVec; col < e.cols; col += int64_t{kWarpSize} * kVec) {
       Pack<G, kVec> pack;
       pack.load(grad + col);
-      float g[kVec];
+      float g[kVec], scales[kVec];
       pack.unpack(g);
+      load_col_scales(col_scale, col, scales);
       float sum = 0.0f;
 #pragma unroll
-      for (int v = 0; v < kVec; ++v) sum = add_square(sum, g[v] * scale_of(col + v));
+      for (int v = 0; v < kVec; ++v) sum = add_square(sum, g[v] * scales[v]);
       total += static_cast<double>(sum);
     }
   } else {
