@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from . import checkpoint, cli, corpus, report
+from . import checkpoint, cli, corpus, figures, report
 from .errors import UsageError
 from .loop import Interrupt, Trainer
 from .settings import Settings, flag, millions
@@ -116,6 +116,8 @@ def compare(arguments: argparse.Namespace, specs: list[str], argv: Sequence[str]
     print(f"\nThe runs took {_minutes(sum(seconds))}. Written:")
     for file in files:
         print(f"  {file}")
+    if not figures.can_draw():
+        print("No pictures: they need matplotlib (pip install matplotlib).")
     return 0
 
 
