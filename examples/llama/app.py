@@ -15,7 +15,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+<<<<<<< HEAD
 from . import checkpoint, cli, corpus, parallel, report
+=======
+from . import checkpoint, cli, corpus, figures, report
+>>>>>>> gpu
 from .errors import UsageError
 from .loop import Interrupt, Trainer
 from .parallel import Alone
@@ -138,6 +142,8 @@ def compare(arguments: argparse.Namespace, specs: list[str], argv: Sequence[str]
     print(f"\nThe runs took {_minutes(sum(seconds))}. Written:")
     for file in files:
         print(f"  {file}")
+    if not figures.can_draw():
+        print("No pictures: they need matplotlib (pip install matplotlib).")
     return 0
 
 

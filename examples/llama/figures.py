@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,20 @@ def styles(names: Sequence[str]) -> list[tuple[str, str]]:
     return [STYLES[next(others) if index is None else index] for index in chosen]
 
 
+def can_draw() -> bool:
+    """Whether there is a matplotlib. Training goes without."""
+    return find_spec("matplotlib") is not None
+
+
 def draw(out: Path, results: list[Result], s: Settings) -> list[Path]:
-    """Draws every picture that has something to show into ``out``, and takes old ones away."""
+    """Draws every picture that has something to show into ``out``, and takes old ones away.
+
+    Without matplotlib there is none.
+    """
     for name in NAMES:
         (out / name).unlink(missing_ok=True)
+    if not can_draw():
+        return []
     files = [
         perplexity(out / "perplexity.png", results, s),
         bars(

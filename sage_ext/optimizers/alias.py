@@ -136,6 +136,10 @@ class FusedALIAS(FusedOptimizer):
     gradient as it came; with the lower bound in the memory-efficient form, nothing. A parameter without a
     gradient is left out of a step, and its last gradient stays what it was.
 
+    Native kernels sum some hundred elements in float32 before they go on in float64. Gradients (over
+    ``grad_scale``) may therefore be as large as 6e35. With larger ones a sum may be infinite: then eta of the
+    base form is, and gamma 0 from there on, and d of the descent gap is infinite or does not grow any more.
+
     Args:
         params: parameters, named parameters or groups. float32, bfloat16 or float16 in any mix; float64 with
             ``backend="reference"``. Native kernels need contiguous parameters.

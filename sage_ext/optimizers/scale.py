@@ -52,6 +52,9 @@ class FusedSCALE(FusedOptimizer):
     ``momentum`` may change between steps: m is made, of zeros, at the first step that needs it, and dropped
     by a step with momentum 0.
 
+    Native kernels hold 1 / max(norm, eps) in float32, where it is at most 3e38. Without eps, a row or column
+    with a norm below 3.4e-39 therefore moves too little; above a norm of 8e37 the update loses bits.
+
     Args:
         params: parameters of two or more dimensions, named parameters or groups. float32, bfloat16 or float16
             in any mix; float64 with ``backend="reference"``. Parameters must be contiguous for native

@@ -184,6 +184,18 @@ TEST_P(AliasStep, NonFiniteGradients) {
   }
 }
 
+// As large as FusedALIAS's docstring says they may be, and of another sign in every step.
+TEST_P(AliasStep, LargestGradients) {
+  for (const Mix& mix : {testing::kFloat, testing::kBFloat}) {
+    AliasProblem problem = make_alias(GetParam(), mix, {8191, 33}, 12);
+    for (const double value : {6e35, -6e35, 6e35}) {
+      for (testing::AliasTensorProblem& t : problem.tensors) testing::fill(t.grad, value);
+      ASSERT_NO_FATAL_FAILURE(step_and_check(problem));
+    }
+    EXPECT_TRUE(std::isfinite(problem.shared().eta) && std::isfinite(problem.shared().gap));
+  }
+}
+
 TEST_P(AliasStep, NothingToDo) {
   for (const std::vector<int64_t>& sizes : {std::vector<int64_t>{}, {0, 0}}) {
     AliasProblem problem = make_alias(GetParam(), testing::kFloat, sizes, 9);

@@ -17,7 +17,7 @@ import sys
 import traceback
 from pathlib import Path
 
-MESSAGE_TIMEOUT = 30
+MESSAGE_TIMEOUT = 120
 """Seconds after which a process that waits for another raises."""
 
 

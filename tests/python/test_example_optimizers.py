@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +53,19 @@ def test_interrupt_in_a_comparison_can_be_resumed(run: Callable, monkeypatch: py
     assert Path("both/results.json").is_file()
 
 
+def test_without_matplotlib_all_but_the_pictures_is_written(
+    run: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    status, out, _ = run("--compare", "adamw,sgd", "--steps", "2", "--eval-every", "0", "--out", "plain")
+    assert status == 0
+    assert {path.name for path in Path("plain").iterdir() if path.is_file()} == {"results.md", "results.json"}
+    assert "pip install matplotlib" in out
+    assert "png" not in Path("plain/results.md").read_text()
+
+
 def test_demo_writes_table_json_and_pictures(run: Callable) -> None:
+    pytest.importorskip("matplotlib")
     status, out, _ = run("demo", "--steps", "12", "--eval-every", "6")
     assert status == 0
     pictures = ("perplexity.png", "state_memory.png", "step_time.png")  # step sizes are the schedule's
@@ -147,6 +160,7 @@ def test_an_optimizer_has_one_colour_in_every_comparison() -> None:
 
 
 def test_step_sizes_are_drawn_only_where_they_are_not_the_schedule(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     settings = Settings(steps=20, warmup=5)
     given = [
         [step, 0.02 * lr_factor(step - 1, steps=20, warmup=5, final=settings.final_lr)]
@@ -159,7 +173,7 @@ def test_step_sizes_are_drawn_only_where_they_are_not_the_schedule(tmp_path: Pat
     def drawn(step_size: dict) -> set[str]:
         of_alias = {**result, "optimizer": "alias", "history": {**history, "step_size": step_size}}
         files = figures.draw(tmp_path, [result, of_alias], settings)
-        assert set(files) == set(tmp_path.iterdir())
+        assert set(files) == set(tmp_path.glob("*.png"))
         return {path.name for path in files}
 
     assert drawn({"alias": found}) == set(figures.NAMES)
@@ -286,6 +300,7 @@ def test_curves_of_rules_that_go_the_same_way_are_one() -> None:
 
 @pytest.mark.parametrize("size", [0.0, math.nan, math.inf, 1e-3])
 def test_step_sizes_that_no_axis_holds_are_left_out(size: float, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     result = {**result_like("alias", 90.0), "history": {"step_size": {"alias": [[1, size]]}}}
     nothing = {**result, "history": {"step_size": {}}}
     path = figures.step_size(tmp_path / "step_size.png", [result, nothing], Settings())

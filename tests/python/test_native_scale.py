@@ -114,6 +114,28 @@ class TestMomentumColumns(TestMomentumRows):
     rule = "scale_momentum_columns"
 
 
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("normalization", ["rms", "l2"])
+@pytest.mark.parametrize("rule", ["scale", "scale_columns"])
+def test_smallest_and_largest_norms(native: ModuleType, rule: str, normalization: str) -> None:  # noqa: F811
+    """The update is exact for the norms that FusedSCALE's docstring names, and not beyond them."""
+    dim = support.hyper(rule)["dim"]
+    for norm, is_exact in ((1e-39, False), (3.4e-39, True), (8e37, True), (1e39, False)):
+        if normalization == "rms" and norm > 1e38:  # fp32 has no such entries
+            continue
+        tensors = support.make(rule, [(64, 96)])
+        tensors.params[0].zero_()
+        g = tensors.grads[0].double()
+        squares = g.square()
+        size = squares.sum(dim, True) if normalization == "l2" else squares.mean(dim, True)
+        tensors.grads[0] = (g / size.sqrt() * norm).clamp(-3e38, 3e38).float()
+        expected = tensors.clone(FP64)
+        for module, moved in ((native, tensors), (reference, expected)):
+            support.call(module, rule, moved, normalization=normalization, eps=0.0, lr=1.0)
+        error = (tensors.params[0] - expected.params[0]).abs()
+        assert (error <= 3 * support.UNIT * expected.params[0].abs()).all() == is_exact, norm
+
+
 def test_reference_by_hand() -> None:
     """Rows of (3, 4) and (0, 0): rms sqrt(12.5), and a row that stays."""
     for normalization, norm in (("rms", math.sqrt(12.5)), ("l2", 5.0)):

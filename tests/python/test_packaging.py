@@ -222,8 +222,9 @@ class TestMetadata:
 
 
 class TestWheel:
-    def test_is_whole(self, source: Path, tmp_path: Path) -> None:
-        compiler = executable(tmp_path / "compiler", PRETENDED_COMPILER)
+    def build(self, source: Path, **environment: str) -> Path:
+        """A wheel, put together by the pretended compiler."""
+        compiler = executable(source.parents[1] / "compiler", PRETENDED_COMPILER)  # no space in it
         result = hook(
             source,
             "build_wheel",
@@ -231,8 +232,12 @@ class TestWheel:
             LDSHARED=f"{compiler} -shared",
             SAGE_EXT_CUDA="0",
             TORCH_NO_COMPILER_WRAPPER="1",
+            **environment,
         )
-        with zipfile.ZipFile(made(result, source)) as wheel:
+        return made(result, source)
+
+    def test_is_whole(self, source: Path) -> None:
+        with zipfile.ZipFile(self.build(source)) as wheel:
             names = set(wheel.namelist())
             (metadata,) = [name for name in names if name.endswith(".dist-info/METADATA")]
             requirement = torch_requirement(HeaderParser().parsestr(wheel.read(metadata).decode()))
@@ -242,6 +247,19 @@ class TestWheel:
         module = f"sage_ext/_C{importlib.machinery.EXTENSION_SUFFIXES[0]}"
         assert package == {f"sage_ext/{name}" for name in files_below(source / "sage_ext")} | {module}
         assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+    def test_from_a_source_that_cannot_be_written_to(self, source: Path, tmp_path: Path) -> None:
+        """With the settings in docs/install.md, a build leaves nothing in the source's folder."""
+        shutil.rmtree(source / "sage_ext.egg-info")  # a checkout has none
+        before = files_below(source)
+        page = (ROOT / "docs" / "install.md").read_text()
+        (settings,) = re.findall(r"^printf '(.*)' > /tmp/sage_ext/build\.cfg$", page, re.MULTILINE)
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        config = elsewhere / "build.cfg"
+        config.write_text(settings.replace("\\n", "\n").replace("/tmp/sage_ext", str(elsewhere)))
+        assert self.build(source, DIST_EXTRA_CONFIG=str(config)).is_file()
+        assert files_below(source) == before
 
 
 class TestWhatStopsABuild:

@@ -202,6 +202,18 @@ TEST_P(CudaAlias, SpecialValues) {
   }
 }
 
+// As large as FusedALIAS's docstring says they may be, and of another sign in every step.
+TEST_P(CudaAlias, LargestGradients) {
+  for (const Mix& mix : {testing::kFloat, testing::kBFloat}) {
+    AliasProblem problem = make_alias(GetParam(), mix, {1031, 33}, 12);
+    for (const double value : {6e35, -6e35, 6e35}) {
+      for (testing::AliasTensorProblem& t : problem.tensors) testing::fill(t.grad, value);
+      ASSERT_NO_FATAL_FAILURE(cuda_step_and_check(problem));
+    }
+    EXPECT_TRUE(std::isfinite(problem.shared().eta) && std::isfinite(problem.shared().gap));
+  }
+}
+
 TEST_P(CudaAlias, NothingToDo) {
   for (const std::vector<int64_t>& sizes : {std::vector<int64_t>{}, {0, 0}}) {
     AliasProblem problem = make_alias(GetParam(), testing::kFloat, sizes, 14);
