@@ -15,11 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-<<<<<<< HEAD
-from . import checkpoint, cli, corpus, parallel, report
-=======
-from . import checkpoint, cli, corpus, figures, report
->>>>>>> gpu
+from . import checkpoint, cli, corpus, figures, parallel, report
 from .errors import UsageError
 from .loop import Interrupt, Trainer
 from .parallel import Alone
