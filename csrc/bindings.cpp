@@ -171,19 +171,19 @@ struct Function<Rule, Types<L...>, Types<A...>> {
         Rule::doc, py::arg(L::name())..., py::kw_only(), keyword<A>()..., py::arg("describe") = py::none());
   }
 
-  // Step.again_<name>(gathered, ...): with lists that have been checked.
+  // Step.again_<name>(tensors, ...): with lists that have been checked.
   static void define_again(py::class_<Step>& step_class) {
     step_class.def((std::string("again_") + Rule::name).c_str(),
-                   [](Step& step, Gathered& gathered, typename Python<A>::Type... arguments) {
-                     if (gathered.count() != sizeof...(L)) throw std::invalid_argument("gathered: of another rule");
+                   [](Step& step, GroupTensors& tensors, typename Python<A>::Type... arguments) {
+                     if (tensors.count() != sizeof...(L)) throw std::invalid_argument("tensors: of another rule");
                      Call<Rule> call;
                      size_t place = 0;
-                     ((value_of<L::text>(call) = gathered.take(place++)), ...);
+                     ((value_of<L::text>(call) = tensors.take(place++)), ...);
                      ((value_of<A::text>(call) = Python<A>::convert(std::move(arguments))), ...);
                      call.common.are_known = true;
                      step.add(Rule::plan(std::move(call)));
                    },
-                   Rule::doc, py::arg("gathered"), py::kw_only(), keyword<A>()...);
+                   Rule::doc, py::arg("tensors"), py::kw_only(), keyword<A>()...);
   }
 
   // torch.ops.sage_ext.<name>_: the same plan.
@@ -311,14 +311,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
            "`columns` say what other processes have the rest of.");
   py::class_<StateItems>(m, "StateItems", "The items of optimizer.state, for Gathered; valid until that changes.")
       .def(py::init<const py::dict&>(), py::arg("state"));
+  py::class_<GroupTensors>(m, "GroupTensors", "The tensors of one step of a parameter group.");
   py::class_<Gathered>(m, "Gathered", "Where the last step has found the tensors of a parameter group.")
       .def(py::init<const py::list&, const StateItems&, const std::vector<std::string>&, const std::vector<bool>&,
                     const py::list&>(),
            py::arg("params"), py::arg("state"), py::arg("keys"), py::arg("kept"), py::arg("shared"))
       .def_property_readonly("is_valid", &Gathered::is_valid, "Whether steps can begin with it.")
       .def_property_readonly("has_grads", &Gathered::has_grads, "Whether any parameter had a gradient.")
-      .def("refresh", &Gathered::refresh, py::arg("params"), py::arg("state"), py::arg("shared"),
-           "Whether all tensors are in their places and as they were; then it holds those of a step.");
+      .def("look", &Gathered::look, py::arg("params"), py::arg("state"), py::arg("shared"),
+           "The tensors for a step, if all of them are in their places and as they were; else None.");
   for_each_rule([&]<typename Rule>(Types<Rule>) {
     Function<Rule>::define(m, step);
     Function<Rule>::define_again(step);

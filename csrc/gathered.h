@@ -3,7 +3,9 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <memory>
 #include <optional>
+#include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -38,7 +40,19 @@ class StateItems {
   std::vector<Item> items_;
 };
 
-// One parameter group. Nothing is kept alive between steps.
+// The tensors of one step of a group, in the lists of its rule's signature.
+class GroupTensors {
+ public:
+  // The list at a place: the parameters, the gradients, each state.
+  ops::TensorList take(size_t place) { return std::exchange(lists_.at(place), {}); }
+  size_t count() const { return lists_.size(); }
+
+ private:
+  friend class Gathered;
+  std::vector<ops::TensorList> lists_;
+};
+
+// One parameter group. It keeps no tensor alive.
 class Gathered {
  public:
   // Of a step that has just been taken: the group's parameters; the optimizer's state; `keys`, a rule's names in the
@@ -50,77 +64,79 @@ class Gathered {
     std::unordered_map<PyObject*, size_t> places;
     for (size_t i = 0; i < state.items().size(); ++i) places.emplace(state.items()[i].param, i);
     for (const py::handle& param : params) {
-      const bool has_grad = THPVariable_Unpack(param.ptr()).unsafeGetTensorImpl()->grad().defined();
-      has_grad_.push_back(has_grad);
+      if (!THPVariable_Check(param.ptr())) return;
       const auto place = places.find(param.ptr());
-      places_.push_back(place == places.end() ? kNowhere : place->second);
+      params_.push_back({Py_TYPE(param.ptr()), place == places.end() ? kNowhere : place->second,
+                         THPVariable_Unpack(param.ptr()).unsafeGetTensorImpl()->grad().defined()});
+      if (params_.back().has_grad) ++num_grads_;
     }
-    is_valid_ = find(params, state, shared);
-    if (is_valid_) {
-      known_.emplace(lists_, grads_);
-      is_valid_ = known_->is_valid();
-    }
-    release();
+    GroupTensors found;
+    if (!find(params, state, shared, found)) return;
+    known_.emplace(without_grads(found), found.lists_[1]);
+    if (!known_->is_valid()) known_.reset();
   }
 
-  bool is_valid() const { return is_valid_; }
-  bool has_grads() const { return std::find(has_grad_.begin(), has_grad_.end(), true) != has_grad_.end(); }
+  bool is_valid() const { return known_.has_value(); }
+  bool has_grads() const { return num_grads_ > 0; }
 
-  // Whether all of it is in its place and as it was; then it holds the lists of a step.
-  bool refresh(const py::list& params, const StateItems& state, const py::list& shared) {
-    if (is_valid_ && find(params, state, shared) && known_->are(lists_) && known_->accept(lists_[0], grads_))
-      return true;
-    release();
-    return false;
+  // The tensors for a step, if all of them are in their places and as they were.
+  std::unique_ptr<GroupTensors> look(const py::list& params, const StateItems& state, const py::list& shared) const {
+    auto found = std::make_unique<GroupTensors>();
+    if (!is_valid() || !find(params, state, shared, *found)) return nullptr;
+    // The gradients may be others.
+    const ops::TensorList grads = std::exchange(found->lists_[1], {});
+    if (!known_->are(found->lists_) || !known_->accept(found->lists_[0], grads)) return nullptr;
+    found->lists_[1] = grads;
+    return found;
   }
-
-  // The list at this place of a rule's signature: the parameters, the gradients, each state.
-  ops::TensorList take(size_t place) {
-    return place == 1 ? std::exchange(grads_, {}) : std::exchange(lists_[place == 0 ? 0 : place - 1], {});
-  }
-  size_t count() const { return lists_.size() + 1; }
 
  private:
   static constexpr size_t kNowhere = static_cast<size_t>(-1);
 
-  void release() {
-    lists_.clear();
-    grads_.clear();
+  struct Param {
+    PyTypeObject* type;  // whose `grad` is torch's own
+    size_t place;        // in optimizer.state
+    bool has_grad;
+  };
+
+  static std::vector<ops::TensorList> without_grads(const GroupTensors& tensors) {
+    std::vector<ops::TensorList> lists = tensors.lists_;
+    lists[1].clear();
+    return lists;
   }
 
   // Fills the lists from where everything was.
-  bool find(const py::list& params, const StateItems& state, const py::list& shared) {
-    release();
+  bool find(const py::list& params, const StateItems& state, const py::list& shared, GroupTensors& found) const {
     const size_t states = kept_.size();
-    lists_.resize(1 + states + shared.size());
-    if (static_cast<size_t>(PyList_GET_SIZE(params.ptr())) != has_grad_.size()) return false;
-    const auto count = static_cast<size_t>(std::count(has_grad_.begin(), has_grad_.end(), true));
-    lists_[0].reserve(count);
-    grads_.reserve(count);
-    for (size_t key = 0; key < states; ++key) lists_[1 + key].reserve(kept_[key] ? count : 0);
-    for (size_t i = 0; i < has_grad_.size(); ++i) {
+    std::vector<ops::TensorList>& lists = found.lists_;
+    lists.resize(2 + states + shared.size());
+    if (static_cast<size_t>(PyList_GET_SIZE(params.ptr())) != params_.size()) return false;
+    lists[0].reserve(num_grads_);
+    lists[1].reserve(num_grads_);
+    for (size_t key = 0; key < states; ++key) lists[2 + key].reserve(kept_[key] ? num_grads_ : 0);
+    for (size_t i = 0; i < params_.size(); ++i) {
       PyObject* const item = PyList_GET_ITEM(params.ptr(), static_cast<Py_ssize_t>(i));
-      if (!THPVariable_Check(item)) return false;
+      if (Py_TYPE(item) != params_[i].type) return false;
       const at::Tensor& param = THPVariable_Unpack(item);
       const at::Tensor& grad = param.unsafeGetTensorImpl()->grad();
-      if (grad.defined() != has_grad_[i]) return false;
+      if (grad.defined() != params_[i].has_grad) return false;
       if (!grad.defined()) continue;
-      lists_[0].push_back(param);
-      grads_.push_back(grad);
+      lists[0].push_back(param);
+      lists[1].push_back(grad);
       PyObject* held = nullptr;
       for (size_t key = 0; key < states; ++key) {
         if (!kept_[key]) continue;
-        if (held == nullptr && (held = state_of(item, places_[i], state)) == nullptr) return false;
+        if (held == nullptr && (held = state_of(item, params_[i].place, state)) == nullptr) return false;
         // Borrowed, or null without an error: the key is a str.
-        PyObject* const found = PyDict_GetItem(held, PyList_GET_ITEM(keys_.ptr(), static_cast<Py_ssize_t>(key)));
-        if (found == nullptr || !THPVariable_Check(found)) return false;
-        lists_[1 + key].push_back(THPVariable_Unpack(found));
+        PyObject* const value = PyDict_GetItem(held, PyList_GET_ITEM(keys_.ptr(), static_cast<Py_ssize_t>(key)));
+        if (value == nullptr || !THPVariable_Check(value)) return false;
+        lists[2 + key].push_back(THPVariable_Unpack(value));
       }
     }
     for (size_t i = 0; i < shared.size(); ++i) {
       PyObject* const item = PyList_GET_ITEM(shared.ptr(), static_cast<Py_ssize_t>(i));
       if (!THPVariable_Check(item)) return false;
-      lists_[1 + states + i].push_back(THPVariable_Unpack(item));
+      lists[2 + states + i].push_back(THPVariable_Unpack(item));
     }
     return true;
   }
@@ -133,12 +149,9 @@ class Gathered {
 
   std::vector<bool> kept_;
   py::list keys_;
-  std::vector<bool> has_grad_;
-  std::vector<size_t> places_;  // of the parameters in optimizer.state
+  std::vector<Param> params_;
+  size_t num_grads_ = 0;
   std::optional<ops::KnownTensors> known_;
-  bool is_valid_ = false;
-  std::vector<ops::TensorList> lists_;
-  ops::TensorList grads_;
 };
 
 }  // namespace sage_ext

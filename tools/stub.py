@@ -49,6 +49,9 @@ class StateItems:
 
     def __init__(self, state: Mapping[Tensor, dict[str, Any]]) -> None: ...
 
+class GroupTensors:
+    """The tensors of one step of a parameter group. A step takes them out of it."""
+
 class Gathered:
     """Where the last step has found the tensors of a parameter group. It keeps none of them alive.
 
@@ -69,8 +72,10 @@ class Gathered:
         kept: Sequence[bool],
         shared: list[Tensor],
     ) -> None: ...
-    def refresh(self, params: list[Tensor], state: StateItems, shared: list[Tensor]) -> bool:
-        """Whether all tensors are in their places and as they were; then it holds those of a step."""
+    def look(
+        self, params: list[Tensor], state: StateItems, shared: list[Tensor]
+    ) -> GroupTensors | None:
+        """The tensors for a step, if all of them are in their places and as they were."""
 
 class Step:
     """Plans of several groups: each method checks its arguments and changes nothing, run() runs them all.
@@ -99,7 +104,7 @@ def render(module: ModuleType) -> str:
 def _again(signature: tuple) -> tuple:
     """The signature of a step with lists that have been checked."""
     doc, _, keywords = signature
-    return doc, [("gathered", "Gathered", None)], [item for item in keywords if item[0] != "describe"]
+    return doc, [("tensors", "GroupTensors", None)], [item for item in keywords if item[0] != "describe"]
 
 
 def _function(name: str, signature: tuple, *, method: bool) -> str:

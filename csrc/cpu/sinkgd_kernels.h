@@ -48,7 +48,7 @@ struct SinkGDKernels {
   // of the iterate by row; the rows' share of the column sums; sums of squares of the iterate by column.
   void (*row_sums)(const SinkGDWork&, int64_t row_begin, int64_t row_end, double* sums);
   void (*row_shares)(const SinkGDWork&, int64_t row_begin, int64_t row_end, float* partial);
-  void (*column_sums)(const SinkGDWork&, int64_t col_begin, int64_t col_end, float* sums);
+  void (*column_sums)(const SinkGDWork&, int64_t col_begin, int64_t col_end, const SinkGDSums&, bool is_first);
 };
 
 // Those for the matrix's dtypes, as compiled for the instruction set in use.

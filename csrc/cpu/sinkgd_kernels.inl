@@ -210,12 +210,17 @@ void sinkgd_columns(const SinkGDWork& work, int64_t col_begin, int64_t col_end, 
   });
 }
 
-// Its first part, where other processes have the rest of the columns: `sums` [cols] is of the iterate's squares.
+// Its first part, where other processes have the rest of the columns: sums [cols] of the iterate's squares.
 template <typename G>
-void sinkgd_column_sums(const SinkGDWork& work, int64_t col_begin, int64_t col_end, float* sums) {
+void sinkgd_column_sums(const SinkGDWork& work, int64_t col_begin, int64_t col_end, const SinkGDSums& sums,
+                        bool is_first) {
   add_shares<G>(work, col_begin, col_end, [&](int64_t j, double sum) SAGE_EXT_ALWAYS_INLINE {
     const auto scale = static_cast<double>(work.col_scale[j]);
-    sums[j] = static_cast<float>(sum * scale * scale);
+    if (is_first) {
+      sums.first_columns[j] = sum;
+    } else {
+      sums.columns[j] = static_cast<float>(sum * scale * scale);
+    }
   });
 }
 

@@ -58,11 +58,11 @@ void SinkGDStages::for_blocks(int threads, const Body& body) const {
   });
 }
 
-void SinkGDStages::add_columns(int threads, std::span<const SinkGDSums> sums) const {
+void SinkGDStages::add_columns(int threads, int iteration, std::span<const SinkGDSums> sums) const {
   parallel_tasks(column_plan_.num_tasks(), threads, [&](int64_t task) {
     for (const Chunk& chunk : column_plan_.task(task)) {
       const auto i = static_cast<size_t>(chunk.tensor);
-      kernels_[i].column_sums(works_[i], chunk.begin, chunk.end, sums[i].columns);
+      kernels_[i].column_sums(works_[i], chunk.begin, chunk.end, sums[i], iteration == 0);
     }
   });
 }
@@ -71,7 +71,7 @@ void SinkGDStages::rows_and_columns(int threads, int iteration, std::span<const 
   for_blocks(threads, [&](size_t i, const SinkGDWork& work, int64_t begin, int64_t end, float* partial) {
     kernels_[i].rows(work, begin, end, sinkgd_norms(work.matrix, options_, iteration).row, partial);
   });
-  add_columns(threads, sums);
+  add_columns(threads, iteration, sums);
 }
 
 void SinkGDStages::put_rows(int threads, std::span<const SinkGDSums> sums) {
@@ -93,11 +93,11 @@ void SinkGDStages::take_rows(int iteration, std::span<const SinkGDSums> sums) {
   }
 }
 
-void SinkGDStages::put_columns(int threads, std::span<const SinkGDSums> sums) {
+void SinkGDStages::put_columns(int threads, int iteration, std::span<const SinkGDSums> sums) {
   for_blocks(threads, [&](size_t i, const SinkGDWork& work, int64_t begin, int64_t end, float* partial) {
     kernels_[i].row_shares(work, begin, end, partial);
   });
-  add_columns(threads, sums);
+  add_columns(threads, iteration, sums);
 }
 
 void SinkGDStages::take_columns(int iteration, std::span<const SinkGDSums> sums) {
@@ -105,8 +105,8 @@ void SinkGDStages::take_columns(int iteration, std::span<const SinkGDSums> sums)
     const SinkGDNorm norm = sinkgd_norms(works_[i].matrix, options_, iteration).col;
     for (int64_t j = 0; j < works_[i].matrix.cols; ++j) {
       float& scale = works_[i].col_scale[j];
-      const double size = std::sqrt(static_cast<double>(sums[i].columns[j]));
-      scale = static_cast<float>(sinkgd_rescale_by(size, static_cast<double>(scale), norm.target, norm.eps));
+      const double sum = iteration == 0 ? sums[i].first_columns[j] : static_cast<double>(sums[i].columns[j]);
+      scale = static_cast<float>(sinkgd_rescale_by(std::sqrt(sum), static_cast<double>(scale), norm.target, norm.eps));
     }
   }
 }

@@ -20,7 +20,7 @@ class SinkGDStages {
   void rows_and_columns(int threads, int iteration, std::span<const SinkGDSums> sums);
   void put_rows(int threads, std::span<const SinkGDSums> sums);
   void take_rows(int iteration, std::span<const SinkGDSums> sums);
-  void put_columns(int threads, std::span<const SinkGDSums> sums);
+  void put_columns(int threads, int iteration, std::span<const SinkGDSums> sums);
   void take_columns(int iteration, std::span<const SinkGDSums> sums);
   void update(int threads);
 
@@ -28,7 +28,7 @@ class SinkGDStages {
   // body(index, work, first row, end, the block's share) for all blocks of rows.
   template <typename Body>
   void for_blocks(int threads, const Body& body) const;
-  void add_columns(int threads, std::span<const SinkGDSums> sums) const;
+  void add_columns(int threads, int iteration, std::span<const SinkGDSums> sums) const;
 
   SinkGDOptions options_;
   std::vector<SinkGDWork> works_;

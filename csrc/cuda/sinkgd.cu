@@ -76,8 +76,13 @@ __global__ void __launch_bounds__(kColumnThreads) sinkgd_columns_kernel(const __
     }
   }
   if (table.common.puts_columns) {
-    const auto size = static_cast<double>(old);
-    store_one(static_cast<float*>(e.out) + matrix * e.cols + col, static_cast<float>(sum * size * size));
+    const int64_t place = matrix * e.cols + col;
+    if (table.common.is_first) {
+      store_one(static_cast<double*>(e.out) + place, sum);
+    } else {
+      const auto size = static_cast<double>(old);
+      store_one(static_cast<float*>(e.out) + place, static_cast<float>(sum * size * size));
+    }
     return;
   }
   const SinkGDNorm norm = sinkgd_col_norm(table.common.form(), e.whole_rows, e.whole_cols, table.common.is_last);
@@ -246,12 +251,15 @@ namespace {
 
 // Calls body(group) for the tensors of each dtype, where `out` of an entry is what its column half puts.
 template <typename Body>
-void for_each_group(const SinkGDPieces& pieces, const Body& body) {
+void for_each_group(const SinkGDPieces& pieces, bool is_first, const Body& body) {
   std::vector<Group> groups;
   make_groups(pieces.tensors, pieces.workspace, groups);
   for (Group& group : groups) {
     if (group.entries.empty()) continue;
-    for (size_t i = 0; i < group.entries.size(); ++i) group.entries[i].out = pieces.sums[group.indices[i]].columns;
+    for (size_t i = 0; i < group.entries.size(); ++i) {
+      const SinkGDSums& sums = pieces.sums[group.indices[i]];
+      group.entries[i].out = is_first ? static_cast<void*>(sums.first_columns) : sums.columns;
+    }
     body(group);
   }
 }
@@ -262,7 +270,7 @@ void launch_scales(const SinkGDPieces& pieces, bool is_first, bool is_rows, cons
                    cudaStream_t stream, const EntryOf& entry_of) {
   std::vector<ScalesEntry<Sum>> entries;
   std::vector<int64_t> blocks;
-  for_each_group(pieces, [&](const Group& group) {
+  for_each_group(pieces, is_first, [&](const Group& group) {
     for (size_t i = 0; i < group.entries.size(); ++i) {
       entries.push_back(entry_of(group.entries[i], group.matrices[i], pieces.sums[group.indices[i]]));
       blocks.push_back(ceil_div(entries.back().count, kScaleThreads));
@@ -279,7 +287,7 @@ void sinkgd_rows_and_columns(const SinkGDPieces& pieces, int iteration, const St
                              cudaStream_t stream) {
   SinkGDCommon common = common_of(pieces.options, iteration, scalars);
   common.puts_columns = true;
-  for_each_group(pieces, [&](const Group& group) {
+  for_each_group(pieces, iteration == 0, [&](const Group& group) {
     launch_rows(group, common, stream);
     launch_columns(group, common, stream);
   });
@@ -287,7 +295,7 @@ void sinkgd_rows_and_columns(const SinkGDPieces& pieces, int iteration, const St
 
 void sinkgd_put_rows(const SinkGDPieces& pieces, int iteration, const StepScalars& scalars, cudaStream_t stream) {
   const SinkGDCommon common = common_of(pieces.options, iteration, scalars);
-  for_each_group(pieces, [&](Group& group) {
+  for_each_group(pieces, iteration == 0, [&](Group& group) {
     std::vector<int64_t> blocks;
     for (size_t i = 0; i < group.entries.size(); ++i) {
       SinkGDEntry& e = group.entries[i];
@@ -315,7 +323,7 @@ void sinkgd_take_rows(const SinkGDPieces& pieces, int iteration, const StepScala
 void sinkgd_put_columns(const SinkGDPieces& pieces, int iteration, const StepScalars& scalars, cudaStream_t stream) {
   SinkGDCommon common = common_of(pieces.options, iteration, scalars);
   common.puts_columns = true;
-  for_each_group(pieces, [&](const Group& group) {
+  for_each_group(pieces, iteration == 0, [&](const Group& group) {
     const auto blocks = count_blocks(
         group, [](const SinkGDEntry& e) { return int64_t{e.plan.row_blocks} * ceil_div(e.cols, kPieceColumns); });
     visit_dtypes(
@@ -330,12 +338,20 @@ void sinkgd_put_columns(const SinkGDPieces& pieces, int iteration, const StepSca
 
 void sinkgd_take_columns(const SinkGDPieces& pieces, int iteration, const StepScalars& scalars, cudaStream_t stream) {
   const SinkGDForm form{pieces.options.unit, pieces.options.eps};
-  const bool is_last = iteration == pieces.options.iterations - 1;
-  launch_scales<float>(pieces, iteration == 0, /*is_rows=*/false, scalars, stream,
-                       [&](const SinkGDEntry& e, int64_t matrices, const SinkGDSums& sums) {
-                         return ScalesEntry<float>{sums.columns, e.col_scale, matrices * e.cols,
-                                                   sinkgd_col_norm(form, e.whole_rows, e.whole_cols, is_last)};
-                       });
+  const auto norm_of = [&](const SinkGDEntry& e) {
+    return sinkgd_col_norm(form, e.whole_rows, e.whole_cols, iteration == pieces.options.iterations - 1);
+  };
+  if (iteration == 0) {
+    launch_scales<double>(pieces, /*is_first=*/true, /*is_rows=*/false, scalars, stream,
+                          [&](const SinkGDEntry& e, int64_t matrices, const SinkGDSums& sums) {
+                            return ScalesEntry<double>{sums.first_columns, e.col_scale, matrices * e.cols, norm_of(e)};
+                          });
+  } else {
+    launch_scales<float>(pieces, /*is_first=*/false, /*is_rows=*/false, scalars, stream,
+                         [&](const SinkGDEntry& e, int64_t matrices, const SinkGDSums& sums) {
+                           return ScalesEntry<float>{sums.columns, e.col_scale, matrices * e.cols, norm_of(e)};
+                         });
+  }
 }
 
 void sinkgd_finish(const SinkGDPieces& pieces, const StepScalars& scalars, cudaStream_t stream) {

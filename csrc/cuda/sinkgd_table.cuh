@@ -10,7 +10,7 @@
 namespace sage_ext::cuda {
 
 struct SinkGDEntry {
-  void* out;  // the parameter; or the column sums of a piece, [matrices, cols] in fp32
+  void* out;  // the parameter; or sums of a piece, by column (fp64 in the first iteration, fp32 in others) or by row
   const void* grad;
   float* row_scale;  // [matrices, rows]
   float* col_scale;  // [matrices, cols]

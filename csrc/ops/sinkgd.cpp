@@ -1,6 +1,7 @@
 #include "cpu/sinkgd.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 #include "cpu/sinkgd_stages.h"
 #include "ops/common/rule_plan.h"
@@ -65,7 +66,15 @@ class SinkGDPlan final : public RulePlan<SinkGD> {
 
   void run_cpu() override { cpu::SinkGDStep(cpu_matrices(), cpu_options()).run(num_threads()); }
 
-  WholeSize whole_size(const std::vector<int64_t>& shape) const override { return size_of_last_two(shape); }
+  WholeSize whole_size(const std::vector<int64_t>& shape) const override {
+    const WholeSize size = size_of_last_two(shape);
+    if (on_cuda() && std::max(size.rows, size.cols) > kMaxCudaSide) {
+      throw std::invalid_argument(
+          "on a GPU, SinkGD takes matrices of at most 2^30 rows and columns, also of which this "
+          "process has a piece; give this parameter another rule");
+    }
+    return size;
+  }
 
   // Between the halves of an iteration, and between iterations.
   enum class Stage { rows, shares, columns };
@@ -87,7 +96,7 @@ class SinkGDPlan final : public RulePlan<SinkGD> {
           of.rows_and_columns();
         }
         stage_ = Stage::columns;
-        if (cut_->rows) return exchange("rows", column_sums_);
+        if (cut_->rows) return exchange("rows", iteration_ == 0 ? first_column_sums_ : column_sums_);
       }
       of.take_columns();
     }
@@ -109,7 +118,7 @@ class SinkGDPlan final : public RulePlan<SinkGD> {
 
     void put_rows() const { stages.put_rows(num_threads(), plan.sums_); }
     void take_rows() const { stages.take_rows(plan.iteration_, plan.sums_); }
-    void put_columns() const { stages.put_columns(num_threads(), plan.sums_); }
+    void put_columns() const { stages.put_columns(num_threads(), plan.iteration_, plan.sums_); }
     void rows_and_columns() const { stages.rows_and_columns(num_threads(), plan.iteration_, plan.sums_); }
     void take_columns() const { stages.take_columns(plan.iteration_, plan.sums_); }
     void finish() const { stages.update(num_threads()); }
@@ -188,12 +197,16 @@ class SinkGDPlan final : public RulePlan<SinkGD> {
       of_rows.push_back(rows);
       of_columns.push_back(cols);
       row_sums_.push_back(buffer(i, of_rows, at::kDouble));
+      first_column_sums_.push_back(buffer(i, of_columns, at::kDouble));
       column_sums_.push_back(buffer(i, of_columns, at::kFloat));
       if (param.numel() == 0) continue;
       auto* row_sums = static_cast<double*>(row_sums_[i].mutable_data_ptr());
+      auto* first_column_sums = static_cast<double*>(first_column_sums_[i].mutable_data_ptr());
       auto* column_sums = static_cast<float*>(column_sums_[i].mutable_data_ptr());
       const int64_t matrices = by_matrix ? param.numel() / (rows * cols) : 1;
-      for (int64_t m = 0; m < matrices; ++m) sums_.push_back({row_sums + m * rows, column_sums + m * cols});
+      for (int64_t m = 0; m < matrices; ++m) {
+        sums_.push_back({row_sums + m * rows, first_column_sums + m * cols, column_sums + m * cols});
+      }
     }
   }
 
@@ -202,7 +215,7 @@ class SinkGDPlan final : public RulePlan<SinkGD> {
 
   Stage stage_ = Stage::rows;
   int iteration_ = 0;
-  TensorList row_sums_, column_sums_;
+  TensorList row_sums_, first_column_sums_, column_sums_;
   std::vector<SinkGDSums> sums_;
   std::optional<cpu::SinkGDStages> stages_;
 };

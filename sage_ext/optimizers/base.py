@@ -18,7 +18,7 @@ from sage_ext import backend as backends
 from sage_ext.optimizers import state_io, step, validate
 from sage_ext.optimizers.advice import Advice
 from sage_ext.optimizers.groups import GroupedOptimizer
-from sage_ext.optimizers.repeat import Kept, LastStep
+from sage_ext.optimizers.repeat import LastStep, Ready
 from sage_ext.optimizers.rule import NOT_HYPERPARAMETERS, Rule
 
 if TYPE_CHECKING:
@@ -142,10 +142,9 @@ class FusedOptimizer(GroupedOptimizer):
                 evaluated = closure()
         loss = next((given for given in (loss, self._next_loss, evaluated) if given is not None), None)
         found_inf = getattr(self, "found_inf", None)
-        if (same := self._last.repeats(self.param_groups, self.rules, self.state)) is not None:
+        ready = self._last.repeats(self.param_groups, self.rules, self.state, self._validate)
+        if ready is not None and (step.is_known_skip(found_inf) or self._run_again(ready, found_inf)):
             self._next_loss = None
-            if not step.is_known_skip(found_inf):
-                self._run_again(same, found_inf)
             return evaluated
         team = self._team()
         if team is None:
@@ -174,18 +173,27 @@ class FusedOptimizer(GroupedOptimizer):
         self._next_loss = None
         return evaluated
 
-    def _run_again(self, same: Sequence[Kept], found_inf: Any) -> None:
-        """Check the numbers of these groups, then step them: their tensors have been looked at."""
+    def _run_again(self, ready: Sequence[Ready], found_inf: Any) -> bool:
+        """Step these groups, whose tensors and numbers have been looked at.
+
+        Returns:
+            False where the kernels refuse something: the general way then says what, and nothing has changed.
+        """
         native = _loader.load().Step()
         flag = found_inf if isinstance(found_inf, Tensor) else None
         grad_scale = getattr(self, "grad_scale", None)
-        for index, rule, _, gathered in same:
-            group = self.param_groups[index]
-            self._validate(rule, group, index)
-            add = getattr(native, f"again_{rule.name}")
-            add(gathered, **rule.arguments(group), grad_scale=grad_scale, found_inf=flag)
+        try:
+            for index, rule, tensors in ready:
+                arguments = rule.arguments(self.param_groups[index])
+                getattr(native, f"again_{rule.name}")(
+                    tensors, **arguments, grad_scale=grad_scale, found_inf=flag
+                )
+        except ValueError:
+            self._last = LastStep()
+            return False
         native.run()
         self._advice.after_step(self.param_groups, self.rules, ())
+        return True
 
     def set_loss(self, loss: float | Tensor | None) -> None:
         """Give the next step its loss, where somebody else calls ``step()`` (a trainer, for instance).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -22,6 +22,14 @@ class Kept(NamedTuple):
     keys: tuple[str, ...]
     """The states that its rule kept."""
     gathered: Any
+
+
+class Ready(NamedTuple):
+    """What a group contributes to a step."""
+
+    index: int
+    rule: Rule
+    tensors: Any
 
 
 class LastStep:
@@ -49,48 +57,78 @@ class LastStep:
         if self._wait > 0:
             self._wait -= 1
             return
+        if not isinstance(state, dict):
+            return
         native = _loader.load()
         items = native.StateItems(state)
         stepped = {call.group for call in calls}
         found = []
         for index, group in enumerate(groups):
-            rule = rules[group["rule"]]
-            if rule.takes_loss(group) or rule.reevaluates(group):
+            rule, params = rules[group["rule"]], group["params"]
+            if not _can_be_same(rule, group) or not all(map(_has_own_grad, set(map(type, params)))):
                 return
             keys = rule.kept_keys(group)
             is_kept = [key in keys for key in rule.state_keys]
             shared = _shared(rule, group) if index in stepped else []
-            gathered = native.Gathered(group["params"], items, rule.state_keys, is_kept, shared)
+            gathered = native.Gathered(params, items, rule.state_keys, is_kept, shared)
             if not gathered.is_valid or gathered.has_grads != (index in stepped):
                 return
             found.append(Kept(index, rule, keys, gathered))
         self._groups = found
 
     def repeats(
-        self, groups: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule], state: State
-    ) -> list[Kept] | None:
-        """Return the groups to step, whose tensors are as the last step left them; None if any is not."""
+        self,
+        groups: Sequence[Mapping[str, Any]],
+        rules: Mapping[str, Rule],
+        state: State,
+        validate: Callable[[Rule, Mapping[str, Any], int], None],
+    ) -> list[Ready] | None:
+        """Return what to step, where all tensors are as the last step left them; None if any is not.
+
+        Args:
+            validate: checks the hyperparameters of (rule, group, its index).
+        """
         if self._groups is None:
             return None
-        if len(self._groups) == len(groups):
+        if len(self._groups) == len(groups) and isinstance(state, dict):
             items = _loader.load().StateItems(state)
-            if all(_is_same(kept, groups[kept.index], rules, items) for kept in self._groups):
+            ready = []
+            for kept in self._groups:
+                group = groups[kept.index]
+                if rules.get(group["rule"]) is not kept.rule:
+                    break
+                validate(kept.rule, group, kept.index)
+                if (tensors := _look(kept, group, items)) is None:
+                    break
+                if kept.gathered.has_grads:
+                    ready.append(Ready(kept.index, kept.rule, tensors))
+            else:
                 self._misses = 0
-                return [kept for kept in self._groups if kept.gathered.has_grads]
+                return ready
         self._groups = None
         self._wait = min(self._misses, _MAX_WAIT)
         self._misses += 1
         return None
 
 
-def _is_same(kept: Kept, group: Mapping[str, Any], rules: Mapping[str, Rule], items: Any) -> bool:
+def _can_be_same(rule: Rule, group: Mapping[str, Any]) -> bool:
+    """Whether steps of a group take nothing but tensors that can be looked at, and numbers."""
+    return type(group["params"]) is list and not rule.takes_loss(group) and not rule.reevaluates(group)
+
+
+def _has_own_grad(kind: type) -> bool:
+    """Whether a kind of tensor has torch's own ``grad``, and no property in its place."""
+    return getattr(kind, "grad", None) is Tensor.grad
+
+
+def _look(kept: Kept, group: Mapping[str, Any], items: Any) -> Any:
     rule, lr = kept.rule, group["lr"]
-    if rules.get(group["rule"]) is not rule or rule.kept_keys(group) != kept.keys:
-        return False
+    if not _can_be_same(rule, group) or rule.kept_keys(group) != kept.keys:
+        return None
     if not (isinstance(lr, Tensor) and lr.device.type != "cpu") and lr == 0:
-        return False  # a step that must change nothing looks at the gradients
+        return None  # a step that must change nothing looks at the gradients
     shared = _shared(rule, group) if kept.gathered.has_grads else []
-    return kept.gathered.refresh(group["params"], items, shared)
+    return kept.gathered.look(group["params"], items, shared)
 
 
 def _shared(rule: Rule, group: Mapping[str, Any]) -> list[Tensor]:

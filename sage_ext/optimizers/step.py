@@ -152,7 +152,7 @@ def is_inert(
     accelerator has the learning rate, it is not looked at.
     """
     lr = group["lr"]
-    if not params or (isinstance(lr, Tensor) and lr.device.type != "cpu") or lr != 0:
+    if not params or (isinstance(lr, Tensor) and (lr.device.type != "cpu" or lr.numel() != 1)) or lr != 0:
         return False
     if rule.lr_is_step and any(state.get(param) for param in params):
         return False

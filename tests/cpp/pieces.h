@@ -318,11 +318,24 @@ struct SageBuffers {
 
 struct SinkGDBuffers {
   Sums<double> rows;
+  Sums<double> first_columns;
   Sums<float> columns;
 
   SinkGDBuffers(const Pieces<SinkGDStack>& pieces, bool empty_are_zero)
       : rows(pieces, empty_are_zero, [](const SinkGDStack& p) { return p.matrices * p.rows; }),
+        first_columns(pieces, empty_are_zero, [](const SinkGDStack& p) { return p.matrices * p.cols; }),
         columns(pieces, empty_are_zero, [](const SinkGDStack& p) { return p.matrices * p.cols; }) {}
+
+  SinkGDSums of(size_t process, size_t tensor) {
+    return {rows.of(process, tensor), first_columns.of(process, tensor), columns.of(process, tensor)};
+  }
+  void add_up_columns(int iteration) {
+    if (iteration == 0) {
+      first_columns.add_up(Over::rows);
+    } else {
+      columns.add_up(Over::rows);
+    }
+  }
 };
 
 inline Sums<double> scale_sums(const Pieces<ScaleProblem>& pieces, bool columns, bool empty_are_zero) {

@@ -170,7 +170,8 @@ def messages(places: dict[str, Layout], rank: int, size: int) -> None:
 
 
 def bytes_of_sinkgd(layout: Layout, rank: int, size: int) -> None:
-    """An iteration sends a float32 for each column of each matrix, and once a flag for each tensor."""
+    """An iteration sends a float32 for each column of each matrix, the first one a float64 and a flag for each
+    tensor."""
     pair = Pair(BUILDS["sinkgd"], layout)
     pair.set_grads(1)
     with counted() as sent:

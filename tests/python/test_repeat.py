@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections import UserDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -322,3 +325,116 @@ def test_a_mixture_expert_that_sees_no_token_now_and_then_costs_no_rebuilding() 
         optimizer.step()
         kept.append(optimizer._last._groups is not None)
     assert sum(kept) < 12
+
+
+def test_settings_that_take_more_than_tensors_are_seen() -> None:
+    """A second gradient in a step, and a loss, are the general way's."""
+    for changes, message in (({"same_batch": True}, "closure"), ({"gap": "lower_bound"}, "loss")):
+        param = nn.Parameter(torch.ones(4, 4))
+        optimizer = FusedALIAS([param], memory_efficient=False)
+        for _ in range(3):
+            param.grad = torch.randn(4, 4)
+            optimizer.step()
+        optimizer.param_groups[0].update(changes)
+        with pytest.raises(ValueError, match=message):
+            optimizer.step()
+
+
+class _OwnGrad(nn.Parameter):
+    @property
+    def grad(self) -> Tensor | None:  # type: ignore[override]
+        return self.__dict__.get("main_grad")
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        self.__dict__["main_grad"] = value
+
+
+def test_a_gradient_of_the_class_own_making_is_the_one_that_counts() -> None:
+    params = [_OwnGrad(torch.ones(4, 4)), nn.Parameter(torch.ones(3))]
+    optimizer = FusedSignSGD(params, lr=0.1)
+    for step in range(1, 5):
+        for param in params:
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+        torch.testing.assert_close(params[0].detach(), torch.full((4, 4), 1 - 0.1 * step))
+
+
+def test_groups_and_states_of_other_kinds_are_stepped() -> None:
+    for kind in ("tuple", "mapping"):
+        (param,) = params = [nn.Parameter(torch.ones(4, 4))]
+        optimizer = FusedLion(params, lr=0.1, weight_decay=0.0)
+        if kind == "tuple":
+            optimizer.param_groups[0]["params"] = (param,)
+        else:
+            optimizer.state = _Mapping()
+        for _ in range(3):
+            param.grad = torch.ones_like(param)
+            optimizer.step()
+        torch.testing.assert_close(param.detach(), torch.full((4, 4), 0.7))
+
+
+class _Mapping(UserDict):
+    def __missing__(self, key: Tensor) -> dict[str, Tensor]:
+        self[key] = {}
+        return self[key]
+
+
+def test_something_else_in_place_of_a_parameter_is_no_crash() -> None:
+    params = [nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(3))]
+    optimizer = FusedLion(params, lr=0.1, weight_decay=0.0)
+    for step in range(4):
+        params[0].grad = torch.ones(4, 4)
+        params[1].grad = torch.ones(3)
+        if step == 2:
+            optimizer.param_groups[0]["params"][1] = SimpleNamespace(grad=None)
+        optimizer.step()
+    torch.testing.assert_close(params[0].detach(), torch.full((4, 4), 0.6))
+    torch.testing.assert_close(params[1].detach(), torch.full((3,), 0.8))
+
+
+@pytest.mark.parametrize("how", ["skipped", "refused"])
+def test_a_step_that_is_not_taken_keeps_no_gradient(how: str) -> None:
+    (param,) = params = [nn.Parameter(torch.ones(4, 4))]
+    optimizer = FusedLion(params, lr=0.1)
+    for _ in range(3):
+        param.grad = torch.ones(4, 4)
+        optimizer.step()
+    param.grad = torch.ones(4, 4)
+    seen = weakref.ref(param.grad.untyped_storage())
+    if how == "skipped":
+        optimizer.found_inf = torch.tensor(1.0)
+        optimizer.step()
+    else:
+        optimizer.param_groups[0]["lr"] = -1.0
+        with pytest.raises(ValueError, match="lr"):
+            optimizer.step()
+    param.grad = None
+    gc.collect()
+    assert seen() is None
+
+
+def test_messages_name_the_parameter() -> None:
+    param = nn.Parameter(torch.ones(4, 4))
+    optimizer = FusedAdamW([("weight", param)], lr=0.1)
+    for _ in range(3):
+        param.grad = torch.ones(4, 4)
+        optimizer.step()
+    optimizer.state[param]["step"].fill_(-3)
+    with pytest.raises(ValueError, match="weight"):
+        optimizer.step()
+    optimizer.state[param]["step"].fill_(3)
+    optimizer.param_groups[0]["lr"] = torch.tensor([0.1, 0.2])
+    with pytest.raises(ValueError, match=r"lr: got a tensor of shape \(2,\)"):
+        optimizer.step()
+
+
+def test_threads_lose_no_step() -> None:
+    param = nn.Parameter(torch.ones(4))
+    param.grad = torch.ones(4)
+    optimizer = FusedAdamW([param], lr=0.0001)
+    optimizer.step()
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(lambda: [optimizer.step() for _ in range(50)]) for _ in range(4)]:
+            future.result()
+    assert optimizer.state[param]["step"] == 201

@@ -10,10 +10,12 @@
 // diag(col_scale), and only the two vectors are kept.
 namespace sage_ext {
 
-// What the processes that have the pieces of a matrix add up, each over its own: sums of squares of the iterate.
+// What the processes that have the pieces of a matrix add up, each over its own: sums of squares of the iterate. After
+// the first iteration the columns are about as large as each other, and fp32 holds their sums.
 struct SinkGDSums {
-  double* rows;    // [rows]
-  float* columns;  // [cols]
+  double* rows;           // [rows]
+  double* first_columns;  // [cols], in the first iteration
+  float* columns;         // [cols], in the others
 };
 
 // The two normalisations. "unit" takes every norm to 1; its iterate X is held as Y = f X, with a number f that is known

@@ -144,7 +144,7 @@ class CudaSinkGDStages {
         SinkGDStack& p = process[i];
         tensors.push_back({p.param.data(), p.grad.data(), p.matrices, p.rows, p.cols, p.param.dtype(), p.grad.dtype(),
                            pieces.whole(i)});
-        own.push_back({sums_.rows.of(own_.size() - 1, i), sums_.columns.of(own_.size() - 1, i)});
+        own.push_back(sums_.of(own_.size() - 1, i));
       }
       workspaces_.add(cuda::sinkgd_workspace_bytes(tensors));
     }
@@ -169,7 +169,7 @@ class CudaSinkGDStages {
       } else {
         rows_and_columns(i);
       }
-      sums_.columns.add_up(Over::rows);
+      sums_.add_up_columns(i);
       take_columns(i);
     }
     finish();

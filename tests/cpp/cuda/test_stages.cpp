@@ -50,7 +50,7 @@ TEST(CudaSinkGDStages, ANaNReachesAllPieces) {
   testing::check_nan_reaches_all<Emulator<>, SinkGDStack>(kSinkGDOptions);
 }
 TEST(CudaSinkGDStages, MixesInOneCall) { testing::check_mixes<Emulator<>, SinkGDStack>(with_iterations(2)); }
-TEST(CudaSinkGDStages, ASmallColumn) { testing::check_sinkgd_small_column<Emulator<>>(); }
+TEST(CudaSinkGDStages, ASmallColumn) { testing::check_sinkgd_small_columns<Emulator<>>(); }
 TEST(CudaSinkGDStages, LongSums) { testing::check_long_sums<Emulator<>, SinkGDStack>(with_iterations(1), 6000); }
 
 // A single piece, which is the whole.

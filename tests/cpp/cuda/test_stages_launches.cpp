@@ -157,9 +157,10 @@ TEST(CudaSinkGDStagesLaunches, ExactBytes) {
         const int64_t old = i == 0 ? 0 : 1;  // scales, which are 1 before the first iteration
         Launches launches = launches_of([&] { stages.rows_and_columns(i); });
         expect_bytes(launches[0], numel * g + old * 2 * rows * 4, rows * 4 + slots * cols * 4);
-        expect_bytes(launches[1], slots * cols * 4 + old * cols * 4, cols * 4);
+        const int64_t sums = cols * (i == 0 ? 8 : 4);
+        expect_bytes(launches[1], slots * cols * 4 + old * cols * 4, sums);
         launches = launches_of([&] { stages.take_columns(i); });
-        expect_bytes(launches[0], cols * 4 + old * cols * 4, cols * 4);
+        expect_bytes(launches[0], sums + old * cols * 4, cols * 4);
       }
       for (const int i : {0, 1}) {
         const int64_t old = i == 0 ? 0 : 1;
@@ -169,7 +170,7 @@ TEST(CudaSinkGDStagesLaunches, ExactBytes) {
         expect_bytes(launches[0], rows * 8 + old * rows * 4, rows * 4);
         launches = launches_of([&] { stages.put_columns(i); });
         expect_bytes(launches[0], numel * g, slots * cols * 4);
-        expect_bytes(launches[1], slots * cols * 4 + old * cols * 4, cols * 4);
+        expect_bytes(launches[1], slots * cols * 4 + old * cols * 4, cols * (i == 0 ? 8 : 4));
         launches_of([&] { stages.take_columns(i); });
       }
       const Launches launches = launches_of([&] { stages.finish(); });
