@@ -42,7 +42,7 @@ def cases(size: int) -> dict[str, Callable[[int, int], None]]:
             found[f"save-{preset}"] = partial(save, preset)
         found[f"load-{preset}"] = partial(load, preset)
         if size == SIZES[0]:
-            found[f"hsdp-{preset}"] = partial(hsdp_and_back, preset)
+            found[f"onto_hsdp-{preset}"] = partial(hsdp_and_back, preset)
         if size > 1:
             found[f"async-{preset}"] = partial(saved_asynchronously, preset)
             found[f"fresh-{preset}"] = partial(fresh, preset)
