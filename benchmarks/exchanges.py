@@ -151,9 +151,9 @@ def _sage(param: Spread, group: Mapping[str, Any]) -> Iterator[list[_Item]]:
 
 def _sinkgd(param: Spread, group: Mapping[str, Any]) -> Iterator[list[_Item]]:
     rows, columns = len(param.shape) - 2, len(param.shape) - 1
-    for _ in range(group["iterations"]):
+    for iteration in range(group["iterations"]):
         yield [_item(param, SUM, _without(param, columns), FLOAT64, [columns])]
-        yield [_item(param, SUM, _without(param, rows), FLOAT32, [rows])]
+        yield [_item(param, SUM, _without(param, rows), FLOAT32 if iteration else FLOAT64, [rows])]
 
 
 def _scale(param: Spread, group: Mapping[str, Any]) -> Iterator[list[_Item]]:
@@ -167,7 +167,7 @@ def _alias_adam(param: Spread, group: Mapping[str, Any]) -> Iterator[list[_Item]
 
 def _alias(params: Sequence[Spread]) -> Iterator[list[_Item]]:
     """Whether there is a gradient and four numbers of it, then how far the tensor went."""
-    for count in (5, 2):
+    for count in (5, 1):
         yield [_item(param, GATHER, count, FLOAT64, range(len(param.shape))) for param in params]
 
 

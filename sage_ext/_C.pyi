@@ -40,6 +40,9 @@ class StateItems:
 
     def __init__(self, state: Mapping[Tensor, dict[str, Any]]) -> None: ...
 
+class GroupTensors:
+    """The tensors of one step of a parameter group. A step takes them out of it."""
+
 class Gathered:
     """Where the last step has found the tensors of a parameter group. It keeps none of them alive.
 
@@ -60,8 +63,10 @@ class Gathered:
         kept: Sequence[bool],
         shared: list[Tensor],
     ) -> None: ...
-    def refresh(self, params: list[Tensor], state: StateItems, shared: list[Tensor]) -> bool:
-        """Whether all tensors are in their places and as they were; then it holds those of a step."""
+    def look(
+        self, params: list[Tensor], state: StateItems, shared: list[Tensor]
+    ) -> GroupTensors | None:
+        """The tensors for a step, if all of them are in their places and as they were."""
 
 class Step:
     """Plans of several groups: each method checks its arguments and changes nothing, run() runs them all.
@@ -226,7 +231,7 @@ class Step:
         """One ALIAS-Adam step, in place."""
     def again_sage(
         self,
-        gathered: Gathered,
+        tensors: GroupTensors,
         *,
         lr: float | Tensor,
         beta1: float,
@@ -242,7 +247,7 @@ class Step:
         """One SAGE step, in place."""
     def again_sinkgd(
         self,
-        gathered: Gathered,
+        tensors: GroupTensors,
         *,
         lr: float | Tensor,
         iterations: int,
@@ -257,7 +262,7 @@ class Step:
         """One SinkGD step, in place."""
     def again_lion(
         self,
-        gathered: Gathered,
+        tensors: GroupTensors,
         *,
         lr: float | Tensor,
         beta1: float,
@@ -270,7 +275,7 @@ class Step:
         """One Lion step, in place."""
     def again_sign_sgd(
         self,
-        gathered: Gathered,
+        tensors: GroupTensors,
         *,
         lr: float | Tensor,
         momentum: float,
@@ -282,7 +287,7 @@ class Step:
         """One step of Sign-SGD or, with momentum, Signum, in place."""
     def again_scale(
         self,
-        gathered: Gathered,
+        tensors: GroupTensors,
         *,
         lr: float | Tensor,
         momentum: float,
@@ -297,7 +302,7 @@ class Step:
         """One SCALE step, in place."""
     def again_adamw(
         self,
-        gathered: Gathered,
+        tensors: GroupTensors,
         *,
         lr: float | Tensor,
         beta1: float,
@@ -311,7 +316,7 @@ class Step:
         """One AdamW step, in place."""
     def again_alias(
         self,
-        gathered: Gathered,
+        tensors: GroupTensors,
         *,
         lr: float | Tensor,
         memory_efficient: bool,
@@ -330,7 +335,7 @@ class Step:
         """One ALIAS step, in place."""
     def again_alias_adam(
         self,
-        gathered: Gathered,
+        tensors: GroupTensors,
         *,
         lr: float | Tensor,
         beta1: float,

@@ -94,6 +94,12 @@ def check_staged(call: Call, group: Mapping[str, Any], label: Callable[[Tensor],
         for key, spec in layout.items():
             _check_state(param, key, states[key][position], spec, label)
         own = pieces.local(param)
+        if grad is not None and states.get("prev_grad") and grad.dtype != param.dtype:
+            raise ValueError(
+                f"{label(param)}: its gradient has dtype {grad.dtype}; on several processes the base form of "
+                "ALIAS, which keeps the gradient, takes those of the parameter's dtype alone, as a process "
+                "without a gradient has to keep one of the same; memory_efficient=True keeps none"
+            )
         if grad is None:
             grad = own  # the parameter alone is looked at
         # States have been checked above, of the whole tensor.

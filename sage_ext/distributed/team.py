@@ -249,11 +249,20 @@ class _Skip(Exception):
 
 def staged(params: Sequence[Tensor], rule: Rule) -> list[Tensor]:
     """Return the parameters whose steps are taken in stages: where a rule looks beyond single elements and a
-    tensor is cut, or keeps signs of a DTensor; with scalars that a group shares, all or none of it."""
+    tensor is cut, or keeps signs of a DTensor, or a DTensor does not lie in order, of which stages take a
+    copy; with scalars that a group shares, all or none of it."""
     if rule.is_elementwise:
         return []
-    found = [p for p in params if pieces.is_piece(p) and (cuts(p) or "signs" in rule.state_keys)]
+    found = [
+        p
+        for p in params
+        if pieces.is_piece(p) and (cuts(p) or "signs" in rule.state_keys or _is_out_of_order(p))
+    ]
     return list(params) if found and rule.shared_keys else found
+
+
+def _is_out_of_order(param: Tensor) -> bool:
+    return not pieces.local(param).is_contiguous()
 
 
 def _moves(params: Sequence[Tensor], rule: Rule, state: Mapping[Any, Any]) -> bool:

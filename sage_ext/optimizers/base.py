@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -146,7 +147,8 @@ class FusedOptimizer(GroupedOptimizer):
         if ready is not None and (step.is_known_skip(found_inf) or self._run_again(ready, found_inf)):
             self._next_loss = None
             return evaluated
-        team = self._team()
+        with self._telling(found_inf):
+            team = self._team()
         if team is None:
             if step.is_known_skip(found_inf):
                 self._keep_loss(loss)
@@ -156,15 +158,15 @@ class FusedOptimizer(GroupedOptimizer):
         else:
             team.add_up(self.param_groups)
         scaling = (getattr(self, "grad_scale", None), found_inf)
-        self._inert = {} if team is None else team.inert(self.param_groups, self.rules, self.state)
-
         everything = range(len(self.param_groups))
-        again = [index for index in everything if self._reevaluates(index)]
-        if again and closure is None:
-            raise ValueError(
-                f"closure: got None, but param group {again[0]} has same_batch=True, which takes the "
-                "gradient a second time; call step(closure)"
-            )
+        with self._telling(found_inf):
+            self._inert = {} if team is None else team.inert(self.param_groups, self.rules, self.state)
+            again = [index for index in everything if self._reevaluates(index)]
+            if again and closure is None:
+                raise ValueError(
+                    f"closure: got None, but param group {again[0]} has same_batch=True, which takes the "
+                    "gradient a second time; call step(closure)"
+                )
         self._run(everything, scaling, loss, team)
         if again:
             with torch.enable_grad():
@@ -172,6 +174,16 @@ class FusedOptimizer(GroupedOptimizer):
             self._run(again, scaling, None, team, again=True)
         self._next_loss = None
         return evaluated
+
+    @contextmanager
+    def _telling(self, found_inf: Any) -> Iterator[None]:
+        """Tell the processes that share parameters of an error here: they would wait for this one."""
+        try:
+            yield
+        except Exception as error:
+            if (team := self._shared_by) is not None:
+                team.agree(found_inf, team.flag(found_inf), error)
+            raise
 
     def _run_again(self, ready: Sequence[Ready], found_inf: Any) -> bool:
         """Step these groups, whose tensors and numbers have been looked at.

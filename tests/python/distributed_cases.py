@@ -62,6 +62,9 @@ def cases(size: int) -> dict[str, Case]:
         "bytes": partial(bytes_of_sinkgd, places["rows"]),
         "modelled": partial(modelled, places),
         "refused": refused,
+        "early_error": partial(early_error_of_one, places["rows"]),
+        "out_of_order": out_of_order,
+        "kept_gradient": kept_gradient,
         "inert": partial(inert, places["rows"]),
         "inert_of_one": partial(inert_of_one, places["rows"]),
         "clipping": partial(clipping, last),
@@ -170,8 +173,8 @@ def messages(places: dict[str, Layout], rank: int, size: int) -> None:
 
 
 def bytes_of_sinkgd(layout: Layout, rank: int, size: int) -> None:
-    """An iteration sends a float32 for each column of each matrix, the first one a float64 and a flag for each
-    tensor."""
+    """An iteration sends a float32 for each column of each matrix; the first one a float64, and a flag for
+    each tensor."""
     pair = Pair(BUILDS["sinkgd"], layout)
     pair.set_grads(1)
     with counted() as sent:
@@ -186,7 +189,7 @@ def bytes_of_sinkgd(layout: Layout, rank: int, size: int) -> None:
     cut = sum(len(shape) == 2 for shape in shapes)
     flags = len(shapes)
     assert [b for kind, b in sent if kind == "sum"][1:-1] == [4 * columns] * 3
-    assert sum(b for kind, b in sent if kind == "sum") == 4 * (5 * columns + flags), (sent, cut)
+    assert sum(b for kind, b in sent if kind == "sum") == 8 * (columns + flags) + 4 * 4 * columns, (sent, cut)
 
 
 def modelled(places: dict[str, Layout], rank: int, size: int) -> None:
@@ -283,6 +286,55 @@ def error_of_one(name: str, layout: Layout, rank: int, size: int) -> None:
             assert torch.equal(as_whole(param.detach()), old)
     pair.step(2)
     pair.compare()
+
+
+def early_error_of_one(layout: Layout, rank: int, size: int) -> None:
+    """What one process sees before it has looked at any tensor is told to the others, too."""
+    for setting in ({"rule": "nonsense"}, {"same_batch": True}):
+        pair = Pair(BUILDS["alias"], layout)
+        pair.step(2)
+        group = pair.optimizer.param_groups[0]
+        before = dict(group)
+        if rank == 1:
+            group.update(setting)
+        pair.set_grads(3)
+        with pytest.raises(
+            (ValueError, RuntimeError), match="rule|closure" if rank == 1 else "another process"
+        ):
+            pair.optimizer.step()
+        group.update(before)
+        pair.optimizer.step()
+        pair.oracle.step()
+        pair.compare()
+
+
+def out_of_order(rank: int, size: int) -> None:
+    """A DTensor that lies otherwise than in rows is stepped in a copy, also where it is whole."""
+    mesh = layouts(size)["rows"].mesh()
+    start, grad = torch.randn(4, 3), torch.randn(4, 3)
+    plain = nn.Parameter(start.t().contiguous())
+    plain.grad = grad.t().contiguous()
+    param = nn.Parameter(DTensor.from_local(start.clone().t(), mesh, [Replicate()], run_check=False))
+    param.grad = DTensor.from_local(grad.t(), mesh, [Replicate()], run_check=False)
+    for build in (FusedSAGE, FusedSinkGD, FusedSCALE):
+        optimizer = build([param], lr=0.1)
+        optimizer.step()
+        build([plain], lr=0.1).step()
+        torch.testing.assert_close(param.to_local().detach(), plain.detach(), rtol=1e-6, atol=1e-6)
+
+
+def kept_gradient(rank: int, size: int) -> None:
+    """A kept gradient has one dtype on all processes, whoever has seen one."""
+    mesh = layouts(size)["rows"].mesh()
+    param = nn.Parameter(DTensor.from_local(torch.ones(2, 3).bfloat16(), mesh, [Shard(0)], run_check=False))
+    optimizer = FusedALIAS([("w", param)], memory_efficient=False)
+    param.grad_dtype = None
+    param.grad = DTensor.from_local(torch.ones(2, 3), mesh, [Shard(0)], run_check=False) if rank else None
+    with pytest.raises(
+        (ValueError, RuntimeError), match=r"w .*float32.*memory_efficient" if rank else "another"
+    ):
+        optimizer.step()
+    assert not optimizer.state
 
 
 def refused(rank: int, size: int) -> None:
