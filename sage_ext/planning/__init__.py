@@ -42,8 +42,8 @@ def plan(
         model_or_config: a module; a transformers configuration; a mapping of names to shapes; or the name of
             a published model, one of ``sage_ext.planning.MODELS``. A module that ``fully_shard`` or
             ``parallelize_module`` has cut is planned as it lies on this process.
-        preset: of :class:`FusedHybrid`; or the class of a single rule, such as ``"FusedLion"``; or an optimizer
-            that has been built, whose groups are then what is planned.
+        preset: of :class:`FusedHybrid`; or the class of a single rule, such as ``"FusedLion"``; or an
+            optimizer that has been built, whose groups are then what is planned.
         devices: N for FSDP2 over N devices, which cuts dimension 0; (R, N) for R such replicas, as HSDP has
             them, so that (R, 1) is DDP; None for parameters as they are.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``, or the dtype: that of parameters and gradients as the
@@ -91,8 +91,8 @@ def _mesh(devices: Any) -> Mesh | None:
     )
     if not is_good:
         raise ValueError(
-            f"devices: got {devices!r}, expected a number of devices from 1 for FSDP2, or (replicas, devices of "
-            "a replica) for HSDP; (replicas, 1) is DDP"
+            f"devices: got {devices!r}, expected a number of devices from 1 for FSDP2, or (replicas, devices "
+            "of a replica) for HSDP; (replicas, 1) is DDP"
         )
     return (numbers[0], numbers[1])
 

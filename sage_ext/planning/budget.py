@@ -1,8 +1,8 @@
-"""What an optimizer costs one device: bytes that it holds, bytes that a step moves and sends, and its time."""
+"""What an optimizer costs one device: bytes that it holds, that a step moves and sends, and its time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -297,8 +297,8 @@ def _transient(
 ) -> int:
     """Groups of whole tensors are stepped one after the other; what runs in stages runs together.
 
-    A message is put together in memory of its own, and what came of the last one is there until the next has
-    come.
+    A message is put together in memory of its own. What came of the last is there until the next has come,
+    and what came of the first to the end: in it is the number that says whether a tensor has a gradient.
     """
     alone = max((_scratch(group, _by_way(group)[0], target) for group in groups), default=0)
     together = sum(_scratch_of_pieces(group, _by_way(group)[1], target) for group in groups)
@@ -306,5 +306,7 @@ def _transient(
         message.nbytes * (1 + size if message.how == GATHER else 1)
         for message, size in zip(sent, sizes, strict=True)
     ]
-    pairs = [a + b for a, b in zip([0, *flat], flat, strict=False)]
-    return max(alone, together + max(pairs, default=0))
+    held = [
+        sum({0: flat[0], max(k - 1, 0): flat[max(k - 1, 0)], k: flat[k]}.values()) for k in range(len(flat))
+    ]
+    return max(alone, together + max(held, default=0))

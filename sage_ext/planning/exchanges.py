@@ -1,8 +1,7 @@
 """What an optimizer step on several processes sends: each message with its bytes, from shapes and placements.
 
-These are the rules of ``sage_ext/distributed`` and of the native stages that it runs, written down once more
-without a tensor, so that they can be asked about a thousand processes. The tests hold them to what is counted
-on gloo.
+These are the rules of ``sage_ext/distributed`` and of the native kernels that it runs, written down once more
+without a tensor, so that they can be asked about a thousand processes. The tests hold them to what is sent.
 """
 
 from __future__ import annotations
@@ -167,7 +166,7 @@ def _alias_adam(param: Spread, group: Mapping[str, Any]) -> Iterator[list[_Item]
 
 def _alias(params: Sequence[Spread]) -> Iterator[list[_Item]]:
     """Whether there is a gradient and four numbers of it, then how far the tensor went."""
-    for count in (5, 2):
+    for count in (5, 1):
         yield [_item(param, GATHER, count, FLOAT64, range(len(param.shape))) for param in params]
 
 

@@ -1,7 +1,7 @@
 """GPUs and what connects them, from published numbers, and what a message between them takes.
 
-A message takes what NCCL's own model of cost says of the better of its ring and its tree, in the better of its
-protocols LL and Simple; nothing overlaps. The links are taken to reach their bandwidth.
+A message takes what NCCL's own model of cost says of the better of its ring and its tree, in the better of
+its protocols LL and Simple; nothing overlaps. The links are taken to reach their bandwidth.
 """
 
 from __future__ import annotations

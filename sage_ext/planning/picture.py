@@ -49,7 +49,8 @@ def draw(plan: Plan, path: str | os.PathLike[str]) -> None:
     figure = Figure(figsize=(9.6, 4.6 if has_time else 3.0), layout="constrained")
     FigureCanvasAgg(figure)
     places = figure.subplots(2 if has_time else 1, 1, squeeze=False)[:, 0]
-    figure.suptitle(f"{plan.model}, {plan.precision}, {plan.layout}: one device", fontsize=11)
+    place = plan.layout if plan.layout == "1 device" else f"one device, {plan.layout}"
+    figure.suptitle(f"{plan.model}, {plan.precision}, {place}", fontsize=11)
     budgets = (plan.adamw, plan.chosen)  # from below
 
     axes = places[0]
@@ -59,13 +60,12 @@ def draw(plan: Plan, path: str | os.PathLike[str]) -> None:
     room = None if plan.device_bytes is None else plan.device_bytes / GIB
     if room is not None and room < 1.6 * most:
         axes.axvline(room, color="black", linestyle="--", linewidth=1)
-        axes.annotate(
-            f"memory: {room:.0f} GiB",
-            (room, 0.5),
-            xytext=(4, 0),
-            textcoords="offset points",
-            rotation=90,
-            va="center",
+        axes.text(
+            room,
+            len(budgets) - 0.4,
+            f"a device has {room:.1f} GiB",
+            ha="center",
+            va="bottom",
             fontsize=8,
         )
     axes.set_xlim(0, 1.16 * max(most, room if room is not None and room < 1.6 * most else 0.0))
@@ -115,11 +115,5 @@ def _stack(axes: Any, budgets: tuple[Budget, ...], names: Sequence[str], of: Of,
 
 def _totals(axes: Any, totals: Sequence[float], unit: str) -> None:
     for place, total in enumerate(totals):
-        axes.annotate(
-            f"{total:.3g} {unit}",
-            (total, place),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-        )
+        text, middle = f"{total:.3g} {unit}", {"textcoords": "offset points", "va": "center"}
+        axes.annotate(text, (total, place), xytext=(4, 0), fontsize=9, **middle)

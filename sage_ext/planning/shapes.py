@@ -56,9 +56,8 @@ class Llama:
                 "post_attention_layernorm.weight": (hidden,),
             }
             if self.biases:
-                own |= {
-                    f"self_attn.{name}_proj.bias": own[f"self_attn.{name}_proj.weight"][:1] for name in "qkv"
-                }
+                widths = {"q": queries, "k": keys, "v": keys}
+                own |= {f"self_attn.{name}_proj.bias": (width,) for name, width in widths.items()}
             if self.head_norms is not None:
                 own |= {f"self_attn.{name}_norm.weight": (self.head_norms,) for name in "qk"}
             shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in own.items()}
@@ -176,8 +175,8 @@ def find(name: str) -> Model:
     close = difflib.get_close_matches(wanted, [*MODELS, *ALIASES], n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     raise ValueError(
-        f"model_or_config: got {name!r}, which is no published model that is known here{hint}; expected one of "
-        f"{', '.join(MODELS)}, or give the model itself, built on torch.device('meta') if it is large"
+        f"model_or_config: got {name!r}, which is no published model that is known here{hint}; expected one "
+        f"of {', '.join(MODELS)}, or give the model itself, built on torch.device('meta') if it is large"
     )
 
 

@@ -139,17 +139,17 @@ def _dtype(precision: Any) -> torch.dtype | None:
     if isinstance(precision, str) and precision in PRECISIONS:
         return PRECISIONS[precision]
     raise ValueError(
-        f"precision: got {precision!r}, expected {', '.join(map(repr, PRECISIONS))}, one of their torch dtypes, "
-        "or None for the model's own. It is the dtype of parameters and gradients as the optimizer has them: "
-        "under autocast and FSDP2's MixedPrecisionPolicy that is 'fp32'"
+        f"precision: got {precision!r}, expected {', '.join(map(repr, PRECISIONS))}, one of their torch "
+        "dtypes, or None for the model's own. It is the dtype of parameters and gradients as the optimizer "
+        "has them: under autocast and FSDP2's MixedPrecisionPolicy that is 'fp32'"
     )
 
 
 def _check_preset(preset: Any) -> None:
     if not (isinstance(preset, str) and (preset in PRESETS or preset in SINGLE)):
         raise ValueError(
-            f"preset: got {preset!r}, expected a preset of FusedHybrid ({', '.join(map(repr, PRESETS))}), the "
-            f"name of an optimizer ({', '.join(map(repr, SINGLE))}), or an optimizer of sage_ext"
+            f"preset: got {preset!r}, expected a preset of FusedHybrid ({', '.join(map(repr, PRESETS))}), "
+            f"the name of an optimizer ({', '.join(map(repr, SINGLE))}), or an optimizer of sage_ext"
         )
 
 
@@ -197,12 +197,8 @@ def _spread_of(param: Any) -> Spread:
 
     mesh = tuple(param.device_mesh.size(i) for i in range(param.device_mesh.ndim))
     along = dict(cuts(param))
-    return Spread(
-        tuple(param.shape),
-        tuple(pieces.local(param).shape),
-        mesh,
-        tuple(along.get(i) for i in range(len(mesh))),
-    )
+    own = tuple(along.get(i) for i in range(len(mesh)))
+    return Spread(tuple(param.shape), tuple(pieces.local(param).shape), mesh, own)
 
 
 def _meta(sizes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> Iterator[tuple[str, nn.Parameter]]:

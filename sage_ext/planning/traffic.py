@@ -45,8 +45,8 @@ def streams(rule: str, group: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 def streams_of_piece(rule: str, group: Mapping[str, Any], piece: Spread) -> dict[str, tuple[int, int]]:
     """The same of what one process has of a parameter that may be cut.
 
-    SinkGD reads the gradient twice an iteration where columns are cut, as their sums wait for the rows' norms.
-    ALIAS and ALIAS-Adam look at it once more for what all processes have to know first.
+    SinkGD reads the gradient twice an iteration where columns are cut, as their sums wait for the norms of
+    rows. ALIAS and ALIAS-Adam look at it once more for what all processes have to know first.
     """
     found = dict(streams(rule, group))
     cut = {dim for dim in piece.cuts if dim is not None}

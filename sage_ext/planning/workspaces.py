@@ -87,7 +87,7 @@ def row_blocks(rows: int, cols: int) -> int:
 
 
 def sage_cpu(shapes: Sequence[Shape]) -> int:
-    """Column sums in slots of blocks of rows, and two sums of squares a tile of columns (csrc/cpu/sage.cpp)."""
+    """Column sums in slots of blocks of rows, and two sums of squares a tile (csrc/cpu/sage.cpp)."""
     total = 0
     for shape in shapes:
         rows, cols = sage_matrix(shape)
@@ -223,7 +223,7 @@ def sinkhorn_blocks(rows: int, cols: int, vec: int, aligned: bool, threads: int,
 
 
 def sinkhorn_threads(cols: int, vec: int, aligned: bool) -> int:
-    """Return the threads of a block that this many columns need: the function of csrc/core/launch_plan.cpp."""
+    """Return the threads of a block that so many columns need: ``sinkhorn_threads`` of launch_plan.cpp."""
     most = SINKHORN_VECTORS if aligned else UNALIGNED_SINKHORN_VECTORS
     return WIDE_SINKHORN_THREADS if cols > SINKHORN_THREADS * most * vec else SINKHORN_THREADS
 
