@@ -11,10 +11,7 @@ from sage_ext.planning import workspaces
 from sage_ext.planning.exchanges import GATHER, Message, Spread, messages
 from sage_ext.planning.hardware import Cluster, lines_of, on_the_wire, seconds
 from sage_ext.planning.sources import Group, Part
-from sage_ext.planning.traffic import PACKING, streams_of_piece
-
-SIGN = 0.25
-"""Bytes of an element's packed signs."""
+from sage_ext.planning.traffic import SIGN, moved_of_piece
 
 
 @dataclass(frozen=True)
@@ -178,14 +175,14 @@ def _cost(group: Group, target: Target) -> GroupCost:
 
 def _moved(group: Group, part: Part) -> float:
     layout = part.layout(group.rule, group.settings)
-    total = 0.0
-    for key, (reads, writes) in streams_of_piece(group.rule.name, group.settings, part.piece).items():
-        spec = layout.get(key)
-        width = SIGN if key == "signs" else float((spec.dtype if spec else part.dtype).itemsize)
-        total += (reads + writes) * width
-        if key == "signs" and part.is_piece:
-            total += PACKING
-    return total * part.numel
+
+    def width(key: str) -> float:
+        return float((layout[key].dtype if key in layout else part.dtype).itemsize)
+
+    per_element = moved_of_piece(
+        group.rule.name, group.settings, part.piece, width, is_packed=not part.is_piece
+    )
+    return per_element * part.numel
 
 
 def _by_way(group: Group) -> tuple[list[Part], list[Part]]:
@@ -273,7 +270,7 @@ def _sums(group: Group, piece: Spread) -> int:
         return 4 * columns + 16
     matrices, rows, columns = workspaces.trailing_matrices(local)
     if group.rule.name == "sinkgd":
-        return matrices * (8 * rows + 4 * columns)
+        return matrices * (8 * rows + (8 + 4) * columns)  # the first iteration's are in fp64
     reduced = ndim + group.settings["dim"] - 2
     if reduced not in piece.cuts:  # nothing is exchanged
         return 0

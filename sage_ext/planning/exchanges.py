@@ -1,6 +1,6 @@
 """What an optimizer step on several processes sends: each message with its bytes, from shapes and placements.
 
-These are the rules of ``sage_ext/distributed`` and of the native kernels that it runs, written down once more
+These are the rules of ``sage_ext/distributed`` and of the native stages that it runs, written down once more
 without a tensor, so that they can be asked about a thousand processes. The tests hold them to what is sent.
 """
 
@@ -150,9 +150,9 @@ def _sage(param: Spread, group: Mapping[str, Any]) -> Iterator[list[_Item]]:
 
 def _sinkgd(param: Spread, group: Mapping[str, Any]) -> Iterator[list[_Item]]:
     rows, columns = len(param.shape) - 2, len(param.shape) - 1
-    for _ in range(group["iterations"]):
+    for iteration in range(group["iterations"]):
         yield [_item(param, SUM, _without(param, columns), FLOAT64, [columns])]
-        yield [_item(param, SUM, _without(param, rows), FLOAT32, [rows])]
+        yield [_item(param, SUM, _without(param, rows), FLOAT32 if iteration else FLOAT64, [rows])]
 
 
 def _scale(param: Spread, group: Mapping[str, Any]) -> Iterator[list[_Item]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sage_ext.planning.exchanges import Spread
 
+SIGN = 0.25
+"""Bytes of an element's packed signs."""
 PACKING = 11.75
 """Bytes an element that packing a DTensor's signs for the kernels moves, and unpacking them: int8 to bfloat16
 to bit planes, which are copied, and back."""
@@ -60,3 +62,27 @@ def streams_of_piece(rule: str, group: Mapping[str, Any], piece: Spread) -> dict
             if key in found:
                 found[key] = (found[key][0] + 1, found[key][1])
     return found
+
+
+def moved_of_piece(
+    rule: str,
+    group: Mapping[str, Any],
+    piece: Spread,
+    width: Callable[[str], float],
+    *,
+    is_packed: bool | None = None,
+) -> float:
+    """Return the bytes an element that a step reads and writes of what one process has of a parameter.
+
+    Args:
+        width: what an element of each tensor takes, in bytes, by the keys of ``streams``; not asked of signs.
+        is_packed: whether signs lie packed in the state; None: unless the parameter is cut.
+    """
+    packed = is_packed if is_packed is not None else all(dim is None for dim in piece.cuts)
+    total = 0.0
+    for key, (reads, writes) in streams_of_piece(rule, group, piece).items():
+        if key == "signs":
+            total += (reads + writes) * SIGN + (0.0 if packed else PACKING)
+        else:
+            total += (reads + writes) * width(key)
+    return total

@@ -192,8 +192,9 @@ def test_pieces_share_out_what_is_cut() -> None:
     assert 8 * eighth.moved_bytes == whole.moved_bytes
     assert whole.messages == 0
     assert eighth.messages == 5
-    # The column sums of an iteration in fp32, and a flag for every matrix in the first.
-    assert eighth.message_bytes == 5 * 4 * 32 * (6 * 4096 + 11008) + 4 * 7 * 32
+    # Of the column sums the first are in fp64, with a flag for every matrix, and those of four more in fp32.
+    columns, matrices = 32 * (6 * 4096 + 11008), 32 * 7
+    assert eighth.message_bytes == 8 * (columns + matrices) + 4 * 4 * columns
     uneven = sage_ext.plan({"w": (10, 6), "b": (3,)}, devices=4, embeddings=[], precision="fp32").chosen
     assert uneven.parameter_bytes == 4 * (3 * 6 + 1)  # of the device that has most
 
