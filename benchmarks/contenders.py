@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -77,43 +77,23 @@ def parameter(shape: tuple[int, ...], dtype: torch.dtype, device: str | torch.de
     return param
 
 
-def streams(rule: str, group: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """How often a step reads and writes each tensor of a parameter: ``"param"``, ``"grad"``, states by key.
+def passes_of(group: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """How often a step reads and writes the tensors of a group's parameters."""
+    if "rule" not in group:  # torch's AdamW, which can be timed where ours could not be built
+        return {"grad": (1, 0), **dict.fromkeys(("param", "exp_avg", "exp_avg_sq"), (1, 1))}
+    from sage_ext.planning.traffic import streams
 
-    Every pass over a tensor counts, also where a cache may serve it. Small states are left out.
-    """
-    moved = {"param": (1, 1), "grad": (1, 0)}
-    one_moment = {**moved, "exp_avg": (1, 1)}
-    two_moments = {**one_moment, "exp_avg_sq": (1, 1)}
-    twice = {"grad": (2, 0)}
-    if rule == "alias":
-        if not group["memory_efficient"]:
-            return {**moved, **twice, "prev_grad": (1, 1)}  # g takes the place of the last one
-        if group["gap"] == "lower_bound":
-            return {**moved, **twice}
-        # g once: what moves W are the signs that were packed while looking at it.
-        return {**moved, "signs": (2, 1)}
-    if rule == "scale":
-        # With momentum g and exp_avg, then exp_avg and W.
-        return {**moved, "exp_avg": (2, 1)} if group["momentum"] else {**moved, **twice}
-    if rule == "sinkgd":
-        return {**moved, "grad": (group["iterations"] + 1, 0)}  # in every iteration, and in the update
-    return {
-        "adamw": two_moments,
-        "lion": one_moment,
-        "sign_sgd": one_moment if group.get("momentum") else moved,
-        "sage": {**one_moment, **twice},
-        "alias_adam": {**two_moments, **twice, "signs": (1, 1)},
-    }[rule]
+    return streams(group["rule"], group)
 
 
 def traffic(optimizer: torch.optim.Optimizer) -> tuple[int, int]:
     """Bytes that a step reads and writes. The optimizer has made a step: its states are what they are."""
     reads = writes = 0
     for group in optimizer.param_groups:
+        passes = passes_of(group)
         for param in group["params"]:
             tensors = {"param": param, "grad": param.grad, **optimizer.state.get(param, {})}
-            for key, (read, written) in streams(group.get("rule", "adamw"), group).items():
+            for key, (read, written) in passes.items():
                 reads += read * tensors[key].nbytes
                 writes += written * tensors[key].nbytes
     return reads, writes

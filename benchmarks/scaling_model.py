@@ -2,11 +2,11 @@
 
     python benchmarks/scaling_model.py [--json FILE] [--picture FILE]
 
-The messages and their bytes are those of ``exchanges.py``, which the tests compare with what is counted on
-gloo. The times are predictions, from published bandwidths and latencies: nothing here was timed.
+The messages and their bytes are those of ``sage_ext.planning``, which the tests compare with what is counted
+on gloo. The times are predictions, from published bandwidths and latencies: nothing here was timed.
 
-- What a step moves in a GPU's memory is what the fused kernels move (``contenders.streams``), at the memory's
-  bandwidth: bf16 weights, gradients and momenta, AdamW's moments in fp32.
+- What a step moves in a GPU's memory is what the fused kernels move (``sage_ext.planning.traffic``), at the
+  memory's bandwidth: bf16 weights, gradients and momenta, AdamW's moments in fp32.
 - A message takes what NCCL's own model of cost says of the better of its ring and its tree, in the better of
   its protocols LL and Simple; nothing overlaps. The links are taken to reach their bandwidth.
 - Launches of kernels and the host's time are left out, as are forward and backward pass, whose own messages
@@ -22,37 +22,19 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from math import ceil, log2, prod
+from functools import partial
+from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from contenders import LLAMAS, Llama, streams
-from exchanges import GATHER, Message, Spread, messages, spread
+from contenders import LLAMAS, Llama
 
 from sage_ext.optimizers.hybrid import RULES
 from sage_ext.optimizers.presets import PRESETS
+from sage_ext.planning.exchanges import Spread, messages, spread
+from sage_ext.planning.hardware import H100, Cluster, lines_of, on_the_wire, seconds
+from sage_ext.planning.traffic import moved_of_piece, streams
 
-
-class Cluster(NamedTuple):
-    """GPUs and what connects them. Bytes a second in one direction and seconds."""
-
-    name: str = "NVIDIA DGX H100 (80 GB), one 400 Gb/s adapter a GPU"
-    # NVIDIA, H100 datasheet: 80 GB, 3.35 TB/s, NVLink 900 GB/s (both directions together).
-    memory_bytes: float = 80e9
-    memory: float = 3.35e12
-    nvlink: float = 450e9
-    # NVIDIA, DGX H100 datasheet: 8 GPUs, 8 ConnectX-7 of 400 Gb/s.
-    node: int = 8
-    network: float = 50e9
-    # NCCL, src/graph/tuning.cc: baseLat and hwLat in microseconds, of [tree, ring] by [LL, Simple].
-    base: tuple[tuple[float, float], ...] = ((6.8, 8.4), (6.6, 8.4))
-    nvlink_hop: tuple[tuple[float, float], ...] = ((0.6, 4.0), (0.6, 3.4))
-    network_hop: tuple[tuple[float, float], ...] = ((5.0, 14.0), (2.7, 14.0))
-    # The same file: what share of the bandwidth is left, of the same.
-    share: tuple[tuple[float, float], ...] = ((0.92 / 3.8, 0.92), (0.5, 1.0))
-
-
-H100 = Cluster()
 COUNTS = (8, 64, 512, 4096)
 LAYOUTS = ("fsdp", "hsdp", "tp")
 MODELS = {
@@ -68,14 +50,6 @@ CONTENDERS = (*SINGLE, *(f"{preset} hybrid" for preset in PRESETS))
 
 Group = tuple[str, Mapping[str, Any], list[str]]
 """Rule, hyperparameters, names of its parameters."""
-
-
-class Line(NamedTuple):
-    """The GPUs along one dimension of a mesh."""
-
-    size: int
-    a_node: int
-    """How many of them are in one node."""
 
 
 def groups_of(contender: str, shapes: Mapping[str, Sequence[int]]) -> list[Group]:
@@ -123,62 +97,22 @@ def cuts_of(layout: str, name: str, shape: Sequence[int]) -> tuple[int | None, .
     return (0, 1) if "o_proj" in name or "down_proj" in name else (0, 0)
 
 
-def lines_of(mesh: Sequence[int], cluster: Cluster = H100) -> list[Line]:
-    strides = [prod(mesh[i + 1 :]) for i in range(len(mesh))]
-    return [
-        Line(size, max(1, min(size, cluster.node // stride)))
-        for size, stride in zip(mesh, strides, strict=True)
-    ]
-
-
-def seconds(message: Message, line: Line, cluster: Cluster = H100) -> float:
-    """Return what NCCL's model says of a message: latency and bandwidth of the best way to send it."""
-    nodes = ceil(line.size / line.a_node)
-    rate = cluster.nvlink if nodes == 1 else min(cluster.nvlink, line.a_node * cluster.network)
-    rounds = 1 if message.how == GATHER else 2
-    total = message.nbytes * (line.size if message.how == GATHER else 1)
-    best = float("inf")
-    for tree in (True, False):
-        if tree and message.how == GATHER:
-            continue
-        row = 0 if tree else 1
-        for protocol in range(2):
-            near, far = cluster.nvlink_hop[row][protocol], cluster.network_hop[row][protocol]
-            if tree:
-                hops = 2 * ((line.a_node - 1) * near + (log2(nodes) * far if nodes > 1 else 0))
-                moved = 2 * total
-            else:
-                across = rounds * (nodes - 1)
-                hops = (rounds * (line.size - 1) - across) * near + across * far
-                moved = rounds * (line.size - 1) / line.size * total
-            latency = (cluster.base[row][protocol] + hops) * 1e-6
-            best = min(best, latency + moved / (rate * cluster.share[row][protocol]))
-    return best
-
-
-def on_the_wire(message: Message, line: Line) -> float:
-    """Return the bytes that each GPU sends for a message, by ring."""
-    if message.how == GATHER:
-        return (line.size - 1) * message.nbytes
-    return 2 * (line.size - 1) / line.size * message.nbytes
-
-
-def width(rule: str, key: str) -> int:
-    """Return the bytes of an element: bf16, Adam's moments in fp32, signs of cut tensors a byte."""
-    return 1 if key == "signs" else 4 if key.startswith("exp_avg") and "adam" in rule else 2
+def width(rule: str, key: str) -> float:
+    """Return the bytes of an element: bf16, and Adam's moments in fp32."""
+    return 4.0 if key.startswith("exp_avg") and "adam" in rule else 2.0
 
 
 def memory(rule: str, group: Mapping[str, Any], params: Sequence[Spread]) -> tuple[float, float]:
     """Return the bytes that a step of a GPU's pieces moves in its memory, and those of their state."""
     moved = held = 0.0
     for param in params:
-        passes = dict(streams(rule, group))
-        last = param.cuts and any(dim == len(param.shape) - 1 for dim in param.cuts)
-        if rule == "sinkgd" and last:  # column sums wait for the row norms: g is read twice an iteration
-            passes["grad"] = (2 * group["iterations"] + 1, 0)
         size = prod(param.local)
-        moved += size * sum((read + written) * width(rule, key) for key, (read, written) in passes.items())
-        held += size * sum(width(rule, key) for key in passes if key not in ("param", "grad"))
+        moved += size * moved_of_piece(rule, group, param, partial(width, rule))
+        for key in streams(rule, group):
+            if key == "signs":  # of cut tensors a byte
+                held += size * (1 if any(dim is not None for dim in param.cuts) else 0.25)
+            elif key not in ("param", "grad"):
+                held += size * width(rule, key)
     return moved, held
 
 

@@ -5,7 +5,8 @@ ALIAS, AdamW and hybrids of them.
 
 ``import sage_ext`` imports neither torch nor the compiled module: the optimizers and the submodules load at
 first use. Where torch is missing, that raises an ``ImportError`` with the cure; a compiled module that cannot
-be loaded explains itself when an optimizer first needs it. ``python -m sage_ext`` shows what works.
+be loaded explains itself when an optimizer first needs it. ``python -m sage_ext`` shows what works, and
+``python -m sage_ext plan`` what an optimizer will cost.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from sage_ext._version import __version__
 if TYPE_CHECKING:
     from sage_ext import distributed as distributed
     from sage_ext import optimizers as optimizers
+    from sage_ext import planning as planning
     from sage_ext import reference as reference
     from sage_ext import routing as routing
     from sage_ext.optimizers import (
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
         FusedSignSGD,
         FusedSinkGD,
     )
+    from sage_ext.planning import Plan, plan
 
 __all__ = [
     "Description",
@@ -44,14 +47,18 @@ __all__ = [
     "FusedSCALE",
     "FusedSignSGD",
     "FusedSinkGD",
+    "Plan",
     "__version__",
     "distributed",
     "optimizers",
+    "plan",
+    "planning",
     "reference",
     "routing",
 ]
 
-_SUBMODULES = ("distributed", "optimizers", "reference", "routing")
+_SUBMODULES = ("distributed", "optimizers", "planning", "reference", "routing")
+_OF_PLANNING = ("Plan", "plan")
 
 
 if not TYPE_CHECKING:  # a type checker would take it for leave to import any name
@@ -63,7 +70,8 @@ if not TYPE_CHECKING:  # a type checker would take it for leave to import any na
 
         if name in _SUBMODULES:
             return importlib.import_module(f"{__name__}.{name}")
-        return getattr(importlib.import_module(f"{__name__}.optimizers"), name)
+        home = "planning" if name in _OF_PLANNING else "optimizers"
+        return getattr(importlib.import_module(f"{__name__}.{home}"), name)
 
 
 def __dir__() -> list[str]:

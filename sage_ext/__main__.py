@@ -1,5 +1,7 @@
 """``python -m sage_ext``: what was built, what works, and what to do about what does not.
 
+``python -m sage_ext plan`` says what an optimizer will cost: see ``sage_ext.plan``.
+
 Exits with 1 if the native kernels cannot be used, else with 0.
 """
 
@@ -121,4 +123,8 @@ def _line(name: str, value: str) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["plan"]:
+        from sage_ext.planning import cli
+
+        sys.exit(cli.main(sys.argv[2:]))
     sys.exit(main())

@@ -219,13 +219,5 @@ def _gradient(param: Tensor, grad: Tensor | None) -> Tensor:
 
 def state_bytes(param: Tensor, rule: Rule, group: Mapping[str, Any]) -> int:
     """Return how many bytes of state a DTensor costs this process."""
-    local, total = pieces.local(param), 0
-    for spec in rule.state_layout(param, group).values():
-        if spec.follows_param:
-            numel = local.numel()
-        elif spec.dims is not None:
-            numel = torch.Size(local.shape[dim] for dim in spec.dims).numel()
-        else:
-            numel = torch.Size(spec.shape).numel()
-        total += numel * spec.dtype.itemsize
-    return total
+    local = pieces.local(param).shape
+    return sum(spec.nbytes_of_piece(local) for spec in rule.state_layout(param, group).values())

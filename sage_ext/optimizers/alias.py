@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -31,8 +31,13 @@ def sign_planes(param: Tensor) -> StateSpec:
     the parameter.
     """
     if pieces.is_piece(param):
-        return StateSpec(tuple(param.shape), torch.int8, False, tuple(range(param.ndim)))
+        return signs_of_pieces(param.shape)
     return StateSpec((2, sign_words(param.numel())), torch.int32, False)
+
+
+def signs_of_pieces(shape: Sequence[int]) -> StateSpec:
+    """The layout of the signs of a DTensor's gradient, a byte each."""
+    return StateSpec(tuple(shape), torch.int8, False, tuple(range(len(shape))))
 
 
 class AliasRule(Rule):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -44,6 +44,14 @@ class StateSpec(NamedTuple):
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+    def nbytes_of_piece(self, local: Sequence[int]) -> int:
+        """Return the bytes of a process that has a piece of this shape of the parameter."""
+        if self.follows_param:
+            return math.prod(local) * self.dtype.itemsize
+        if self.dims is not None:
+            return math.prod(local[dim] for dim in self.dims) * self.dtype.itemsize
+        return self.nbytes
 
 
 ALL_STATE_KEYS: set[str] = set()

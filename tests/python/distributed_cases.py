@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import checkpoint_cases
@@ -23,10 +21,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from sage_ext import pieces
 from sage_ext.distributed.placements import cuts
 from sage_ext.optimizers import FusedAdamW, FusedALIAS, FusedSAGE, FusedSCALE, FusedSinkGD
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import exchanges
+from sage_ext.planning import exchanges
 
 Case = Callable[[int, int], None]
 FEW = ("sage", "sinkgd", "scale_columns", "alias", "alias_adam", "hybrid_sage", "adamw")

@@ -12,13 +12,14 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import docs_tables
-import exchanges
 import scaling_model
 from contenders import Llama, hybrid_builders, llama_parameters, step_of, traffic
-from exchanges import GATHER, SUM, Message
-from scaling_model import CONTENDERS, COUNTS, H100, LAYOUTS, MODELS, Line
+from scaling_model import CONTENDERS, COUNTS, LAYOUTS, MODELS
 
 from sage_ext.optimizers.presets import PRESETS
+from sage_ext.planning import exchanges, hardware
+from sage_ext.planning.exchanges import GATHER, SUM, Message
+from sage_ext.planning.hardware import H100, Line
 
 SMALL = Llama(vocabulary=64, hidden=16, ffn=40, layers=2, tied=False, kv=8)
 
@@ -65,10 +66,8 @@ def test_memory_is_what_the_kernels_move(preset: str) -> None:
     for rule, group, names in scaling_model.groups_of(f"{preset} hybrid", shapes):
         whole = [exchanges.spread(shapes[name], (), ()) for name in names]
         moved += scaling_model.memory(rule, group, whole)[0]
-    numbers = sum(param.numel() for group in optimizer.param_groups for param in group["params"])
-    # Signs take a byte where tensors are cut, and a quarter of one here.
-    packed = 0.75 * 3 * numbers if preset == "alias" else 0
-    assert sum(traffic(optimizer)) == pytest.approx(moved - packed, rel=0.15 if preset == "alias" else 1e-9)
+    # The signs of small tensors fill whole words.
+    assert sum(traffic(optimizer)) == pytest.approx(moved, rel=1e-2 if preset == "alias" else 1e-9)
 
 
 def _label(preset: str) -> str:
@@ -80,21 +79,21 @@ def _label(preset: str) -> str:
 def test_a_message_costs_latency_when_small_and_bandwidth_when_large() -> None:
     node, cluster, one_each = Line(8, 8), Line(512, 8), Line(64, 1)
     small, large = Message(0, SUM, 8), Message(0, SUM, 10**9)
-    assert scaling_model.seconds(small, node) == pytest.approx((6.6 + 14 * 0.6) * 1e-6, rel=0.1)
-    assert scaling_model.seconds(small, node) < scaling_model.seconds(small, cluster)
-    assert scaling_model.seconds(large, node) == pytest.approx(2 * 7 / 8 * 1e9 / 450e9, rel=0.02)
-    assert scaling_model.seconds(large, cluster) == pytest.approx(2 * 1e9 / 400e9, rel=0.2)
-    assert scaling_model.seconds(large, one_each) == pytest.approx(2 * 1e9 / 50e9, rel=0.2)
+    assert hardware.seconds(small, node) == pytest.approx((6.6 + 14 * 0.6) * 1e-6, rel=0.1)
+    assert hardware.seconds(small, node) < hardware.seconds(small, cluster)
+    assert hardware.seconds(large, node) == pytest.approx(2 * 7 / 8 * 1e9 / 450e9, rel=0.02)
+    assert hardware.seconds(large, cluster) == pytest.approx(2 * 1e9 / 400e9, rel=0.2)
+    assert hardware.seconds(large, one_each) == pytest.approx(2 * 1e9 / 50e9, rel=0.2)
     gathered = Message(0, GATHER, 10**6)
-    assert scaling_model.on_the_wire(gathered, cluster) == 511e6
-    assert scaling_model.seconds(gathered, cluster) > 511e6 / 400e9
+    assert hardware.on_the_wire(gathered, cluster) == 511e6
+    assert hardware.seconds(gathered, cluster) > 511e6 / 400e9
 
 
 def test_lines_know_who_is_in_a_node() -> None:
-    assert scaling_model.lines_of((512,)) == [Line(512, 8)]
-    assert scaling_model.lines_of((64, 8)) == [Line(64, 1), Line(8, 8)]
-    assert scaling_model.lines_of((8, 64)) == [Line(8, 1), Line(64, 8)]
-    assert scaling_model.lines_of((1, 8)) == [Line(1, 1), Line(8, 8)]
+    assert hardware.lines_of((512,)) == [Line(512, 8)]
+    assert hardware.lines_of((64, 8)) == [Line(64, 1), Line(8, 8)]
+    assert hardware.lines_of((8, 64)) == [Line(8, 1), Line(64, 8)]
+    assert hardware.lines_of((1, 8)) == [Line(1, 1), Line(8, 8)]
 
 
 def test_every_place_has_a_cost_that_makes_sense() -> None:

@@ -1,8 +1,7 @@
 """What an optimizer step on several processes sends: each message with its bytes, from shapes and placements.
 
 These are the rules of ``sage_ext/distributed`` and of the native stages that it runs, written down once more
-without a tensor, so that they can be asked about a thousand processes. The tests hold them to what is counted
-on gloo.
+without a tensor, so that they can be asked about a thousand processes. The tests hold them to what is sent.
 """
 
 from __future__ import annotations
