@@ -201,7 +201,8 @@ def modelled(places: dict[str, Layout], rank: int, size: int) -> None:
                 for group in pair.optimizer.param_groups
             ]
             expected = [(message.how, message.nbytes) for message in exchanges.messages(groups)]
-            assert [message for message in sent if message[0] != "agree"] == expected, (place, name)
+            counts = [message for message in sent if message[0] != "agree"]
+            assert counts == expected, (place, name, counts, expected)
 
 
 def _spread(param: Tensor) -> exchanges.Spread:
