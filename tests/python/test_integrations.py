@@ -1,4 +1,4 @@
-"""sage_ext.integrations: with the real packages where they are installed, else by the shapes of their calls."""
+"""sage_ext.integrations: with the real packages where they are installed, else by the form of their calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run of Hugging Face's Trainer that a test may kill: ``python trainer_run.py FOLDER STEP`` kills itself."""
+"""A run of Hugging Face's Trainer. ``python trainer_run.py FOLDER STEP`` kills itself in that step."""
 
 from __future__ import annotations
 
