@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
+import types
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +19,10 @@ import models
 import pytest
 import support
 import torch
+from models import TinyLanguageModel
 from torch import nn
 
+from sage_ext.integrations import arguments
 from sage_ext.optimizers import FusedHybrid, FusedSinkGD
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +34,14 @@ def run_example(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dic
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return runpy.run_path(str(ROOT / "examples" / "integrations" / f"{name}.py"))
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, name: str) -> Any:
+    """Put an empty module of this name in the place of one that is not installed, and return it."""
+    parts = name.split(".")
+    for count in range(1, len(parts) + 1):
+        monkeypatch.setitem(sys.modules, ".".join(parts[:count]), types.ModuleType(".".join(parts[:count])))
+    return sys.modules[name]
 
 
 def decays(optimizer: FusedHybrid) -> dict[str, bool]:
@@ -170,3 +183,137 @@ def test_sinkgd_on_a_lora_of_rank_one_is_sign_descent(shape: tuple[int, int]) ->
     param.grad = torch.randn(shape)
     FusedSinkGD([param], lr=1.0, alpha=0.5).step()
     torch.testing.assert_close(param.detach(), -0.5 * param.grad.sign())
+
+
+class TestArguments:
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            (None, {}),
+            ("", {}),
+            ("preset=sage", {"preset": "sage"}),
+            ("lr=1e-3, betas=(0.9,0.95)", {"lr": 1e-3, "betas": (0.9, 0.95)}),
+            ("sinkgd.iterations=3,sinkgd.eps=0", {"sinkgd": {"iterations": 3, "eps": 0}}),
+            ("maximize=False,capturable=true,eps=none", {"maximize": False, "capturable": True, "eps": None}),
+            ({"lr": "2e-3", "lion": {"betas": "[0.8, 0.9]"}}, {"lr": 2e-3, "lion": {"betas": [0.8, 0.9]}}),
+            ({"lion": {"lr": 0.1}, "lion.betas": "(0, 0)"}, {"lion": {"lr": 0.1, "betas": (0, 0)}}),
+        ],
+    )
+    def test_text(self, given: Any, expected: dict[str, Any]) -> None:
+        assert arguments.parse(given) == expected
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ("preset", "got 'preset', expected key=value"),
+            ("lr=", "got 'lr=', expected key=value"),
+            ("lr=1,lr.sage=2", "lr.sage says what is in lr, which has a value itself"),
+            ("lr.sage=2,lr=1", "lr is given a value, and lr.sage, too"),
+        ],
+    )
+    def test_errors(self, given: str, message: str) -> None:
+        with pytest.raises(ValueError, match=f"^optim_args: {message}"):
+            arguments.parse(given)
+
+
+class Configuration(dict):
+    """axolotl's DictDefault, as far as it is read: what is not there is None."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self.get(name)
+
+
+class TestAxolotl:
+    @pytest.fixture(autouse=True)
+    def package(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """axolotl 0.18.0 in what a plugin sees of it, where it is not installed."""
+        pytest.importorskip("transformers")
+        pytest.importorskip("accelerate")
+        if importlib.util.find_spec("axolotl") is None:
+            base = stand_in(monkeypatch, "axolotl.integrations.base")
+            base.BasePlugin = type("BasePlugin", (), {})
+        monkeypatch.delitem(sys.modules, "sage_ext.integrations.axolotl", raising=False)
+        self.module = importlib.import_module("sage_ext.integrations.axolotl")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+
+    def trainer(self, cfg: Configuration, folder: Path, model: nn.Module, **own: Any) -> Any:
+        """What axolotl's builder and train() do: a trainer, then the plugins, then its create_optimizer()."""
+        import trainer_run
+
+        trainer = trainer_run.trainer_of(
+            folder, model, {}, learning_rate=float(cfg.learning_rate), weight_decay=cfg.weight_decay or 0.0
+        )
+        trainer.optimizer_cls_and_kwargs = None
+        for name, value in own.items():
+            setattr(trainer.args, name, value)
+        for plugin in cfg.plugins:
+            module, name = plugin.rsplit(".", 1)
+            getattr(importlib.import_module(module), name)().post_trainer_create(cfg, trainer)
+
+        def create_optimizer(model: Any = None) -> Any:
+            factory, kwargs = trainer.optimizer_cls_and_kwargs
+            assert not issubclass(factory, torch.optim.Optimizer)
+            trainer.optimizer = factory()(trainer.model if model is None else model, trainer.args, **kwargs)
+            return trainer.optimizer
+
+        trainer.create_optimizer = create_optimizer
+        return trainer
+
+    def test_example(self, tmp_path: Path) -> None:
+        import trainer_run
+        import yaml
+
+        text = (ROOT / "examples" / "integrations" / "axolotl.yml").read_text()
+        cfg = Configuration(yaml.safe_load(text))
+        trainer = self.trainer(cfg, tmp_path, trainer_run.model_of())
+        trainer.train()
+        groups = trainer.optimizer.optimizer.param_groups
+        assert {group["initial_lr"] for group in groups} == {float(cfg.learning_rate)}
+        assert {group["iterations"] for group in groups if group["rule"] == "sinkgd"} == {3}
+        expected = {name for name, _ in trainer.model.named_parameters() if "norm" in name or "bias" in name}
+        assert {name for name, decay in decays(trainer.optimizer).items() if not decay} == expected
+
+    def test_resumes_bit_for_bit(self, tmp_path: Path) -> None:
+        import trainer_run
+
+        cfg = Configuration(
+            plugins=["sage_ext.integrations.axolotl.SageExtPlugin"], learning_rate="1e-2", weight_decay=0.1,
+            adam_beta1=0.8, adam_beta2=0.9, adam_epsilon=1e-7, optim_args={"preset": "sinkgd", "lr": "2e-2"},
+        )  # fmt: skip
+        ends = []
+        for folder, resume in (("straight", None), ("resumed", True)):
+            if resume:
+                shutil.copytree(tmp_path / "straight" / "checkpoint-2", tmp_path / folder / "checkpoint-2")
+            trainer = self.trainer(cfg, tmp_path / folder, trainer_run.model_of())
+            trainer.train(resume_from_checkpoint=resume)
+            ends.append(models.snapshot(trainer.optimizer.optimizer))
+        adamw = next(group for group in trainer.optimizer.param_groups if group["rule"] == "adamw")
+        assert (adamw["betas"], adamw["eps"], adamw["initial_lr"]) == ((0.8, 0.9), 1e-7, 2e-2)
+        support.assert_same_bits(*ends)
+
+    @pytest.mark.parametrize(
+        ("own", "expected"), [({"embedding_lr": 1e-4}, 1e-4), ({"embedding_lr_scale": 0.5}, 5e-3), ({}, 1e-2)]
+    )
+    def test_rate_of_embeddings(self, own: dict[str, float], expected: float, tmp_path: Path) -> None:
+        import trainer_run
+
+        plugin = "sage_ext.integrations.axolotl.SageExtPlugin"
+        cfg = Configuration(plugins=[plugin], learning_rate=1e-2)
+        trainer = self.trainer(cfg, tmp_path, trainer_run.model_of(), **own)
+        rates = {group["role"]: group["lr"] for group in trainer.create_optimizer().param_groups}
+        assert (rates["embedding"], rates["lm_head"], rates["matrix"]) == (expected, expected, 1e-2)
+
+    def test_hook_that_makes_the_optimizer_itself(self, tmp_path: Path) -> None:
+        import trainer_run
+
+        cfg = Configuration(plugins=[], learning_rate=1e-2, optim_args="preset=lion")
+        trainer = self.trainer(cfg, tmp_path, trainer_run.model_of())
+        optimizer = self.module.SageExtPlugin().create_optimizer(cfg, trainer)
+        assert {group["rule"] for group in optimizer.param_groups} == {"lion", "sinkgd"}
+
+    def test_what_it_cannot_do_is_refused(self) -> None:
+        arguments = types.SimpleNamespace(lr_groups=[{"name": "a"}], loraplus_lr_ratio=None)
+        with pytest.raises(ValueError, match=r"^lr_groups: .*say learning rates by rule"):
+            self.module.HybridFactory()(TinyLanguageModel(), arguments, lr="1e-3")
