@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -19,36 +18,12 @@ import models
 import pytest
 import support
 import torch
+from integration_support import EXAMPLES, decays, run_example, stand_in
 from models import TinyLanguageModel
 from torch import nn
 
 from sage_ext.integrations import arguments
 from sage_ext.optimizers import FusedHybrid, FusedSinkGD
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run_example(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Run a script of examples/integrations in ``folder``, and return what it has made."""
-    monkeypatch.chdir(folder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return runpy.run_path(str(ROOT / "examples" / "integrations" / f"{name}.py"))
-
-
-def stand_in(monkeypatch: pytest.MonkeyPatch, name: str) -> Any:
-    """Put an empty module of this name in the place of one that is not installed, and return it."""
-    parts = name.split(".")
-    for count in range(1, len(parts) + 1):
-        monkeypatch.setitem(sys.modules, ".".join(parts[:count]), types.ModuleType(".".join(parts[:count])))
-    return sys.modules[name]
-
-
-def decays(optimizer: FusedHybrid) -> dict[str, bool]:
-    """Name of a parameter -> whether it has weight decay."""
-    return {
-        name: group["weight_decay"] > 0 for group in optimizer.param_groups for name in group["param_names"]
-    }
 
 
 def test_importing_them_imports_no_framework() -> None:
@@ -265,7 +240,7 @@ class TestAxolotl:
         import trainer_run
         import yaml
 
-        text = (ROOT / "examples" / "integrations" / "axolotl.yml").read_text()
+        text = (EXAMPLES / "axolotl.yml").read_text()
         cfg = Configuration(yaml.safe_load(text))
         trainer = self.trainer(cfg, tmp_path, trainer_run.model_of())
         trainer.train()
