@@ -6,14 +6,16 @@ import ast
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+
 _WORDS: Mapping[str, bool | None] = {"true": True, "false": False, "none": None, "null": None}
 
 
 def parse(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
     """Return keyword arguments from ``"key=value,key=value"``, or from a mapping whose values may be text.
 
-    A number, a tuple in brackets, ``true``, ``false`` and ``none`` become what they say; other text stays
-    text. ``sinkgd.iterations=3`` is ``sinkgd={"iterations": 3}``.
+    A number, a tuple in brackets, ``true``, ``false``, ``none`` and a dtype of torch become what they say;
+    other text stays text. ``sinkgd.iterations=3`` is ``sinkgd={"iterations": 3}``.
 
     Raises:
         ValueError: a part is no ``key=value``, or a key is given as a value and as a mapping.
@@ -62,6 +64,8 @@ def _value(value: Any) -> Any:
         return value
     if value.lower() in _WORDS:
         return _WORDS[value.lower()]
+    if isinstance(dtype := getattr(torch, value.removeprefix("torch."), None), torch.dtype):
+        return dtype
     try:
         return ast.literal_eval(value)
     except (ValueError, SyntaxError):
