@@ -16,8 +16,8 @@ from sage_ext.optimizers import validate
 from sage_ext.optimizers.adamw import ADAMW
 from sage_ext.optimizers.advice import tell
 from sage_ext.optimizers.alias import ALIAS, ALIAS_ADAM
-from sage_ext.optimizers.base import FusedOptimizer
 from sage_ext.optimizers.presets import PRESETS
+from sage_ext.optimizers.replicated import ReplicatedOptimizer
 from sage_ext.optimizers.rule import Rule
 from sage_ext.optimizers.sage import SAGE
 from sage_ext.optimizers.scale import SCALE
@@ -33,7 +33,7 @@ _SCALED = ("alpha",)
 """What depends on a matrix's layout by a factor, which an override does not do away with."""
 
 
-class FusedHybrid(FusedOptimizer):
+class FusedHybrid(ReplicatedOptimizer):
     """Several rules in one optimizer: one parameter group for each role that the model has, with its rule.
 
     ======== ============ ================================ ============ ======
