@@ -19,9 +19,8 @@ def example() -> str:
 def side_by_side() -> str:
     """Peak and time of a step of several models and presets."""
     lines = [
-        "Peak of parameters, gradients, state and what a step allocates, and predicted time of the step, of a "
-        "device of",
-        "FSDP2 over so many H100s, in bf16:",
+        "Peak of parameters, gradients, state and what a step allocates, and predicted time of the step:",
+        "a device of FSDP2 over so many H100s, in bf16.",
         "",
         "| model | devices | AdamW | " + " | ".join(f"`{preset}`" for preset in PRESETS) + " |",
         "|---|---:|---:|" + "---:|" * len(PRESETS),

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,39 @@ def test_plans_are_those_of_csrc(tmp_path: Path) -> None:
         ]
         expected.append(" ".join(map(str, numbers)))
     assert found.stdout.splitlines() == expected
+
+
+def test_scratch_of_a_gpu_is_that_of_csrc() -> None:
+    """The sums in Python against the functions of csrc/cuda, which ask no GPU."""
+    program = HERE.parents[1] / "build" / "cpp" / "tests" / "cpp" / "cuda" / "sage_ext_workspaces"
+    sources = [path.stat().st_mtime for path in CSRC.rglob("*") if path.is_file()]
+    if not sources or not program.exists() or program.stat().st_mtime < max(sources):
+        pytest.skip("needs the C++ tests: make test-cpp")
+    draw = random.Random(1)
+    sides = [1, 2, 7, 31, 64, 100, 777, 1024, 2048, 4096, 5461, 11008, 32000, 50257]
+    formulas: dict[str, Callable[[list[tuple[int, ...]], list[int], int], int]] = {
+        "sage": lambda shapes, _, size: workspaces.sage_cuda([shape[1:] for shape in shapes], size),
+        "sage_pieces": lambda shapes, _, size: workspaces.sage_cuda(
+            [shape[1:] for shape in shapes], size, is_cut=True
+        ),
+        "sinkgd": lambda shapes, _, size: workspaces.sinkgd_cuda(shapes, size),
+        "scale0": lambda shapes, _, size: workspaces.scale_cuda(shapes, 0, size),
+        "scale1": lambda shapes, _, size: workspaces.scale_cuda(shapes, 1, size),
+        "alias": lambda _, numels, __: workspaces.alias_cuda(numels, (32, 8), 1),
+        "alias_adam": lambda _, numels, __: workspaces.alias_cuda(numels, (8,), 0),
+        "adamw": lambda shapes, _, __: 4 * len(shapes),
+    }
+    asked, expected = [], []
+    for rule, formula in formulas.items():
+        for _ in range(100):
+            size = draw.choice((2, 4))
+            stacks = 1 if rule.startswith("sage") else draw.choice((1, 3))
+            shapes = [(stacks, draw.choice(sides), draw.choice(sides)) for _ in range(draw.randint(1, 6))]
+            numbers = " ".join(str(number) for shape in shapes for number in shape)
+            asked.append(f"{rule} {size} {len(shapes)} {numbers}")
+            expected.append(formula(shapes, [math.prod(shape) for shape in shapes], size))
+    found = subprocess.run([str(program)], input="\n".join(asked), capture_output=True, text=True, check=True)
+    assert list(map(int, found.stdout.split())) == expected
 
 
 def test_scratch_of_a_gpu_is_laid_out_in_lines() -> None:
