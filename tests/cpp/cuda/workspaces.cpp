@@ -1,5 +1,5 @@
-// Prints the bytes of scratch that steps of the CUDA kernels take, for tests/python/test_plan.py. A line of its input
-// is a rule, the itemsize of the gradients, how many tensors there are, and matrices, rows and columns of each.
+// Prints the bytes of scratch that steps of the CUDA kernels take, for tests/python/test_plan_memory.py. A line of its
+// input is a rule, the itemsize of the gradients, how many tensors there are, and matrices, rows and columns of each.
 #include <iostream>
 #include <string>
 #include <vector>
