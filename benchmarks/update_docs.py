@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import docs_gpu_tables as gpu
+import docs_plan_tables as plan
 import docs_scaling_tables as scaling
 import docs_tables as cpu
 
@@ -34,6 +35,7 @@ PARTS: dict[str, dict[str, list[Callable[[], str]]]] = {
     "docs/distributed.md": {"scaling": [scaling.assumptions, scaling.exchanged, scaling.predicted]},
     "docs/training.md": {"training": [cpu.training]},
     "docs/numerics.md": {"low-precision": [cpu.second_moment, cpu.low_precision_losses]},
+    "docs/plan.md": {"example": [plan.example], "side-by-side": [plan.side_by_side]},
     "docs/gpu.md": {
         "on-gpu": [gpu.timed],
         "traffic": [gpu.traffic],

@@ -25,6 +25,15 @@ def label(index: int, group: int, name: str | None, param: Tensor) -> str:
     return f"{name} ({place}, {facts})" if name else f"{place} ({facts})"
 
 
+def names_of(group: Mapping[str, Any]) -> Sequence[str] | None:
+    """Return the names of a group's parameters, if they are those that are in it.
+
+    DeepSpeed's ZeRO and others put one flat tensor in the place of them all, and leave the names.
+    """
+    names = group.get("param_names")
+    return names if names and len(names) == len(group["params"]) else None
+
+
 def check_param(param: Tensor, where: str, *, native: bool, needs_contiguous: bool) -> None:
     """Raise ValueError if an optimizer cannot own ``param``; ``where`` is its label."""
     if param.layout != torch.strided:

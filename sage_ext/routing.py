@@ -25,6 +25,8 @@ class Routed(NamedTuple):
     output_dim: int = 0
     """Of the last two dimensions of a matrix, the one that has the output units: 0 in ``nn.Linear``'s ``[out,
     in]``, 1 in an embedding's ``[V, d]`` and in the ``[in, out]`` of transformers' ``Conv1D``."""
+    decays: bool = True
+    """Whether weight decay is for it."""
 
 
 def route(
@@ -33,6 +35,7 @@ def route(
     embeddings: str | Sequence[str] | None = None,
     lm_head: str | Sequence[str] | None = None,
     tied: str | None = "embedding",
+    no_decay: str | Sequence[str] = (),
 ) -> list[Routed]:
     """Return the role of every trainable parameter, in the order in which the model lists them.
 
@@ -46,6 +49,7 @@ def route(
             do), and else nothing: the head is then a matrix like any other.
         tied: the role of a parameter that is an embedding and the head (or that an ``nn.Linear`` shares with
             an embedding, where ``lm_head`` is not given): ``"embedding"`` or ``"lm_head"``; None refuses it.
+        no_decay: names of parameters that weight decay is not for.
 
     Returns:
         One entry a parameter. Roles, first match wins: ``"embedding"`` (a tied head too, unless ``tied`` says
@@ -57,7 +61,9 @@ def route(
             ``embeddings``, or a tied parameter without ``tied``.
     """
     if isinstance(model_or_named_parameters, nn.Module):
-        return _route_module(model_or_named_parameters, _names(embeddings), _names(lm_head), tied)
+        return _route_module(
+            model_or_named_parameters, _names(embeddings), _names(lm_head), tied, _names(no_decay)
+        )
     pairs = _pairs(model_or_named_parameters)
     if embeddings is None:
         raise ValueError(
@@ -66,7 +72,9 @@ def route(
         )
     params = dict(pairs)
     tables = _find(_names(embeddings), params, "embeddings")
-    return _assign(pairs, _Kinds(tables, _find(_names(lm_head), params, "lm_head"), set()), tied)
+    heads = _find(_names(lm_head), params, "lm_head")
+    undecayed = _find(_names(no_decay), params, "no_decay")
+    return _assign(pairs, _Kinds(tables, heads, set(), undecayed), tied)
 
 
 class _Kinds(NamedTuple):
@@ -77,10 +85,15 @@ class _Kinds(NamedTuple):
     heads: set[int]
     transposed: set[int]
     """Matrices ``[in, out]``."""
+    undecayed: set[int]
 
 
 def _route_module(
-    model: nn.Module, embeddings: list[str] | None, lm_head: list[str] | None, tied: str | None
+    model: nn.Module,
+    embeddings: list[str] | None,
+    lm_head: list[str] | None,
+    tied: str | None,
+    no_decay: list[str] | None,
 ) -> list[Routed]:
     # Every name of a tied parameter may be used to name it; it is listed under the first.
     params = dict(model.named_parameters(remove_duplicate=False))
@@ -92,7 +105,8 @@ def _route_module(
         # A linear layer on an embedding's weight is a tied head, whether or not the model names its head.
         heads |= tables & {id(module.weight) for module in modules if isinstance(module, nn.Linear)}
     transposed = {id(module.weight) for module in modules if _is_conv1d(module)}
-    return _assign(list(model.named_parameters()), _Kinds(tables, heads, transposed), tied)
+    undecayed = _find(no_decay, params, "no_decay")
+    return _assign(list(model.named_parameters()), _Kinds(tables, heads, transposed, undecayed), tied)
 
 
 def _is_conv1d(module: nn.Module) -> bool:
@@ -128,7 +142,7 @@ def _assign(pairs: list[tuple[str, Tensor]], kinds: _Kinds, tied: str | None) ->
         else:
             role = "matrix" if param.ndim >= 2 else "vector"
         outputs_last = id(param) in kinds.transposed or (is_table and role == "embedding")
-        routed.append(Routed(name, param, role, int(outputs_last)))
+        routed.append(Routed(name, param, role, int(outputs_last), id(param) not in kinds.undecayed))
     if not routed:
         raise ValueError("model_or_named_parameters: holds no parameter with requires_grad=True")
     return routed

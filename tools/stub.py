@@ -72,9 +72,7 @@ class Gathered:
         kept: Sequence[bool],
         shared: list[Tensor],
     ) -> None: ...
-    def look(
-        self, params: list[Tensor], state: StateItems, shared: list[Tensor]
-    ) -> GroupTensors | None:
+    def look(self, params: list[Tensor], state: StateItems, shared: list[Tensor]) -> GroupTensors | None:
         """The tensors for a step, if all of them are in their places and as they were."""
 
 class Step:

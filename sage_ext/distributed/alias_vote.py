@@ -2,13 +2,15 @@
 
 How the paper's authors combine the scalars of several workers is not known; this is ours. All numbers are
 taken from the gradients before the vote. The extrema are over the gradients of all processes, as if these
-were one long gradient. The inner product with the signs of the last step, which are the last vote, is the
-mean over the processes: that of their mean gradient. One message a step carries them, and everybody computes
-the same from it: eta, d and gamma have the same bits on all processes.
+were one long gradient; a parameter that a process has not used has no gradient there. The inner product with
+the signs of the last step, which are the last vote, is the mean over the processes: that of their mean
+gradient. One message a step carries them, and everybody computes the same from it: eta, d and gamma have the
+same bits on all processes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sage_ext import _loader, reference
-from sage_ext.distributed.alias_scalars import AT, after_step
+from sage_ext.distributed.alias_scalars import AT, after_step, before_step
+from sage_ext.distributed.replicas import ReplicaStep
 from sage_ext.distributed.vote import Bucket, MajorityVote, gather_equal, parts_of
 
 if TYPE_CHECKING:
@@ -40,18 +43,33 @@ class Observations:
         self.vote = vote
         self._optimizer = optimizer
         self._seen: dict[int, dict[int, list[Tensor]]] = {}
+        self._voted: set[int] = set()
+        """Identities of the parameters that were in the buckets: DDP alone knows what it reduces."""
         vote.attach(self, [param for group in optimizer.param_groups for param in group["params"]])
 
     def see(self, bucket: Bucket) -> None:
-        """Take what a bucket says of this process's gradients, before the vote overwrites them."""
+        """Take what a bucket says of this process's gradients, before the vote overwrites them.
+
+        Raises:
+            RuntimeError: in ``ddp.join()``, where a process that has left would not come to the step.
+        """
+        params, buffer = bucket.parameters(), bucket.buffer()
         if bucket.index() == 0:
             self._seen = {}
-        params, buffer = bucket.parameters(), bucket.buffer()
+            self._voted = set()
+            if self.vote.is_joining:
+                raise RuntimeError(
+                    "vote: a step of FusedALIAS takes a message of all processes, and in ddp.join() some may "
+                    "have left; use ddp.join(throw_on_early_termination=True), which ends as soon as one has "
+                    "no batch left, or step by the vote with FusedSignSGD"
+                )
+        self._voted.update(map(id, params))
         grads = parts_of(buffer, params)
         found: dict[int, list[Tensor]] = {}
         for index, group in enumerate(self._optimizer.param_groups):
             own = {id(param) for param in group["params"]}
-            members = [i for i, param in enumerate(params) if id(param) in own]
+            # What the last forward pass has not used is zeros in the bucket, and has no gradient yet.
+            members = [i for i, param in enumerate(params) if id(param) in own and param.grad is not None]
             if not members:
                 continue
             whole = [buffer] if len(members) == len(params) else [grads[i] for i in members]
@@ -102,38 +120,157 @@ class Observations:
         """Whether no gradient has been voted on since the last step."""
         return not self._seen
 
-    def take(self, grad_scale: Tensor | float | None) -> list[Tensor]:
-        """Return for each group its largest and smallest element on any process, and the mean inner product.
+    def check_all_voted(self, params: Sequence[Tensor]) -> None:
+        """Raise ValueError if one of ``params`` has a gradient that was not voted on."""
+        self.vote.check_owns(params)  # some may have been added or swapped
+        for index, param in enumerate(params):
+            if param.requires_grad and param.grad is not None and id(param) not in self._voted:
+                self.vote.refuse(index, param)
 
-        One message. What has been seen is forgotten.
+    def forget(self) -> None:
+        """A step has been taken, or left out."""
+        self._seen = {}
 
-        Raises:
-            RuntimeError: no ``backward()`` has been voted on since the last step.
+    def exchange(self, *, has_failed: bool) -> tuple[Tensor, Tensor]:
+        """Say in one message what has been seen, and whether this process cannot take the step.
+
+        Returns:
+            For each group the largest and the smallest element on any process, and the mean inner product,
+            shape ``(groups, 3)``; and how many processes cannot, of one element. In float64, on the device of
+            the parameters.
         """
-        if self.is_empty:
+        groups = self._optimizer.param_groups
+        device = next(param.device for group in groups for param in group["params"])
+        own = torch.tensor([*_NOTHING * len(groups), float(has_failed)], dtype=torch.float64)
+        own = own.to(device, non_blocking=True)
+        for index in range(0 if has_failed else len(groups)):
+            found = [each[index] for each in self._seen.values() if index in each]
+            if found:
+                largest, smallest, inner = (torch.stack(list(values)) for values in zip(*found, strict=True))
+                own[3 * index : 3 * index + 3] = torch.stack([largest.max(), smallest.min(), inner.sum()])
+        size = dist.get_world_size(self.vote.group)
+        everybody = own.new_empty(size, own.numel())
+        gather_equal(everybody, own, self.vote.group)
+        largest, smallest, inner = everybody[:, :-1].view(size, len(groups), 3).unbind(-1)
+        combined = torch.stack([largest.amax(0), smallest.amin(0), inner.sum(0) / size], dim=-1)
+        return combined, everybody[:, -1].sum()
+
+
+class VoteStep(ReplicaStep):
+    """One step of ALIAS by votes: what all processes have seen goes into the scalars before kernels run."""
+
+    def __init__(self, optimizer: FusedALIAS, observations: Observations) -> None:
+        super().__init__(optimizer)
+        self._optimizer: FusedALIAS = optimizer
+        self._observations = observations
+        self._factor: Tensor | float = 1.0
+        self._changed: list[tuple[Any, Tensor | None, Tensor]] = []
+        """(group, its scalars before the step, what has been seen for it)."""
+
+    def check(self) -> None:
+        """Raises:
+        RuntimeError: no ``backward()`` has been voted on since the last step; or what the gradients were
+            multiplied by cannot be told.
+        ValueError: the vote has momentum by now, or does not have one of the parameters.
+        """
+        if self._observations.is_empty:
             raise RuntimeError(
                 "vote: no gradient has been voted on since the last step; before step() call backward(), "
                 "outside of no_sync()"
             )
-        groups = self._optimizer.param_groups
-        device = next(param.device for group in groups for param in group["params"])
-        own = torch.tensor([_NOTHING] * len(groups), dtype=torch.float64).to(device, non_blocking=True)
-        for index in range(len(groups)):
-            found = [each[index] for each in self._seen.values() if index in each]
-            if found:
-                largest, smallest, inner = (torch.stack(list(values)) for values in zip(*found, strict=True))
-                own[index] = torch.stack([largest.max(), smallest.min(), inner.sum()])
-        self._seen = {}
-        size = dist.get_world_size(self.vote.group)
-        everybody = own.new_empty(size, *own.shape)
-        gather_equal(everybody, own, self.vote.group)
-        largest, smallest, inner = everybody.unbind(-1)
-        combined = torch.stack([largest.amax(0), smallest.amin(0), inner.sum(0) / size], dim=-1)
-        if grad_scale is not None:
-            combined = combined / torch.as_tensor(grad_scale).detach().reshape(()).to(device, torch.float64)
-        return [
-            _negated(row) if group["maximize"] else row for row, group in zip(combined, groups, strict=True)
-        ]
+        self._factor = factor_of_votes(self._optimizer)
+        self._optimizer._check_votes()
+        self._observations.vote.check_can_be_seen()
+        for group in self._optimizer.param_groups:
+            self._observations.check_all_voted(group["params"])
+
+    def agreement(self, scaling: tuple[Any, Any]) -> VoteStep:
+        super().agreement(scaling)
+        grad_scale, found_inf = self.scaling
+        is_tie = isinstance(self._factor, float) and self._factor == 0.0
+        if self._device.type != "cpu" or is_tie:
+            flag = torch.full((1,), float(is_tie), device=self._device)
+            if found_inf is not None:
+                flag += found_inf.to(self._device)
+            self.scaling = (grad_scale, flag)
+        return self
+
+    def _agree(self) -> None:
+        combined, failed = self._observations.exchange(has_failed=False)
+        if self._device.type == "cpu":
+            if failed:
+                raise RuntimeError(
+                    "another process cannot take this step: its own error says why. Nothing has changed here"
+                )
+        else:
+            self.scaling[1].add_(failed)  # the host does not wait: kernels leave the step out
+        for row, group in zip(combined * self._factor, self._optimizer.param_groups, strict=True):
+            seen = _negated(row) if group["maximize"] else row
+            scalars = group["scalars"]
+            self._changed.append((group, None if scalars is None else scalars.clone(), seen))
+            if scalars is not None:
+                scalars.copy_(before_step(scalars, seen.to(scalars.device), group))
+
+    def _tell_failure(self) -> None:
+        if self._awaited:
+            super()._tell_failure()
+        else:
+            self._observations.exchange(has_failed=True)
+
+    def undo(self) -> None:
+        for group, old, _ in self._changed:
+            if old is not None:
+                group["scalars"].copy_(old)
+
+    def finish(self) -> None:
+        """Correct what the kernels have recorded: they have seen votes."""
+        self._observations.forget()
+        for group, old, seen in self._changed:
+            if group["scalars"] is not None:
+                own = seen.to(group["scalars"].device)
+                group["scalars"].copy_(_recorded(old, group["scalars"], own, group))
+
+
+def factor_of_votes(optimizer: FusedALIAS) -> Tensor | float:
+    """Return what the gradients were multiplied by since they were measured, or are to be.
+
+    ``scaler.unscale_()`` divides the votes, and not what was measured. A vote is 1 at most, so the largest of
+    them is one over the scale, as long as nobody has clipped them; and a GradScaler's scale is a power of
+    two, which hardly any factor of clipping is.
+
+    Returns:
+        One over ``grad_scale`` where the kernels divide. Where GradScaler itself may have divided, what the
+        votes tell, for which the host waits; 0 if all of them are 0, which tell nothing: such a step is left
+        out. In all other cases the same without waiting, but 1 for what is no power of two: votes that were
+        clipped.
+
+    Raises:
+        RuntimeError: GradScaler has divided, and the votes were clipped or its scale is no power of two.
+    """
+    device = next(param.device for group in optimizer.param_groups for param in group["params"])
+    if (scale := getattr(optimizer, "grad_scale", None)) is not None:
+        return 1 / torch.as_tensor(scale).detach().reshape(()).to(device, torch.float64)
+    params = (param for group in optimizer.param_groups for param in group["params"])
+    grads = [param.grad for param in params if param.grad is not None and param.numel()]
+    if not grads:
+        return 1.0
+    sizes = [size.to(device, torch.float64) for size in torch._foreach_norm(grads, torch.inf)]
+    largest = torch.stack(sizes).amax()
+    if getattr(optimizer, "found_inf", None) is None and optimizer._amp_scaling is not False:
+        mantissa, _ = torch.frexp(largest)
+        return torch.where(mantissa == 0.5, largest, 1.0)
+    value = float(largest)
+    if not math.isfinite(value):  # as what was measured
+        return 1.0
+    if value and math.frexp(value)[0] != 0.5:
+        raise RuntimeError(
+            f"vote: the largest vote is {value:.6g} by now and was 1. What was measured before the vote has "
+            "to be divided by the GradScaler's scale, which cannot be told from this: the votes were "
+            "clipped, or the scale is no power of two. Do not clip them, as the step goes by their signs "
+            "alone; or leave out scaler.unscale_(optimizer), with optimizer.amp_scaling = True; or give "
+            "GradScaler an init_scale, a growth_factor and a backoff_factor that are powers of two"
+        )
+    return value
 
 
 def _negated(seen: Tensor) -> Tensor:
@@ -142,7 +279,7 @@ def _negated(seen: Tensor) -> Tensor:
     return torch.stack([-smallest, -largest, -inner])
 
 
-def recorded(before: Tensor | None, after: Tensor, seen: Tensor, group: Mapping[str, Any]) -> Tensor:
+def _recorded(before: Tensor | None, after: Tensor, seen: Tensor, group: Mapping[str, Any]) -> Tensor:
     """Return ALIAS's scalars after a step by votes: with the extrema of the gradients, if anything has
     happened; otherwise those of before it."""
     new = after_step(after, seen, after[AT["displacement"]], group)

@@ -21,7 +21,7 @@ def mean_of_losses(loss: Any, group: Any, device: torch.device) -> float | None:
         The mean; None where this process has no loss, which the caller raises.
 
     Raises:
-        RuntimeError: another process has none.
+        RuntimeError: another process has none, or has met an error.
     """
     is_number = isinstance(loss, Real) or (isinstance(loss, Tensor) and loss.numel() == 1)
     both = torch.zeros(2, dtype=torch.float64, device=device)
@@ -34,7 +34,7 @@ def mean_of_losses(loss: Any, group: Any, device: torch.device) -> float | None:
         return loss
     if count < dist.get_world_size(group):
         raise RuntimeError(
-            "another process of process_group has no loss for this step: its own error says why. Nothing has "
-            "changed here"
+            "another process of process_group has no loss for this step, or cannot take it: its own error "
+            "says why. Nothing has changed here"
         )
     return total / count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -83,14 +84,16 @@ class MajorityVote:
         """The processes that vote, once the hook is registered."""
         self._backend: backends.Backend = backend
         self._state_dtype = state_dtype
+        self._ddp: Callable[[], DistributedDataParallel | None] = lambda: None
         self._names: dict[Tensor, str] = {}
+        """Of the parameters whose gradients DDP reduces."""
         self._moments: _Moments | None = None
         self._observers: list[Observer] = []
         self._queue: ThreadPoolExecutor | None = None
         self._streams: dict[torch.device, Any] = {}
 
     def register(self, ddp: DistributedDataParallel) -> MajorityVote:
-        """Make this the communication hook of a model, before its first ``backward()``. On all processes.
+        """Make this the communication hook of a model. On all processes, before the same ``backward()``.
 
         Returns:
             This vote.
@@ -98,7 +101,8 @@ class MajorityVote:
         Raises:
             TypeError: ``ddp`` is no DistributedDataParallel.
             ValueError: a parameter has a dtype or a device that cannot be voted on.
-            RuntimeError: the vote belongs to a model already.
+            RuntimeError: the vote belongs to a model already, or the model has a hook. Nothing has changed
+                then.
         """
         if not isinstance(ddp, DistributedDataParallel):
             raise TypeError(
@@ -107,7 +111,11 @@ class MajorityVote:
             )
         if self.group is not None:
             raise RuntimeError("ddp: this vote belongs to a model already; make a MajorityVote for each")
-        names = {p: name for name, p in ddp.module.named_parameters() if p.requires_grad}
+        names = {
+            param: name
+            for name, param in ddp.module.named_parameters()
+            if param.requires_grad and not _is_ignored(ddp, name)
+        }
         native = backends.resolve(self._backend, (param.device for param in names)) == "native"
         for param, name in names.items():
             if native and param.dtype not in _NATIVE_DTYPES:
@@ -117,17 +125,26 @@ class MajorityVote:
                     'a float32, bfloat16 or float16 parameter, or MajorityVote(backend="reference")',
                     f" as the dtype of {name}",
                 )
-        self._functions: Any = _loader.load() if native else reference_vote
         on_cpu = any(param.device.type == "cpu" for param in names)
-        self.group = _group_apart(ddp.process_group) if on_cpu else ddp.process_group
-        self._queue = ThreadPoolExecutor(1, "sage_ext-vote") if on_cpu else None
-        self._names = names
-        self._moments = _Moments(self._state_dtype)
 
         def majority_vote(_: Any, bucket):  # DDP wants no annotation, or its own
             return self._hook(bucket)
 
-        ddp.register_comm_hook(None, majority_vote)
+        try:
+            ddp.register_comm_hook(None, majority_vote)
+        except RuntimeError as error:
+            if "called once" not in str(error):
+                raise
+            raise RuntimeError(
+                "ddp: the model has a communication hook already, and DDP takes one; go on with the vote "
+                "that it has, or wrap the model in a new DistributedDataParallel and register this one there"
+            ) from error
+        self.group = _group_apart(ddp.process_group) if on_cpu else ddp.process_group
+        self._functions: Any = _loader.load() if native else reference_vote
+        self._queue = ThreadPoolExecutor(1, "sage_ext-vote") if on_cpu else None
+        self._ddp = weakref.ref(ddp)
+        self._names = names
+        self._moments = _Moments(self._state_dtype)
         return self
 
     # ----------------------------------------------------------------------------------------------- the hook
@@ -199,18 +216,47 @@ class MajorityVote:
         """
         self._check_registered()
         self.check_owns(params)
+        self.check_can_be_seen()
+        self._observers.append(observer)
+
+    def check_can_be_seen(self) -> None:
+        """Raise ValueError if gradients do not say what is voted on."""
         if self.momentum:
             validate.fail("vote", f"MajorityVote(momentum={self.momentum})", "one without momentum", "")
-        self._observers.append(observer)
 
     def check_owns(self, params: Sequence[Tensor]) -> None:
         """Raise ValueError if one of ``params`` is not voted on."""
-        strangers = [i for i, param in enumerate(params) if param.requires_grad and param not in self._names]
-        if strangers:
-            raise ValueError(
-                f"vote: parameter {strangers[0]} of the optimizer is not one of the model that the vote is "
-                "registered for; build the optimizer of the parameters of that model"
+        for index, param in enumerate(params):
+            if param.requires_grad and param not in self._names:
+                self.refuse(index, param)
+
+    def refuse(self, index: int, param: Tensor) -> None:
+        """Raise ValueError: parameter ``index`` of the optimizer is not voted on."""
+        ddp = self._ddp()
+        names = {} if ddp is None else {own: name for name, own in ddp.module.named_parameters()}
+        name = names.get(param)
+        if ddp is None or name is None:
+            reason = (
+                "not one of the model that the vote is registered for; build the optimizer of the parameters "
+                "of that model"
             )
+        elif _is_ignored(ddp, name):
+            reason = (
+                f"{name}, which DDP has been told to ignore: its gradient stays that of this process; build "
+                "the optimizer without it"
+            )
+        else:
+            reason = (
+                f"{name}, which was frozen when the model was wrapped or the vote registered; wrap the model "
+                "in a new DistributedDataParallel and set optimizer.vote = MajorityVote().register(ddp)"
+            )
+        raise ValueError(f"vote: parameter {index} of the optimizer is {reason}")
+
+    @property
+    def is_joining(self) -> bool:
+        """Whether the model is in ``ddp.join()``, or was: processes may leave it before others."""
+        config = getattr(self._ddp(), "_join_config", None)
+        return getattr(config, "enable", False) and not config.throw_on_early_termination
 
     def detach(self, observer: Observer) -> None:
         """Show an observer no more."""
@@ -237,11 +283,18 @@ class MajorityVote:
 
         Raises:
             RuntimeError: the vote has no model yet.
-            ValueError: names or shapes are not the model's. Nothing has changed then.
+            ValueError: names or shapes are not the model's, or there is a momentum where FusedALIAS steps by
+                this vote. Nothing has changed then.
         """
         self._check_registered()
+        if missing := [key for key in ("momentum", "exp_avg") if key not in state_dict]:
+            raise ValueError(
+                f"state_dict: lacks {missing[0]!r}, expected what state_dict() of a MajorityVote has returned"
+            )
         momentum, exp_avgs = state_dict["momentum"], state_dict["exp_avg"]
         validate.fraction(momentum, "momentum", " in state_dict")
+        if momentum and self._observers:
+            validate.fail("momentum", momentum, "0 where FusedALIAS steps by the vote", " in state_dict")
         by_name = {name: param for param, name in self._names.items()}
         _check_names("state_dict has", exp_avgs, by_name)
         if exp_avgs:
@@ -316,6 +369,11 @@ def _group_apart(group: Any) -> Any:
     timeout = getattr(options, "_timeout", None)
     ranks = dist.get_process_group_ranks(group)
     return dist.new_group(ranks, timeout=timeout, backend="gloo", use_local_synchronization=True)
+
+
+def _is_ignored(ddp: DistributedDataParallel, name: str) -> bool:
+    """Whether DDP has been told not to reduce a parameter. It looks for a dot in every name."""
+    return (name if "." in name else f".{name}") in ddp.parameters_to_ignore
 
 
 def _check_names(what: str, names: Any, known: Any) -> None:

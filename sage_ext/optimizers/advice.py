@@ -10,7 +10,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from sage_ext import pieces
+from sage_ext import checks, pieces
 from sage_ext.optimizers.rule import Rule
 from sage_ext.optimizers.step import Call
 
@@ -46,7 +46,8 @@ class Advice:
         if not self._has_stepped and calls:
             self._has_stepped = True
             _say_what_stays(groups)
-        if self._apart is not None:
+        # DeepSpeed's ZeRO shows one group at a time.
+        if self._apart is not None and max(self._apart) < len(groups):
             first, second = (groups[index] for index in self._apart)
             if first["lr"] == second["lr"]:
                 self._say_one_rate(groups, rules)
@@ -109,9 +110,7 @@ def _say_what_stays(groups: Sequence[Mapping[str, Any]]) -> None:
     """Name the parameters that had no gradient in the first step."""
     names = []
     for index, group in enumerate(groups):
-        given = group.get("param_names") or [
-            f"param {i} of group {index}" for i in range(len(group["params"]))
-        ]
+        given = checks.names_of(group) or [f"param {i} of group {index}" for i in range(len(group["params"]))]
         names += [
             name
             for name, param in zip(given, group["params"], strict=True)

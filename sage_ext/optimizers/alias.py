@@ -14,8 +14,9 @@ from sage_ext import pieces
 from sage_ext.backend import Backend
 from sage_ext.optimizers import validate
 from sage_ext.optimizers.base import FusedOptimizer, hyperparameters, of_rule
+from sage_ext.optimizers.replicated import ReplicatedOptimizer
 from sage_ext.optimizers.rule import Group, Rule, StateSpec, adam_moment
-from sage_ext.optimizers.step import with_gradient
+from sage_ext.optimizers.step import is_known_skip, with_gradient
 from sage_ext.reference._signs import sign_words
 from sage_ext.reference.alias import ALIAS_SCALARS
 
@@ -119,7 +120,7 @@ ALIAS = AliasRule()
 
 
 @of_rule(ALIAS)
-class FusedALIAS(FusedOptimizer):
+class FusedALIAS(ReplicatedOptimizer):
     """ALIAS: Sign-SGD that finds its own step size gamma (Medyakov et al., arXiv 2506.03725, ICLR 2026).
 
     ``gamma = min(sqrt(d / eta), max_step) ; W <- W (1 - gamma*wd) - gamma*sign(g)``, where eta estimates the
@@ -176,9 +177,10 @@ class FusedALIAS(FusedOptimizer):
             waits in the first step. Nothing else needs it, and it is not saved.
         vote: a :class:`sage_ext.distributed.MajorityVote` without momentum that is registered for the model
             that has these parameters: steps go by the vote, eta and d by what the gradients of all processes
-            were before it, with one message a step. Only for the memory-efficient form. With a GradScaler,
-            :attr:`amp_scaling` is then True by default: the gradients that are measured are not those that
-            ``unscale_`` divides.
+            were before it, with one message a step, in which processes also hear of each other's errors. Only
+            for the memory-efficient form, and not in ``ddp.join()``. With a GradScaler :attr:`amp_scaling` is
+            True by default; where ``unscale_`` has divided the votes, they tell by how much, and the host
+            reads one number. Votes that were clipped as well do not, and are refused.
 
     Raises:
         ValueError: an argument or a parameter cannot be used; the message names it, and the cure.
@@ -221,13 +223,24 @@ class FusedALIAS(FusedOptimizer):
 
     @vote.setter
     def vote(self, vote: MajorityVote) -> None:
+        from sage_ext.distributed import MajorityVote
         from sage_ext.distributed.alias_vote import Observations
 
-        for index, group in enumerate(self.param_groups):
-            _check_votes(group, f" in param group {index}")
+        if not isinstance(vote, MajorityVote):
+            raise TypeError(
+                f"vote: got {vote!r}, expected a sage_ext.distributed.MajorityVote that is registered for "
+                "the model; to step without votes, build a FusedALIAS without vote, of a model without its "
+                "hook"
+            )
+        self._check_votes()
         old, self._observations = self._observations, Observations(vote, self)
         if old is not None:
             old.vote.detach(old)
+            if self._process_group is old.vote.group:
+                self._process_group = None
+        next_loss = self._next_loss
+        self._forget()  # a step like the last one would know nothing of votes
+        self._next_loss = next_loss
         self._needs_vote = True
         if self._process_group is None:
             self._process_group = vote.group
@@ -243,41 +256,40 @@ class FusedALIAS(FusedOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 evaluated = closure()
-        if self._observations is None:
+        observations = self._observations
+        if observations is None:
             raise RuntimeError(
-                "vote: the optimizer was copied or unpickled, and votes are not; set optimizer.vote = "
-                "MajorityVote().register(ddp) before backward()"
+                "vote: the optimizer was copied or unpickled, and votes are not; before backward(), set "
+                "optimizer.vote to the vote that the model has, or where that was wrapped anew, to "
+                "MajorityVote().register(ddp)"
             )
-        for index, group in enumerate(self.param_groups):
-            _check_votes(group, f" in param group {index}")
-            self._observations.vote.check_owns(group["params"])  # some may have been added or swapped
         loss = next((given for given in (loss, self._next_loss, evaluated) if given is not None), None)
-        if self._observations.is_empty and self._is_all_inert():
-            super().step(loss=loss)  # torch's checkpoint helpers want the state
-            return evaluated
-        from sage_ext.distributed.alias_scalars import before_step
-        from sage_ext.distributed.alias_vote import recorded
+        if is_known_skip(getattr(self, "found_inf", None)):
+            FusedOptimizer.step(self, loss=loss)
+            observations.forget()
+        elif observations.is_empty and self._is_all_inert():
+            FusedOptimizer.step(self, loss=loss)  # torch's checkpoint helpers want the state
+        else:
+            from sage_ext.distributed.alias_vote import VoteStep
 
-        seen = self._observations.take(getattr(self, "grad_scale", None))
-        before = [
-            None if group["scalars"] is None else group["scalars"].clone() for group in self.param_groups
-        ]
-        everything = list(zip(self.param_groups, before, seen, strict=True))
-        try:
-            for group, old, own in everything:
-                if old is not None:
-                    group["scalars"].copy_(before_step(old, own.to(old.device), group))
-            super().step(loss=loss)
-        except BaseException:
-            for group, old, _ in everything:
-                if old is not None:
-                    group["scalars"].copy_(old)
-            raise
-        for group, old, own in everything:
-            if group["scalars"] is not None:
-                own = own.to(group["scalars"].device)
-                group["scalars"].copy_(recorded(old, group["scalars"], own, group))
+            together = VoteStep(self, observations)
+            self._step_together(together, None, loss)
+            together.finish()
         return evaluated
+
+    def _check_votes(self) -> None:
+        """Raise ValueError unless all groups can step by votes."""
+        for index, group in enumerate(self.param_groups):
+            where = f" in param group {index}"
+            if not group["memory_efficient"]:
+                validate.fail(
+                    "memory_efficient",
+                    False,
+                    "True with vote, as no process has the others' gradients",
+                    where,
+                )
+            if group["same_batch"]:
+                validate.fail("same_batch", True, "False with vote", where)
 
     def _is_all_inert(self) -> bool:
         return all(
@@ -294,16 +306,6 @@ class FusedALIAS(FusedOptimizer):
         super().__setstate__(state)  # also where a state dict is loaded: then the vote stays
         self.__dict__.setdefault("_observations", None)
         self.__dict__.setdefault("_needs_vote", False)
-
-
-def _check_votes(group: Group, where: str) -> None:
-    """Raise ValueError unless a group of ALIAS can step by votes."""
-    if not group["memory_efficient"]:
-        validate.fail(
-            "memory_efficient", False, "True with vote, as no process has the others' gradients", where
-        )
-    if group["same_batch"]:
-        validate.fail("same_batch", True, "False with vote", where)
 
 
 class AliasAdamRule(Rule):

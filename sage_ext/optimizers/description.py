@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sage_ext import pieces
+from sage_ext import checks, pieces
 from sage_ext.optimizers.rule import Rule
 
 
@@ -138,7 +138,7 @@ def describe(
             from sage_ext.distributed.team import staged as in_stages_of
 
             staged = set(map(id, in_stages_of(group["params"], rule)))
-        names = group.get("param_names") or [f"group {index}, param {i}" for i in range(len(group["params"]))]
+        names = checks.names_of(group) or [f"group {index}, param {i}" for i in range(len(group["params"]))]
         for name, param in zip(names, group["params"], strict=True):
             held = state.get(param)
             if held:

@@ -162,6 +162,7 @@ class GroupedOptimizer(Optimizer):
                 continue
             where = _label(group, index, position)
             checks.check_whole(param, where, why_whole)
+            _check_not_flat(param, group, where, why_whole)
             # The stages of what is cut run in PyTorch, which takes any strides.
             in_order = rule.needs_contiguous and not pieces.is_piece(param)
             checks.check_param(pieces.local(param), where, native=native, needs_contiguous=in_order)
@@ -184,6 +185,18 @@ def _why_whole(group: Mapping[str, Any], rule: Rule) -> str | None:
     return None if rule.is_elementwise else f"Rule {rule.name!r} looks at rows, columns or whole tensors"
 
 
+def _check_not_flat(param: Tensor, group: Mapping[str, Any], where: str, why_whole: str | None) -> None:
+    """Raise ValueError if a group's only parameter has taken the place of several that had names."""
+    names = group.get("param_names") or ()
+    if why_whole is not None and len(names) > len(group["params"]) == 1 and param.ndim == 1:
+        raise ValueError(
+            f"{where}: one flat tensor in the place of {len(names)} parameters, the first of which is "
+            f"{names[0]}. {why_whole}, and on this it would be another algorithm. Under DeepSpeed ZeRO and "
+            "Megatron's distributed optimizer use FusedLion, FusedSignSGD or FusedAdamW, or a FusedHybrid of "
+            "group dicts with these rules; or use FSDP2 or DDP"
+        )
+
+
 def _label(group: Mapping[str, Any], group_index: int, index: int) -> str:
-    names = group.get("param_names")
+    names = checks.names_of(group)
     return checks.label(index, group_index, names[index] if names else None, group["params"][index])

@@ -16,8 +16,8 @@ from sage_ext.optimizers import validate
 from sage_ext.optimizers.adamw import ADAMW
 from sage_ext.optimizers.advice import tell
 from sage_ext.optimizers.alias import ALIAS, ALIAS_ADAM
-from sage_ext.optimizers.base import FusedOptimizer
 from sage_ext.optimizers.presets import PRESETS
+from sage_ext.optimizers.replicated import ReplicatedOptimizer
 from sage_ext.optimizers.rule import Rule
 from sage_ext.optimizers.sage import SAGE
 from sage_ext.optimizers.scale import SCALE
@@ -33,7 +33,7 @@ _SCALED = ("alpha",)
 """What depends on a matrix's layout by a factor, which an override does not do away with."""
 
 
-class FusedHybrid(FusedOptimizer):
+class FusedHybrid(ReplicatedOptimizer):
     """Several rules in one optimizer: one parameter group for each role that the model has, with its rule.
 
     ======== ============ ================================ ============ ======
@@ -70,6 +70,8 @@ class FusedHybrid(FusedOptimizer):
             choice; "scale" has none, because the paper's last layer is not an embedding as well.
         betas, eps, weight_decay: as trainers pass them: they go to every rule that has an argument of this
             name. None leaves the preset's.
+        no_decay: names of parameters without weight decay, whatever the others have (usually norms and
+            biases). They get groups of their own where their rule decays at all.
         maximize: ascend instead of descend.
         state_dtype: dtype of the moments; None takes each rule's default.
         capturable: as in the single-rule optimizers.
@@ -100,6 +102,7 @@ class FusedHybrid(FusedOptimizer):
         betas: Sequence[float] | None = None,
         eps: float | None = None,
         weight_decay: float | None = None,
+        no_decay: str | Sequence[str] = (),
         maximize: bool = False,
         state_dtype: torch.dtype | None = None,
         capturable: bool = False,
@@ -114,7 +117,7 @@ class FusedHybrid(FusedOptimizer):
         source = model_or_named_parameters_or_groups
         if not isinstance(source, (nn.Module, Tensor, str)) and isinstance(source, Iterable):
             source = list(source)
-        groups = _group_dicts(source, embeddings, lm_head)
+        groups = _group_dicts(source, {"embeddings": embeddings, "lm_head": lm_head, "no_decay": no_decay})
         base = preset if groups else preset or "sage"
         validate.process_group(process_group, "process_group", "")
         self._process_group = process_group
@@ -126,7 +129,9 @@ class FusedHybrid(FusedOptimizer):
         self._rule_defaults = _rule_defaults(base, lr, common, overrides)
         self._overridden = {name: tuple(values) for name, values in overrides.items()}
         if groups is None:
-            routed = routing.route(source, embeddings=embeddings, lm_head=lm_head, tied=self._tied)
+            routed = routing.route(
+                source, embeddings=embeddings, lm_head=lm_head, tied=self._tied, no_decay=no_decay
+            )
             groups = self._by_role(routed)
         # Of torch's defaults only lr is of use to others (loggers, schedulers); groups take theirs from
         # _rule_defaults.
@@ -146,6 +151,7 @@ class FusedHybrid(FusedOptimizer):
         *,
         embeddings: str | Sequence[str] | None = None,
         lm_head: str | Sequence[str] | None = None,
+        no_decay: str | Sequence[str] = (),
     ) -> None:
         """Route parameters as the constructor does and add a group for each role that has new ones.
 
@@ -159,7 +165,11 @@ class FusedHybrid(FusedOptimizer):
                 then.
         """
         routed = routing.route(
-            model_or_named_parameters, embeddings=embeddings, lm_head=lm_head, tied=self._tied
+            model_or_named_parameters,
+            embeddings=embeddings,
+            lm_head=lm_head,
+            tied=self._tied,
+            no_decay=no_decay,
         )
         owned = {id(param) for group in self.param_groups for param in group["params"]}
         fresh = [entry for entry in routed if id(entry.param) not in owned]
@@ -186,7 +196,15 @@ class FusedHybrid(FusedOptimizer):
             rule = preset.rule_for(role)
             for entry in routed:
                 if entry.role == role:
-                    place = rule if rule in preset.joint else (role, *self._of_layout(rule, entry).items())
+                    place: Any = (role, *self._of_layout(rule, entry).items(), self._decays(rule, entry))
+                    if rule in preset.joint:
+                        if not self._decays(rule, entry):
+                            raise ValueError(
+                                f"no_decay: {entry.name} is in one group with all other parameters of rule "
+                                f'{rule!r}, which have one weight decay; pass {rule}={{"weight_decay": 0.0}} '
+                                "to have none, or no_decay=() to have it on all"
+                            )
+                        place = rule
                     by_place.setdefault(place, []).append(entry)
         groups = []
         for entries in by_place.values():
@@ -197,8 +215,14 @@ class FusedHybrid(FusedOptimizer):
             role, rule = "+".join(roles), preset.rule_for(roles[0])
             own = {**preset.roles.get(role, {}), **self._of_layout(rule, entries[0])}
             own = {k: v for k, v in own.items() if k not in self._overridden.get(rule, ()) or k in _SCALED}
+            if not self._decays(rule, entries[0]):
+                own["weight_decay"] = 0.0
             groups.append({"params": params, "role": role, "rule": rule, **own})
         return groups
+
+    def _decays(self, rule: str, entry: routing.Routed) -> bool:
+        """Return whether an entry is in a group with weight decay, or in one that has none anyway."""
+        return entry.decays or self._rule_defaults[rule]["weight_decay"] == 0
 
     def _of_layout(self, rule: str, entry: routing.Routed) -> dict[str, Any]:
         """Return the hyperparameters of a matrix that depend on where it has its output units."""
@@ -219,13 +243,13 @@ class FusedHybrid(FusedOptimizer):
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
 
-def _group_dicts(source: Any, embeddings: Any, lm_head: Any) -> list[dict[str, Any]] | None:
-    """Return the group dicts if ``source`` is some, else None."""
+def _group_dicts(source: Any, named: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the group dicts if ``source`` is some, else None. ``named``: arguments that name parameters."""
     if not isinstance(source, list) or not source or not all(isinstance(item, dict) for item in source):
         return None
-    for name, value in (("embeddings", embeddings), ("lm_head", lm_head)):
-        if value is not None:
-            raise ValueError(f'{name}: got {value!r}, but group dicts say it all with their "rule"')
+    for name, value in named.items():
+        if value not in (None, ()):
+            raise ValueError(f"{name}: got {value!r}, but group dicts say themselves what is in them")
     return source
 
 

@@ -112,8 +112,8 @@ def _owners(
     owners: dict[Any, tuple[int, int]] = {}
     for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
         order: Sequence[int] = range(len(group["params"]))
-        if saved.get("param_names") and group.get("param_names"):
-            order = _matching(index, saved["param_names"], group["param_names"])
+        if (theirs := checks.names_of(saved)) and (names := checks.names_of(group)):
+            order = _matching(index, theirs, names)
         owners.update((key, (index, place)) for key, place in zip(saved["params"], order, strict=True))
     return owners
 

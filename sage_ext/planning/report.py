@@ -92,8 +92,8 @@ class Plan:
         yield self._row("transient in a step", ours.transient_bytes, adamw.transient_bytes)
         yield self._row("peak in a step", ours.peak_bytes, adamw.peak_bytes)
         if self.device_bytes is not None:
-            shares = (f"{budget.peak_bytes / self.device_bytes:.1%}" for budget in (ours, adamw))
-            yield ("  of the device's memory", *shares, "")
+            shares = [f"{budget.peak_bytes / self.device_bytes:.1%}" for budget in (ours, adamw)]
+            yield "  of the device's memory", shares[0], shares[1], ""
         yield self._row("moved in memory a step", ours.moved_bytes, adamw.moved_bytes)
         yield "messages a step", f"{ours.messages:,}", f"{adamw.messages:,}", ""
         yield self._row("sent a step", ours.sent_bytes, adamw.sent_bytes)

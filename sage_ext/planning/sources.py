@@ -115,8 +115,8 @@ def read(
         named = list(_meta(source, dtype or torch.bfloat16))
         return "shapes", _groups(_build(named, preset, options), mesh, dtype)
     if type(source).__module__.startswith("transformers"):
-        model = _from_config(source)
-        return type(model).__name__, _groups(_build(model, preset, options), mesh, dtype)
+        built = _from_config(source)
+        return type(built).__name__, _groups(_build(built, preset, options), mesh, dtype)
     raise TypeError(
         f"model_or_config: got {type(source).__name__}, expected a module (one on torch.device('meta') will "
         "do), a transformers configuration, a mapping of names to shapes, or the name of a published model: "
@@ -213,8 +213,10 @@ def _is_table(name: str, model: shapes.Model) -> bool:
 def _from_config(config: Any) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
+    auto: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config)
+        model: Any = auto.from_config(config)
     if getattr(config, "tie_word_embeddings", False):
         model.tie_weights()
-    return model
+    built: nn.Module = model
+    return built

@@ -1,4 +1,4 @@
-// Prints the plans that csrc makes of the matrices on its standard input, for test_plan.py: a line for each, of
+// Prints the plans that csrc makes of the matrices on its standard input, for test_plan_memory.py: a line for each, of
 // rows, columns, itemsize and the elements of all matrices.
 #include "core/launch_plan.h"
 

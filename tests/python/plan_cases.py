@@ -1,4 +1,4 @@
-"""What ``test_plan.py`` runs with ``counted_memory.c`` preloaded: steps, counted, beside the plan.
+"""What ``test_plan_memory.py`` runs with ``counted_memory.c`` preloaded: steps, counted, beside the plan.
 
 python plan_cases.py models|kernels|pieces    prints a list of JSON objects, one a case
 """

@@ -242,6 +242,59 @@ class TestWhatTrainersPass:
             FusedHybrid(groups)
 
 
+class TestNoDecay:
+    NAMES = ("up.bias", "norm.weight", "norm.bias")
+
+    def decay(self, optimizer: FusedHybrid) -> dict[str, float]:
+        return {
+            name: group["weight_decay"] for group in optimizer.param_groups for name in group["param_names"]
+        }
+
+    @pytest.mark.parametrize("preset", ["sage", "lion", "sinkgd"])
+    def test_named_parameters_have_none(self, preset: str) -> None:
+        model = TinyLanguageModel()
+        optimizer = FusedHybrid(model, preset, weight_decay=0.1, no_decay=self.NAMES)
+        expected = {name: 0.0 if name in self.NAMES else 0.1 for name, _ in model.named_parameters()}
+        assert self.decay(optimizer) == expected
+        # It goes before what is said to a rule.
+        rule = optimizer.param_groups[-1]["rule"]
+        optimizer = FusedHybrid(model, preset, no_decay="up.bias", **{rule: {"weight_decay": 0.3}})
+        assert self.decay(optimizer)["up.bias"] == 0.0
+        assert self.decay(optimizer)["down.bias"] == 0.3
+
+    def test_no_group_more_where_nothing_decays(self) -> None:
+        model = TinyLanguageModel()
+        plain, named = (
+            FusedHybrid(model, "lion", weight_decay=0.0, no_decay=names) for names in ((), self.NAMES)
+        )
+        assert len(plain.param_groups) == len(named.param_groups)
+
+    def test_by_any_name_of_a_tied_parameter(self) -> None:
+        model = TinyLanguageModel(tied=True)
+        optimizer = FusedHybrid(model, "sage", weight_decay=0.1, no_decay=["head.weight"])
+        assert self.decay(optimizer)["embed.weight"] == 0.0
+
+    def test_of_added_layers(self) -> None:
+        model = TinyLanguageModel()
+        model.up.requires_grad_(False)
+        optimizer = FusedHybrid(model, "sage", weight_decay=0.1)
+        model.up.requires_grad_(True)
+        optimizer.add_parameters(model, no_decay=["up.bias"])
+        assert (self.decay(optimizer)["up.weight"], self.decay(optimizer)["up.bias"]) == (0.1, 0.0)
+
+    def test_errors(self) -> None:
+        model = TinyLanguageModel()
+        with pytest.raises(
+            ValueError, match=r"^no_decay: there is no parameter named 'up.bais'; close .*'up.bias'"
+        ):
+            FusedHybrid(model, no_decay=["up.bais"])
+        with pytest.raises(ValueError, match=r"^no_decay: got \['up.bias'\], but group dicts"):
+            FusedHybrid([{"params": [model.up.weight], "rule": "sage"}], no_decay=["up.bias"])
+        with pytest.raises(ValueError, match=r'^no_decay: up.bias .*one weight decay; pass alias=\{"weight'):
+            FusedHybrid(model, "alias", weight_decay=0.1, no_decay=["up.bias"])
+        FusedHybrid(model, "alias", weight_decay=0.1, no_decay=["up.bias"], alias={"weight_decay": 0.0})
+
+
 class TestConv1D:
     """Hugging Face's GPT-2 stores its matrices as [in, out]: the update is that of the same layer as
     nn.Linear."""

@@ -72,6 +72,29 @@ def test_alias_by_the_vote_of_one_process_is_alias(one_process: None, gap: Any) 
     assert optimizer.step_size() < 100.0
 
 
+@pytest.mark.parametrize("as_view", [False, True])
+@pytest.mark.parametrize("set_to_none", [False, True])
+def test_alias_leaves_out_what_was_not_used(one_process: None, set_to_none: bool, as_view: bool) -> None:
+    """As without a vote: a parameter that has no gradient has no say, and zeros have one."""
+    start = vote_cases.Branches()
+    settings: dict[str, Any] = {"eta0": 1.0, "d0": 1e-4, "max_step": 100.0}
+    runs = []
+    for votes in (False, True):
+        model = copy.deepcopy(start)
+        ddp = DistributedDataParallel(model, find_unused_parameters=True, gradient_as_bucket_view=as_view)
+        vote = MajorityVote().register(ddp) if votes else None
+        optimizer = FusedALIAS(model.parameters(), vote=vote, **settings)
+        for which in (0, 0, 1, 0, 1, 1):
+            optimizer.zero_grad(set_to_none=set_to_none)
+            x = torch.randn(4, 5, generator=torch.Generator().manual_seed(which)).abs() + 1
+            ddp(x, which).exp().sum().backward()  # no gradient of a branch that was used is 0, or below
+            optimizer.step()
+        runs.append([*model.parameters(), optimizer.param_groups[0]["scalars"]])
+        assert optimizer.step_size() < 100.0
+    for a, b in zip(*runs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
 def test_bytes_of_eight_processes() -> None:
     """Where a bfloat16 all-reduce sends 3.5 bytes a parameter."""
     assert vote_cases.words_at_eight(25 * 2**20 // 4) == 0.4375

@@ -14,6 +14,7 @@ import models
 import pytest
 import torch
 import torch.distributed as dist
+import vote_agreement_cases
 import vote_alias_cases
 from models import TinyLanguageModel, loss_of
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ def cases(size: int) -> dict[str, Case]:
         }
         for build in models.BUILDERS:
             found[f"replicas-{build.__name__}"] = partial(replicas, build)
-    return found | vote_alias_cases.cases(size)
+    return found | vote_alias_cases.cases(size) | vote_agreement_cases.cases(size)
 
 
 def wrapped(
@@ -383,6 +384,22 @@ def refused(rank: int, size: int) -> None:
     _, vote = wrapped(nn.Linear(2, 2))
     with pytest.raises(RuntimeError, match="belongs to a model already"):
         vote.register(wide)
+    for broken, message in (({}, "lacks 'momentum'"), ({"momentum": 0.5}, "lacks 'exp_avg'")):
+        with pytest.raises(ValueError, match=f"^state_dict: {message}, expected what state_dict"):
+            vote.load_state_dict(broken)
+    taken, _ = wrapped(nn.Linear(2, 2))
+    vote = MajorityVote()
+    with pytest.raises(
+        RuntimeError, match=r"^ddp: the model has a communication hook already.*wrap the model"
+    ):
+        vote.register(taken)
+    late = DistributedDataParallel(TinyLanguageModel())
+    loss_of(late, rank).backward()
+    vote.register(late)  # after the refusal, and after a backward()
+    expected = voted(local_grads(late.module, 7 + rank))
+    late.zero_grad()
+    loss_of(late, 7 + rank).backward()
+    assert_same(grads_of(late.module), expected)
     ddp, _ = wrapped(nn.Embedding(7, 3, sparse=True))
     with pytest.raises(RuntimeError, match=r"weight has a sparse gradient.*sparse=False"):
         ddp(torch.tensor([1, 2])).sum().backward()
