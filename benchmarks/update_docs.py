@@ -34,6 +34,7 @@ PARTS: dict[str, dict[str, list[Callable[[], str]]]] = {
     "docs/distributed.md": {"scaling": [scaling.assumptions, scaling.exchanged, scaling.predicted]},
     "docs/training.md": {"training": [cpu.training]},
     "docs/numerics.md": {"low-precision": [cpu.second_moment, cpu.low_precision_losses]},
+    "docs/trainers.md": {"lora": [cpu.lora]},
     "docs/gpu.md": {
         "on-gpu": [gpu.timed],
         "traffic": [gpu.traffic],
