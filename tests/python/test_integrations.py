@@ -79,6 +79,33 @@ class TestTransformers:
         assert ends[0] == ends[1] == decays(trainer.optimizer)
         assert set(ends[0].values()) == {True, False}
 
+    @pytest.mark.parametrize(
+        ("own", "expected"),
+        [
+            ({}, {"lora_A": "matrix", "lora_B": "matrix"}),
+            ({"use_dora": True}, {"lora_A": "matrix", "lora_magnitude_vector": "vector"}),
+            ({"modules_to_save": ["lm_head", "embed_tokens"]}, {"lm_head": "lm_head", "embed": "embedding"}),
+            ({"trainable_token_indices": [1, 2]}, {"trainable_tokens_delta": "embedding"}),
+        ],
+    )
+    def test_roles_of_what_peft_trains(self, own: dict[str, Any], expected: dict[str, str]) -> None:
+        import trainer_run
+
+        peft = pytest.importorskip("peft")
+        config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **own)
+        model = peft.get_peft_model(trainer_run.model_of(), config)
+        optimizer = self.module.HybridFactory()(model, "scale")
+        trained = {name for name, param in model.named_parameters() if param.requires_grad}
+        assert set(decays(optimizer)) == trained
+        for kind, role in expected.items():
+            found = {
+                (group["role"], group.get("dim"))
+                for group in optimizer.param_groups
+                for name in group["param_names"]
+                if kind in name
+            }
+            assert found == {(role, {"embedding": 0, "vector": None}.get(role, 1))}
+
     def test_arguments_arrive_as_users_write_them(self, tmp_path: Path) -> None:
         import trainer_run
 
