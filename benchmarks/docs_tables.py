@@ -309,3 +309,31 @@ def low_precision_losses() -> str:
         for row in found["losses"]
     ]
     return f"{intro}\n\n{table(('optimizer', 'weights', 'state', 'loss', 'never moved'), rows, left=3)}"
+
+
+# ------------------------------------------------------------------------------------------------ LoRA
+
+
+def lora() -> str:
+    """A small fine-tuning: the loss of each choice of rules for A and B, by rank."""
+    found = load("lora.json")
+    setting, rows = found["setting"], found["rows"]
+    ranks = sorted({row["rank"] for row in rows})
+    losses = {(row["row"], row["rank"]): row for row in rows}
+    names = list(dict.fromkeys(row["row"] for row in rows))
+    base, both = names[:2]
+    gaps = [losses[both, rank]["loss"] / losses[base, rank]["loss"] - 1 for rank in ranks]
+    intro = prose(
+        f"Measured: a model of two linear layers learns another language through LoRAs of them, in "
+        f"{setting['steps']} steps; the loss of the last fifty, mean of {setting['seeds']} seeds, each row "
+        "at the best of its own learning rates (`python benchmarks/lora.py`)."
+    )
+    cells = [
+        [name, *(f"{losses[name, rank]['loss']:.3f} ({losses[name, rank]['lr']:.3g})" for rank in ranks)]
+        for name in names
+    ]
+    columns = ["rule of A and B", *(f"rank {rank}: loss (lr)" for rank in ranks)]
+    outro = prose(
+        f"SinkGD on both ends between {100 * min(gaps):+.1f} % and {100 * max(gaps):+.1f} % of AdamW's loss."
+    )
+    return f"{intro}\n\n{table(columns, cells)}\n\n{outro}"

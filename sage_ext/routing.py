@@ -1,8 +1,8 @@
 """Which role a parameter plays: embedding, output head, other matrix, or vector. Each role has its rule.
 
 An embedding is the weight of an ``nn.Embedding`` or ``nn.EmbeddingBag`` module (and so whatever is tied to
-it), what PEFT calls ``lora_embedding_A`` and ``lora_embedding_B``, or a parameter that the caller names. It
-is never guessed from a shape.
+it), what PEFT calls ``lora_embedding_A``, ``lora_embedding_B`` and ``trainable_tokens_delta``, or a parameter
+that the caller names. It is never guessed from a shape.
 """
 
 from __future__ import annotations
@@ -122,12 +122,17 @@ def _is_lora_embedding(name: str) -> bool:
     return not {"lora_embedding_A", "lora_embedding_B"}.isdisjoint(name.split("."))
 
 
+def _is_token_rows(name: str) -> bool:
+    """Whether PEFT calls it rows of an embedding that are trained alone: ``[tokens, d]``."""
+    return "trainable_tokens_delta" in name.split(".")
+
+
 def _assign(pairs: list[tuple[str, Tensor]], kinds: _Kinds, tied: str | None) -> list[Routed]:
     routed = []
     for name, param in pairs:
         if not param.requires_grad:
             continue
-        is_table = id(param) in kinds.tables
+        is_table = id(param) in kinds.tables or _is_token_rows(name)
         if is_table and id(param) in kinds.heads:
             if tied is None:
                 raise ValueError(

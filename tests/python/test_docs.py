@@ -75,6 +75,7 @@ def test_a_number_that_was_typed_is_noticed(page: str, copied: Path) -> None:
         ("demo.json", ["README.md", "docs/training.md"]),
         ("kernels.json", ["docs/gpu.md"]),
         ("l2_model.json", ["docs/gpu.md"]),
+        ("lora.json", ["docs/trainers.md"]),
         ("scaling_model.json", ["docs/distributed.md"]),
     ],
 )

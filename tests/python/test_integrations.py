@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 import support
 import torch
 from integration_support import EXAMPLES, decays, run_example, stand_in
-from models import TinyLanguageModel
+from models import TinyLanguageModel, loss_of
 from torch import nn
 
 from sage_ext.integrations import arguments
@@ -77,6 +78,33 @@ class TestTransformers:
             )
         assert ends[0] == ends[1] == decays(trainer.optimizer)
         assert set(ends[0].values()) == {True, False}
+
+    @pytest.mark.parametrize(
+        ("own", "expected"),
+        [
+            ({}, {"lora_A": "matrix", "lora_B": "matrix"}),
+            ({"use_dora": True}, {"lora_A": "matrix", "lora_magnitude_vector": "vector"}),
+            ({"modules_to_save": ["lm_head", "embed_tokens"]}, {"lm_head": "lm_head", "embed": "embedding"}),
+            ({"trainable_token_indices": [1, 2]}, {"trainable_tokens_delta": "embedding"}),
+        ],
+    )
+    def test_roles_of_what_peft_trains(self, own: dict[str, Any], expected: dict[str, str]) -> None:
+        import trainer_run
+
+        peft = pytest.importorskip("peft")
+        config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **own)
+        model = peft.get_peft_model(trainer_run.model_of(), config)
+        optimizer = self.module.HybridFactory()(model, "scale")
+        trained = {name for name, param in model.named_parameters() if param.requires_grad}
+        assert set(decays(optimizer)) == trained
+        for kind, role in expected.items():
+            found = {
+                (group["role"], group.get("dim"))
+                for group in optimizer.param_groups
+                for name in group["param_names"]
+                if kind in name
+            }
+            assert found == {(role, {"embedding": 0, "vector": None}.get(role, 1))}
 
     def test_arguments_arrive_as_users_write_them(self, tmp_path: Path) -> None:
         import trainer_run
@@ -148,6 +176,17 @@ class TestTransformers:
             build(trainer_run.model_of(), "alias", weight_decay=0.1)
         optimizer = build(trainer_run.model_of(), "alias", weight_decay=0.1, alias={"weight_decay": 0.0})
         assert sorted({group["weight_decay"] for group in optimizer.param_groups}) == [0.0, 0.1]
+
+
+def test_docs_have_the_lines_of_the_examples() -> None:
+    """What an example marks as its first and second line, up to arguments that the page leaves out."""
+    page = re.sub(r"\s+", "", (EXAMPLES.parents[1] / "docs" / "trainers.md").read_text())
+    texts = [path.read_text() for path in EXAMPLES.iterdir() if path.is_file()]
+    marked = [line for text in texts for line in re.findall(r"^(.*?),? +# [12]$", text, re.MULTILINE)]
+    assert len(marked) == 8
+    for line in marked:
+        short = re.sub(r"^engine.*optimizer=optimizer, |, weight_decay=.*|,sinkgd.*|\)$", "", line.strip())
+        assert re.sub(r"\s+", "", short) in page, line
 
 
 @pytest.mark.parametrize("shape", [(1, 40), (40, 1)], ids=["A", "B"])
@@ -292,3 +331,72 @@ class TestAxolotl:
         arguments = types.SimpleNamespace(lr_groups=[{"name": "a"}], loraplus_lr_ratio=None)
         with pytest.raises(ValueError, match=r"^lr_groups: .*say learning rates by rule"):
             self.module.HybridFactory()(TinyLanguageModel(), arguments, lr="1e-3")
+
+
+@pytest.mark.filterwarnings("ignore")
+class TestWithoutAModuleOfOurs:
+    """Lightning and its Fabric, as docs/trainers.md says."""
+
+    EPOCH = range(2)  # Lightning goes on with the next epoch
+
+    @pytest.fixture(autouse=True)
+    def lightning(self) -> None:
+        self.pl = pytest.importorskip("pytorch_lightning")
+
+    def fit(self, folder: Path, steps: int, manual: bool = False, **arguments: Any) -> list[torch.Tensor]:
+        class Module(self.pl.LightningModule):
+            def __init__(self) -> None:
+                super().__init__()
+                torch.manual_seed(5)
+                self.model = TinyLanguageModel()
+                self.automatic_optimization = not manual
+
+            def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor | None:
+                loss = loss_of(self.model, int(batch))
+                if not manual:
+                    return loss
+                optimizer = self.optimizers()
+                optimizer.zero_grad()
+                self.manual_backward(loss)
+                optimizer.step()
+                return None
+
+            def configure_optimizers(self) -> FusedHybrid:
+                return FusedHybrid(self.model, "sinkgd")
+
+        module = Module()
+        saves = self.pl.callbacks.ModelCheckpoint(folder, "{step}", every_n_train_steps=2, save_top_k=-1)
+        trainer = self.pl.Trainer(
+            accelerator="cpu", max_steps=steps, logger=False, callbacks=[saves], enable_progress_bar=False,
+            enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(module, torch.utils.data.DataLoader(self.EPOCH), **arguments)
+        return models.snapshot(trainer.optimizers[0])
+
+    def plain(self) -> list[torch.Tensor]:
+        torch.manual_seed(5)
+        model = TinyLanguageModel()
+        optimizer = FusedHybrid(model, "sinkgd")
+        models.train(model, optimizer, [*self.EPOCH] * 2)
+        return models.snapshot(optimizer)
+
+    def test_lightning_resumes(self, tmp_path: Path) -> None:
+        support.assert_same_bits(self.plain(), self.fit(tmp_path / "straight", 4))
+        self.fit(tmp_path / "half", 2)
+        resumed = self.fit(tmp_path / "rest", 4, ckpt_path=tmp_path / "half" / "step=2.ckpt")
+        support.assert_same_bits(self.plain(), resumed)
+
+    def test_lightning_by_hand(self, tmp_path: Path) -> None:
+        support.assert_same_bits(self.plain(), self.fit(tmp_path, 4, manual=True))
+
+    def test_fabric(self) -> None:
+        fabric = pytest.importorskip("lightning_fabric").Fabric(accelerator="cpu")
+        torch.manual_seed(5)
+        model = TinyLanguageModel()
+        optimizer = FusedHybrid(model, "sinkgd")
+        wrapped, wrapper = fabric.setup(model, optimizer)
+        for seed in [*self.EPOCH] * 2:
+            wrapper.zero_grad()
+            fabric.backward(loss_of(wrapped, seed))
+            wrapper.step()
+        support.assert_same_bits(self.plain(), models.snapshot(optimizer))
