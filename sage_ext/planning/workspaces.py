@@ -1,6 +1,6 @@
 """The scratch memory of the kernels in bytes, from shapes: what csrc plans, written down once more.
 
-``tests/python/test_plan_memory.py`` compares every plan here with the one that csrc makes of the same shape, and
+``tests/python/test_plan_memory.py`` compares every plan here with the one that csrc makes of a shape, and
 the sums with what steps allocate. Constants have the names that they have there: csrc/core/launch_plan.cpp,
 csrc/cpu/sinkgd.cpp, csrc/cuda. A shape is what this process has of a parameter.
 """
