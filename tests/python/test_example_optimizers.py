@@ -30,8 +30,8 @@ def test_interrupt_in_a_comparison_can_be_resumed(run: Callable, monkeypatch: py
     words = ["--compare", "adamw,sgd", "--steps", "8", "--out", "both"]
     train_step = Trainer.train_step
 
-    def stop_in_the_second(trainer: Trainer) -> None:
-        train_step(trainer)
+    def stop_in_the_second(trainer: Trainer, *stops: bool) -> None:
+        train_step(trainer, *stops)
         if trainer.choice.name == "sgd" and trainer.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
@@ -43,9 +43,9 @@ def test_interrupt_in_a_comparison_can_be_resumed(run: Callable, monkeypatch: py
     assert out.rstrip().endswith("--resume")
     steps: list[str] = []
 
-    def count(trainer: Trainer) -> None:
+    def count(trainer: Trainer, *stops: bool) -> None:
         steps.append(trainer.choice.name)
-        train_step(trainer)
+        train_step(trainer, *stops)
 
     monkeypatch.setattr(Trainer, "train_step", count)
     assert run(*words, "--resume")[0] == 0
