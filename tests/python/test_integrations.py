@@ -116,6 +116,12 @@ class TestTransformers:
         assert {(group["lr"], group["weight_decay"]) for group in groups} == {(3e-4, 0.2)}
         assert {tuple(group["betas"]) for group in groups if group["rule"] == "lion"} == {(0.8, 0.9)}
 
+    def test_a_trainer_without_factories_is_told_what_to_do(self) -> None:
+        with pytest.raises(
+            TypeError, match=r"older than factories: update transformers, or pass optimizers="
+        ):
+            self.module.HybridFactory([{"params": []}], lr=1e-3)
+
     def test_killed_and_resumed(self, tmp_path: Path) -> None:
         """The weights and states of a run that was never interrupted, bit for bit."""
         import trainer_run
