@@ -4,10 +4,10 @@
 
     trainer = Trainer(..., optimizer_cls_and_kwargs=(HybridFactory, {"preset": "sage", "lr": 2e-3}))
 
-Trainer calls a class that is no optimizer as ``cls()(model, **kwargs)`` (since its pull request 43738, of 2026;
-tested with transformers 5.24). An optimizer class would get two groups without names, from which no rule can be chosen. Trainer passes
-on neither ``learning_rate`` nor ``weight_decay`` of its ``TrainingArguments``: what is not among the keyword
-arguments is the preset's. Its scheduler multiplies what each group begins with.
+Trainer calls a class that is no optimizer as ``cls()(model, **kwargs)`` (since pull request 43738 of 2026;
+tested with transformers 5.24). An optimizer class would get two groups without names, from which no rule can
+be chosen. Trainer passes on neither ``learning_rate`` nor ``weight_decay`` of its ``TrainingArguments``: what
+is not among the keyword arguments is the preset's. Its scheduler multiplies what each group begins with.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ class HybridFactory:
     def __init__(self, *groups: Any, **arguments: Any) -> None:
         if groups or arguments:
             raise TypeError(
-                "HybridFactory: it was called with parameter groups, as an optimizer. A Trainer that does so is "
-                "older than factories: update transformers, or pass optimizers=(FusedHybrid(model, ...), None)"
+                "HybridFactory: it was called with parameter groups, as an optimizer. A Trainer that does so "
+                "is older than factories: update transformers, or pass "
+                "optimizers=(FusedHybrid(model, ...), None)"
             )
 
     def __call__(
