@@ -151,7 +151,9 @@ class Observations:
         everybody = own.new_empty(size, own.numel())
         gather_equal(everybody, own, self.vote.group)
         largest, smallest, inner = everybody[:, :-1].view(size, len(groups), 3).unbind(-1)
-        combined = torch.stack([largest.amax(0), smallest.amin(0), inner.sum(0) / size], dim=-1)
+        ends = torch.stack([largest.amax(0), smallest.amin(0)])
+        ends = torch.where(ends[0] < ends[1], 0.0, ends)  # not one element
+        combined = torch.stack([*ends, inner.sum(0) / size], dim=-1)
         return combined, everybody[:, -1].sum()
 
 
@@ -167,9 +169,11 @@ class VoteStep(ReplicaStep):
         """(group, its scalars before the step, what has been seen for it)."""
 
     def check(self) -> None:
-        """Raises:
-        RuntimeError: no ``backward()`` has been voted on since the last step.
-        ValueError: the vote has momentum by now, or does not have one of the parameters.
+        """Check that all parameters were voted on, without momentum, since the last step.
+
+        Raises:
+            RuntimeError: no ``backward()`` has been voted on.
+            ValueError: the vote has momentum by now, or does not have one of the parameters.
         """
         if self._observations.is_empty:
             raise RuntimeError(
