@@ -44,10 +44,15 @@ def is_built_by_zero() -> bool:
     """
     module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
     zero = getattr(module, "ZeroRedundancyOptimizer", None)
-    frame: Any = sys._getframe(1) if zero is not None else None
+    caller = None if zero is None else among_callers(zero)
+    return caller is not None and getattr(caller, "world_size", 2) > 1
+
+
+def among_callers(kind: type) -> Any:
+    """Return the nearest object of a kind one of whose methods has led here; None if there is none."""
+    frame: Any = sys._getframe(1)
     while frame is not None:
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, zero):
-            return getattr(caller, "world_size", 2) > 1
+        if isinstance(caller := frame.f_locals.get("self"), kind):
+            return caller
         frame = frame.f_back
-    return False
+    return None

@@ -10,7 +10,6 @@ same bits on all processes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sage_ext import _loader, reference
+from sage_ext import _loader, pieces, reference
 from sage_ext.distributed.alias_scalars import AT, after_step, before_step
 from sage_ext.distributed.replicas import ReplicaStep
 from sage_ext.distributed.vote import Bucket, MajorityVote, gather_equal, parts_of
@@ -152,7 +151,9 @@ class Observations:
         everybody = own.new_empty(size, own.numel())
         gather_equal(everybody, own, self.vote.group)
         largest, smallest, inner = everybody[:, :-1].view(size, len(groups), 3).unbind(-1)
-        combined = torch.stack([largest.amax(0), smallest.amin(0), inner.sum(0) / size], dim=-1)
+        ends = torch.stack([largest.amax(0), smallest.amin(0)])
+        ends = torch.where(ends[0] < ends[1], 0.0, ends)  # not one element
+        combined = torch.stack([*ends, inner.sum(0) / size], dim=-1)
         return combined, everybody[:, -1].sum()
 
 
@@ -168,10 +169,11 @@ class VoteStep(ReplicaStep):
         """(group, its scalars before the step, what has been seen for it)."""
 
     def check(self) -> None:
-        """Raises:
-        RuntimeError: no ``backward()`` has been voted on since the last step; or what the gradients were
-            multiplied by cannot be told.
-        ValueError: the vote has momentum by now, or does not have one of the parameters.
+        """Check that all parameters were voted on, without momentum, since the last step.
+
+        Raises:
+            RuntimeError: no ``backward()`` has been voted on.
+            ValueError: the vote has momentum by now, or does not have one of the parameters.
         """
         if self._observations.is_empty:
             raise RuntimeError(
@@ -187,9 +189,8 @@ class VoteStep(ReplicaStep):
     def agreement(self, scaling: tuple[Any, Any]) -> VoteStep:
         super().agreement(scaling)
         grad_scale, found_inf = self.scaling
-        is_tie = isinstance(self._factor, float) and self._factor == 0.0
-        if self._device.type != "cpu" or is_tie:
-            flag = torch.full((1,), float(is_tie), device=self._device)
+        if self._device.type != "cpu":
+            flag = torch.zeros(1, device=self._device)
             if found_inf is not None:
                 flag += found_inf.to(self._device)
             self.scaling = (grad_scale, flag)
@@ -232,45 +233,26 @@ class VoteStep(ReplicaStep):
 
 
 def factor_of_votes(optimizer: FusedALIAS) -> Tensor | float:
-    """Return what the gradients were multiplied by since they were measured, or are to be.
+    """Return what the votes were multiplied by since the gradients were measured, or are to be.
 
-    ``scaler.unscale_()`` divides the votes, and not what was measured. A vote is 1 at most, so the largest of
-    them is one over the scale, as long as nobody has clipped them; and a GradScaler's scale is a power of
-    two, which hardly any factor of clipping is.
-
-    Returns:
-        One over ``grad_scale`` where the kernels divide. Where GradScaler itself may have divided, what the
-        votes tell, for which the host waits; 0 if all of them are 0, which tell nothing: such a step is left
-        out. In all other cases the same without waiting, but 1 for what is no power of two: votes that were
-        clipped.
-
-    Raises:
-        RuntimeError: GradScaler has divided, and the votes were clipped or its scale is no power of two.
+    ``scaler.unscale_()`` divides the votes, and not what was measured. Where the kernels are to divide, a
+    GradScaler has left its scale on the optimizer; where it has divided itself it has not, but is calling the
+    step. Where nobody says anything the votes are looked at: they were 1, and a factor that is a power of two
+    is one over a scale, while one of clipping hardly ever is.
     """
     device = next(param.device for group in optimizer.param_groups for param in group["params"])
     if (scale := getattr(optimizer, "grad_scale", None)) is not None:
         return 1 / torch.as_tensor(scale).detach().reshape(()).to(device, torch.float64)
+    if (scaler := pieces.among_callers(torch.amp.GradScaler)) is not None:
+        return 1 / scaler.get_scale()
     params = (param for group in optimizer.param_groups for param in group["params"])
     grads = [param.grad for param in params if param.grad is not None and param.numel()]
     if not grads:
         return 1.0
     sizes = [size.to(device, torch.float64) for size in torch._foreach_norm(grads, torch.inf)]
     largest = torch.stack(sizes).amax()
-    if getattr(optimizer, "found_inf", None) is None and optimizer._amp_scaling is not False:
-        mantissa, _ = torch.frexp(largest)
-        return torch.where(mantissa == 0.5, largest, 1.0)
-    value = float(largest)
-    if not math.isfinite(value):  # as what was measured
-        return 1.0
-    if value and math.frexp(value)[0] != 0.5:
-        raise RuntimeError(
-            f"vote: the largest vote is {value:.6g} by now and was 1. What was measured before the vote has "
-            "to be divided by the GradScaler's scale, which cannot be told from this: the votes were "
-            "clipped, or the scale is no power of two. Do not clip them, as the step goes by their signs "
-            "alone; or leave out scaler.unscale_(optimizer), with optimizer.amp_scaling = True; or give "
-            "GradScaler an init_scale, a growth_factor and a backoff_factor that are powers of two"
-        )
-    return value
+    mantissa, _ = torch.frexp(largest)
+    return torch.where(mantissa == 0.5, largest, 1.0)
 
 
 def _negated(seen: Tensor) -> Tensor:

@@ -179,8 +179,7 @@ class FusedALIAS(ReplicatedOptimizer):
             that has these parameters: steps go by the vote, eta and d by what the gradients of all processes
             were before it, with one message a step, in which processes also hear of each other's errors. Only
             for the memory-efficient form, and not in ``ddp.join()``. With a GradScaler :attr:`amp_scaling` is
-            True by default; where ``unscale_`` has divided the votes, they tell by how much, and the host
-            reads one number. Votes that were clipped as well do not, and are refused.
+            True by default; ``unscale_`` and clipping are taken into account.
 
     Raises:
         ValueError: an argument or a parameter cannot be used; the message names it, and the cure.

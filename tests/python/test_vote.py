@@ -72,6 +72,7 @@ def test_alias_by_the_vote_of_one_process_is_alias(one_process: None, gap: Any) 
     assert optimizer.step_size() < 100.0
 
 
+@pytest.mark.filterwarnings("ignore:parameters without a gradient in the first step")
 @pytest.mark.parametrize("as_view", [False, True])
 @pytest.mark.parametrize("set_to_none", [False, True])
 def test_alias_leaves_out_what_was_not_used(one_process: None, set_to_none: bool, as_view: bool) -> None:
