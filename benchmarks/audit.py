@@ -69,6 +69,24 @@ NARROW = {
         "loads": "one sum a block of another launch, in one block a tensor",
         "stores": "a tensor's two numbers",
     },
+    # Of pieces of tensors on several processes: vectors of rows and columns between two exchanges.
+    "sage_columns_kernel": {
+        "loads": "one sum a column of each slot, side by side across threads",
+        "stores": "one sum a column, of the slots that were read",
+    },
+    "sage_squares_kernel": {
+        "loads": "one sum a column, side by side across threads",
+        "stores": "one number a column, and two sums a block",
+    },
+    "scale_invert_kernel": {
+        "loads": "one sum a row or column, side by side across threads",
+        "stores": "one norm a row or column",
+    },
+    "sinkgd_row_sums_kernel": {"stores": "one sum a row, of all that was read"},
+    "sinkgd_scales_kernel": {
+        "loads": "one sum and one scale a row or column, side by side across threads",
+        "stores": "one scale a row or column",
+    },
     "pack_votes_kernel": {"stores": "a byte of each plane of votes for eight elements"},
     "unpack_votes_kernel": {"loads": "a byte of each plane of votes for eight elements"},
 }
