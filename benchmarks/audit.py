@@ -83,6 +83,10 @@ NARROW = {
         "stores": "one norm a row or column",
     },
     "sinkgd_row_sums_kernel": {"stores": "one sum a row, of all that was read"},
+    "sinkgd_row_shares_kernel": {
+        "loads": "neighbouring columns in neighbouring threads, four rounds of them in flight",
+        "stores": "one sum a column, of the rows that were read",
+    },
     "sinkgd_scales_kernel": {
         "loads": "one sum and one scale a row or column, side by side across threads",
         "stores": "one scale a row or column",
