@@ -190,7 +190,7 @@ def bytes_of_sinkgd(layout: Layout, rank: int, size: int) -> None:
 def modelled(places: dict[str, Layout], rank: int, size: int) -> None:
     """The model of cost says every message of a step, in its order and with its bytes."""
     for place, layout in places.items():
-        for name in BUILDS:
+        for name in BUILDS if place in ("rows", "both") else FEW:
             pair = Pair(BUILDS[name], layout)
             for seed in (1, 2):  # in its first step ALIAS takes the mean of the losses
                 pair.set_grads(seed)
