@@ -15,6 +15,9 @@ from typing import Any
 
 import sage_ext
 
+_USAGE = """usage: python -m sage_ext              what was built, what works, and what to do about the rest
+       python -m sage_ext plan --help  what an optimizer will cost a model"""
+
 
 def main() -> int:
     """Print the report and return the exit code."""
@@ -127,4 +130,7 @@ if __name__ == "__main__":
         from sage_ext.planning import cli
 
         sys.exit(cli.main(sys.argv[2:]))
+    if sys.argv[1:]:
+        print(_USAGE)
+        sys.exit(0 if sys.argv[1] in ("-h", "--help") else 2)
     sys.exit(main())

@@ -25,6 +25,7 @@ class Advice:
         self._has_stepped = False
         self._has_said_slow = False
         self._has_said_alone = False
+        self._empty_steps = 0  # before the first that has moved anything
         self._apart: tuple[int, int] | None = None  # two groups of different rules whose rates differ
 
     def after_addition(self, groups: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule]) -> None:
@@ -43,6 +44,10 @@ class Advice:
         """Look at the groups and at what the last step did."""
         if not self._has_said_slow:
             self._say_what_is_slow(calls)
+        if not self._has_stepped and not calls:
+            self._empty_steps += 1
+            if self._empty_steps == 2:  # one alone may be meant: schedulers want a step before their own
+                _say_nothing_moves(groups)
         if not self._has_stepped and calls:
             self._has_stepped = True
             _say_what_stays(groups)
@@ -122,4 +127,14 @@ def _say_what_stays(groups: Sequence[Mapping[str, Any]]) -> None:
             f"parameters without a gradient in the first step, which did not move: "
             f"{', '.join(names[:_SHOWN])}{more}. If the loss does not depend on them, leave them out of the "
             "optimizer"
+        )
+
+
+def _say_nothing_moves(groups: Sequence[Mapping[str, Any]]) -> None:
+    params = [param for group in groups for param in group["params"]]
+    if params and all(param.grad is None for param in params):
+        tell(
+            "no parameter of this optimizer has a gradient, so nothing moves. If backward() has run, a wrapper "
+            "has put others into the model since (fully_shard does): wrap the model first, then build the "
+            "optimizer from it"
         )

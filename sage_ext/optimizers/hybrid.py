@@ -29,6 +29,19 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 )
 
 
+_COMMON = (
+    "lr",
+    "betas",
+    "eps",
+    "weight_decay",
+    "embeddings",
+    "lm_head",
+    "tied",
+    "no_decay",
+    "maximize",
+    "state_dtype",
+)
+"""Keyword arguments that are no rules, for messages."""
 _SCALED = ("alpha",)
 """What depends on a matrix's layout by a factor, which an override does not do away with."""
 
@@ -129,6 +142,9 @@ class FusedHybrid(ReplicatedOptimizer):
         self._rule_defaults = _rule_defaults(base, lr, common, overrides)
         self._overridden = {name: tuple(values) for name, values in overrides.items()}
         if groups is None:
+            _check_rules_of(base, overrides, "argument ")
+            if isinstance(lr, Mapping):
+                _check_rules_of(base, lr, "lr: ")
             routed = routing.route(
                 source, embeddings=embeddings, lm_head=lm_head, tied=self._tied, no_decay=no_decay
             )
@@ -258,7 +274,7 @@ def _rule_defaults(
 ) -> dict[str, dict[str, Any]]:
     """Return rule -> hyperparameters of a new group: from the rule, preset, common, lr, overrides, in
     turn."""
-    _check_rule_names(overrides, "argument ")
+    _check_rule_names(overrides, "argument ", f"{', '.join(_COMMON)}, or ")
     if isinstance(lr, Mapping):
         _check_rule_names(lr, "lr: ")
     result = {}
@@ -281,8 +297,18 @@ def _rule_defaults(
     return result
 
 
-def _check_rule_names(given: Mapping[str, Any], where: str) -> None:
+def _check_rule_names(given: Mapping[str, Any], where: str, others: str = "") -> None:
     for name in given:
         if name not in RULES:
             options = ", ".join(map(repr, RULES))
-            raise ValueError(f"{where}{name!r} is not known, expected the name of a rule: {options}")
+            raise ValueError(f"{where}{name!r} is not known, expected {others}the name of a rule: {options}")
+
+
+def _check_rules_of(preset: str, given: Mapping[str, Any], where: str) -> None:
+    """Raise ValueError if something is said to a rule that no parameter can have."""
+    rules = list(dict.fromkeys(map(PRESETS[preset].rule_for, ("embedding", "matrix", "lm_head", "vector"))))
+    for name in given:
+        if name not in rules:
+            raise ValueError(
+                f"{where}{name!r} is no rule of preset {preset!r}, which has {', '.join(map(repr, rules))}"
+            )

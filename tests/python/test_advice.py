@@ -119,3 +119,17 @@ class TestNoGradient:
         optimizer.step()
         model.up.requires_grad_(False)
         models.train(model, optimizer, [0])
+
+
+def test_an_optimizer_none_of_whose_parameters_has_a_gradient_says_so_once() -> None:
+    """A wrapper that puts other parameters into the model leaves it with those that nobody trains."""
+    model = torch.nn.Linear(3, 2)
+    optimizer = FusedLion(model.parameters())
+    optimizer.step()
+    with pytest.warns(UserWarning, match=r"no parameter of this optimizer.*wrap the model first"):
+        optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()

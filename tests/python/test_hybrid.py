@@ -475,3 +475,16 @@ def test_preset_rows_are_complete() -> None:
         assert set(preset.roles) <= {"embedding", "lm_head", "matrix", "vector"}
     with pytest.raises(ValueError, match="role: got 'bias'"):
         PRESETS["sage"].rule_for("bias")
+
+
+def test_what_is_said_to_a_rule_that_nobody_has_is_refused() -> None:
+    """An lr for AdamW in a preset without AdamW would change nothing, and nobody would know."""
+    model = torch.nn.Linear(3, 2)
+    for changes, words in (
+        ({"lr": {"adamw": 1e-3}}, "lr: 'adamw' is no rule"),
+        ({"lion": {"lr": 1.0}}, "'lion' is no"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            FusedHybrid(model, "sage", **changes)
+    with pytest.raises(ValueError, match=r"'weight_decy' is not known, expected lr, betas.*weight_decay"):
+        FusedHybrid(model, "sage", weight_decy=0.1)
