@@ -135,6 +135,6 @@ def _say_nothing_moves(groups: Sequence[Mapping[str, Any]]) -> None:
     if params and all(param.grad is None for param in params):
         tell(
             "no parameter of this optimizer has a gradient, so nothing moves. If backward() has run, a "
-            "wrapper has put others into the model since (fully_shard does): wrap the model first, then build "
-            "the optimizer from it"
+            "wrapper has put others into the model since (fully_shard does): wrap the model first, then "
+            "build the optimizer from it"
         )
