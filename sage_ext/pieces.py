@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -30,6 +31,11 @@ def local(tensor: Tensor) -> Tensor:
         return tensor
     held: Any = tensor.detach().to_local()
     return held.wait() if hasattr(held, "wait") else held  # the result of a collective under way
+
+
+def local_grad(param: Tensor, grad: Tensor | None) -> Tensor:
+    """Return what this process has of a gradient: zeros where it is another process that has one."""
+    return torch.zeros_like(local(param)) if grad is None else local(grad)
 
 
 def _dtensor() -> Any:

@@ -7,7 +7,7 @@ what they have recorded of their own gradients is corrected behind them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,47 @@ from torch import Tensor
 from sage_ext.reference.alias import ALIAS_SCALARS
 
 AT = {name: place for place, name in enumerate(ALIAS_SCALARS)}
+
+
+def inner_products(
+    alias: Callable[..., None],
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    signs: Sequence[Tensor],
+    *,
+    maximize: bool = False,
+    grad_scale: Any = None,
+) -> Tensor:
+    """Return <g, sign(p)> over some parameters, of no dimension, in float64 on their device.
+
+    Args:
+        alias: ``alias_`` of the native module or of ``reference``.
+        params: left as they are.
+        signs: of the gradients p before, as ``alias`` keeps them.
+    """
+    # The observing half of a step, on scalars of its own: the "gap" that it begins with is 0.
+    scalars = torch.zeros(len(AT), dtype=torch.float64)
+    scalars[AT["step_size"]] = 1.0
+    scalars = scalars.to(params[0].device, non_blocking=True)
+    alias(
+        params,
+        grads,
+        signs,
+        [],
+        [scalars],
+        lr=0.0,
+        memory_efficient=True,
+        gap="descent",
+        lower_bound=0.0,
+        max_step=0.0,
+        warmup_steps=0,
+        update_every=1,
+        weight_decay=0.0,
+        phase="refresh",
+        maximize=maximize,
+        grad_scale=grad_scale,
+    )
+    return scalars[AT["gap"]]
 
 
 def before_step(scalars: Tensor, seen: Tensor, settings: Mapping[str, Any]) -> Tensor:

@@ -10,7 +10,7 @@ same bits on all processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,9 +18,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sage_ext import _loader, pieces, reference
-from sage_ext.distributed.alias_scalars import AT, after_step, before_step
+from sage_ext.distributed.alias_scalars import AT, after_step, before_step, inner_products
+from sage_ext.distributed.messages import gather_equal, refused_elsewhere
 from sage_ext.distributed.replicas import ReplicaStep
-from sage_ext.distributed.vote import Bucket, MajorityVote, gather_equal, parts_of
+from sage_ext.distributed.vote import Bucket, MajorityVote, parts_of
 
 if TYPE_CHECKING:
     from sage_ext.optimizers import FusedALIAS
@@ -88,31 +89,15 @@ class Observations:
             for p, g in zip(params, grads, strict=True)
             if "signs" in state.get(p, ())
         ]
-        # The observing half of a step, on scalars of its own: the "gap" that it begins with is 0.
-        scalars = torch.zeros(len(AT), dtype=torch.float64)
-        scalars[AT["step_size"]] = 1.0
         if not kept:
-            return scalars[AT["gap"]]
-        scalars = scalars.to(params[0].device, non_blocking=True)
+            return torch.zeros((), dtype=torch.float64)
         native = self._optimizer.backend == "native"
-        observe: Callable[..., None] = _loader.load().alias_ if native else reference.alias_
-        observe(
+        return inner_products(
+            _loader.load().alias_ if native else reference.alias_,
             [param.data for param, _, _ in kept],  # whose version autograd goes on with
             [grad for _, grad, _ in kept],
             [signs for _, _, signs in kept],
-            [],
-            [scalars],
-            lr=0.0,
-            memory_efficient=True,
-            gap="descent",
-            lower_bound=0.0,
-            max_step=0.0,
-            warmup_steps=0,
-            update_every=1,
-            weight_decay=0.0,
-            phase="refresh",
         )
-        return scalars[AT["gap"]]
 
     @property
     def is_empty(self) -> bool:
@@ -200,9 +185,7 @@ class VoteStep(ReplicaStep):
         combined, failed = self._observations.exchange(has_failed=False)
         if self._device.type == "cpu":
             if failed:
-                raise RuntimeError(
-                    "another process cannot take this step: its own error says why. Nothing has changed here"
-                )
+                raise refused_elsewhere()
         else:
             self.scaling[1].add_(failed)  # the host does not wait: kernels leave the step out
         for row, group in zip(combined * self._factor, self._optimizer.param_groups, strict=True):

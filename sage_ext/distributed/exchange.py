@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sage_ext.distributed.messages import gather_equal
 from sage_ext.distributed.placements import cuts
 from sage_ext.reference._stages import COMMIT, Exchange, Stages, alone
 
@@ -103,7 +104,7 @@ def _send(parcel: Sequence[Item], line: Line, *, gathers: bool) -> None:
     if gathers:
         size = dist.get_world_size(line.group)
         all_rows = flat.new_empty(size * flat.numel())
-        _all_gather()(all_rows, flat, group=line.group)
+        gather_equal(all_rows, flat, line.group)
         flat = all_rows.view(size, -1)
     else:
         dist.all_reduce(flat, group=line.group)
@@ -111,11 +112,6 @@ def _send(parcel: Sequence[Item], line: Line, *, gathers: bool) -> None:
     parts = flat.split([item.value.numel() for item in parcel], dim=-1)
     for item, part in zip(parcel, parts, strict=True):
         item.value = part.reshape(-1) if gathers else part.reshape(item.value.shape)
-
-
-def _all_gather() -> Any:
-    """The function has another name in newer releases of torch, which warn of the old one."""
-    return getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 @dataclass

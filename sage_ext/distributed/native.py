@@ -89,7 +89,7 @@ def plan(
         add = getattr(step, call.rule.name)
         add(
             [_writable(call.params[i], presence, part) for i, presence in taken],
-            [_gradient(call.params[i], call.grads[i]) for i in positions],
+            [pieces.local_grad(call.params[i], call.grads[i]) for i in positions],
             *(
                 [_writable(held[i], presence, part) for i, presence in taken] if held else []
                 for held in call.states
@@ -113,7 +113,3 @@ def _writable(tensor: Tensor, presence: Presence, part: Part) -> Tensor:
     copy = own.clone(memory_format=torch.contiguous_format)
     part.copies.append((own, copy, presence))
     return copy
-
-
-def _gradient(param: Tensor, grad: Tensor | None) -> Tensor:
-    return torch.zeros_like(pieces.local(param)) if grad is None else pieces.local(grad)

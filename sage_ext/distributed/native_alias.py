@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sage_ext import _loader, pieces
-from sage_ext.distributed.alias_scalars import AT, after_step, before_step
+from sage_ext.distributed.alias_scalars import AT, after_step, before_step, inner_products
 from sage_ext.distributed.exchange import Lines, Presence, Work
 from sage_ext.distributed.placements import cuts
 from sage_ext.optimizers.step import Call
@@ -55,8 +55,7 @@ def _pieces(call: Call, lines: Lines, found_inf: Tensor | None) -> list[Piece]:
         along = tuple(lines.of(param, mesh_dim) for mesh_dim, _ in cuts(param))
         presence = Presence(grad is not None, list(along), found_inf)
         own = pieces.local(param)
-        gradient = torch.zeros_like(own) if grad is None else pieces.local(grad)
-        piece = Piece(own, gradient, [], presence, tuple(line.place for line in along))
+        piece = Piece(own, pieces.local_grad(param, grad), [], presence, tuple(line.place for line in along))
         piece.param = _writable(own, piece)
         piece.states = [_writable(pieces.local(held[position]), piece) for held in call.states if held]
         result.append(piece)
@@ -228,27 +227,15 @@ def _alias_adam_stages(call: Call, own: list[Piece], scaling: tuple[Any, Tensor 
     root = call.arguments["beta2"] ** 0.5
     inner = []
     for piece in own:
-        scratch = torch.zeros(len(AT), dtype=torch.float64, device=piece.param.device)
-        scratch[AT["step_size"]] = 1.0
-        _loader.load().alias_(
+        found = inner_products(
+            _loader.load().alias_,
             [piece.param],
             [piece.grad],
             [piece.states[signs]],
-            [],
-            [scratch],
-            lr=0.0,
-            memory_efficient=True,
-            gap="descent",
-            lower_bound=0.0,
-            max_step=0.0,
-            warmup_steps=0,
-            update_every=1,
-            weight_decay=0.0,
-            phase="refresh",
             maximize=call.arguments["maximize"],
             grad_scale=grad_scale,
         )
-        inner.append(scratch[AT["gap"]])
+        inner.append(found)
     answers = yield [
         Exchange(value, "total", tuple(range(param.ndim)), i)
         for i, (param, value) in enumerate(zip(call.params, inner, strict=True))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from sage_ext import checks, pieces
@@ -185,7 +184,7 @@ def _works(
         states = [pieces.local(values[position]) if values else None for values in call.states]
         stages = _STAGES[call.rule.name](
             pieces.local(param),
-            _gradient(param, grad),
+            pieces.local_grad(param, grad),
             *states,
             shape=param.shape,
             store=presence.store,
@@ -203,18 +202,13 @@ def _works_of_alias(
     (scalars,) = call.shared.values()
     stages = alias_stages(
         [pieces.local(param) for param in call.params],
-        [_gradient(*pair) for pair in zip(call.params, call.grads, strict=True)],
+        [pieces.local_grad(*pair) for pair in zip(call.params, call.grads, strict=True)],
         *([pieces.local(value) for value in values] for values in call.states),
         scalars,
         present=[grad is not None for grad in call.grads],
         **{"loss": None, **arguments},
     )
     return [Work(stages, call.params, lines)]
-
-
-def _gradient(param: Tensor, grad: Tensor | None) -> Tensor:
-    """Return what this process has of a gradient: zeros where it is another process that has one."""
-    return torch.zeros_like(pieces.local(param)) if grad is None else pieces.local(grad)
 
 
 def state_bytes(param: Tensor, rule: Rule, group: Mapping[str, Any]) -> int:

@@ -20,9 +20,10 @@ from torch import Tensor
 from sage_ext import pieces
 from sage_ext.distributed import sharded
 from sage_ext.distributed.exchange import Item, Line, Lines, send
+from sage_ext.distributed.messages import refused_elsewhere
 from sage_ext.distributed.placements import cuts, pending_sums, wrap
 from sage_ext.optimizers.rule import Rule, StateSpec
-from sage_ext.optimizers.step import Call
+from sage_ext.optimizers.step import Call, is_known_zero
 
 Groups = Sequence[Mapping[str, Any]]
 
@@ -91,10 +92,9 @@ class Team:
         result, asked, seen = {}, [], []
         for index in sorted(self.sharded):
             group = groups[index]
-            rule, lr = rules[group["rule"]], group["lr"]
-            is_elsewhere = isinstance(lr, Tensor) and (lr.device.type != "cpu" or lr.numel() != 1)
+            rule = rules[group["rule"]]
             result[index] = False
-            if not is_elsewhere and lr == 0 and not (rule.lr_is_step and index in self._begun):
+            if is_known_zero(group["lr"]) and not (rule.lr_is_step and index in self._begun):
                 asked.append(index)
                 seen.append(float(_moves(group["params"], rule, state)))
             self._begun.add(index)
@@ -175,9 +175,7 @@ class Team:
                 flag.copy_(both[1])
             failed, found = (float(both[0]) if asks else 0.0), 0.0
         if failed and failure is None:
-            raise RuntimeError(
-                "another process cannot take this step: its own error says why. Nothing has changed here"
-            )
+            raise refused_elsewhere()
         self.is_new = bool(failed)
         return bool(found)
 

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sage_ext import _loader
 from sage_ext import backend as backends
+from sage_ext.distributed.messages import gather_equal
 from sage_ext.optimizers import validate
 from sage_ext.reference import vote as reference_vote
 
@@ -353,13 +354,6 @@ def parts_of(flat: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
         stride = param.stride() if is_dense else torch.empty(param.shape, device="meta").stride()
         parts.append(part.as_strided(param.shape, stride))
     return parts
-
-
-def gather_equal(output: Tensor, own: Tensor, group: Any) -> None:
-    """Gather ``own`` of all processes into ``output``, which is as many times as long."""
-    # The function has another name in newer releases of torch, which warn of the old one.
-    gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    gather(output.view(-1), own.view(-1), group=group)
 
 
 def _group_apart(group: Any) -> Any:

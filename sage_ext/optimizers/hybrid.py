@@ -306,7 +306,7 @@ def _check_rule_names(given: Mapping[str, Any], where: str, others: str = "") ->
 
 def _check_rules_of(preset: str, given: Mapping[str, Any], where: str) -> None:
     """Raise ValueError if something is said to a rule that no parameter can have."""
-    rules = list(dict.fromkeys(map(PRESETS[preset].rule_for, ("embedding", "matrix", "lm_head", "vector"))))
+    rules = list(dict.fromkeys(map(PRESETS[preset].rule_for, routing.ROLES)))
     for name in given:
         if name not in rules:
             raise ValueError(

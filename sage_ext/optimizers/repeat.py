@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sage_ext import _loader
 from sage_ext.optimizers.rule import Rule
-from sage_ext.optimizers.step import Call, State
+from sage_ext.optimizers.step import Call, State, is_known_zero
 
 _MAX_WAIT = 100
 
@@ -122,10 +122,10 @@ def _has_own_grad(kind: type) -> bool:
 
 
 def _look(kept: Kept, group: Mapping[str, Any], items: Any) -> Any:
-    rule, lr = kept.rule, group["lr"]
+    rule = kept.rule
     if not _can_be_same(rule, group) or rule.kept_keys(group) != kept.keys:
         return None
-    if not (isinstance(lr, Tensor) and lr.device.type != "cpu") and lr == 0:
+    if is_known_zero(group["lr"]):
         return None  # a step that must change nothing looks at the gradients
     shared = _shared(rule, group) if kept.gathered.has_grads else []
     return kept.gathered.look(group["params"], items, shared)

@@ -151,8 +151,7 @@ def is_inert(
     this concerns new parameters only: those with a state go on as torch's own optimizers do. Where an
     accelerator has the learning rate, it is not looked at.
     """
-    lr = group["lr"]
-    if not params or (isinstance(lr, Tensor) and (lr.device.type != "cpu" or lr.numel() != 1)) or lr != 0:
+    if not params or not is_known_zero(group["lr"]):
         return False
     if rule.lr_is_step and any(state.get(param) for param in params):
         return False
@@ -231,6 +230,13 @@ class Alone:
 
     def reach(self, staged: Sequence[Call], losses: Mapping[int, Any]) -> None:
         pass
+
+
+def is_known_zero(lr: Any) -> bool:
+    """Whether a learning rate is 0, as far as the host can tell without asking an accelerator."""
+    if isinstance(lr, Tensor) and (lr.device.type != "cpu" or lr.numel() != 1):
+        return False
+    return bool(lr == 0)
 
 
 def is_known_skip(found_inf: Any) -> bool:
