@@ -49,18 +49,10 @@ SageStep::SageStep(std::vector<SageTensor> tensors, const SageOptions& options)
     const SageTensor& tensor = tensors_[i];
     const ColumnTiling tiling = tile_columns(tensor.rows, tensor.cols);
     layouts_.push_back({tiling, floats, squares, 0.0, 0.0});
-    floats += std::max(tiling.row_blocks * tiling.width, tensor.cols);
+    floats += column_floats(tiling, tensor.cols);
     squares += ceil_div(tensor.cols, kColumnTile);
     sizes.push_back(tiling.numel);
-    const auto index = static_cast<int64_t>(i);
-    for (int64_t unit = 0; unit < tiling.row_blocks * tiling.tiles; ++unit) {
-      const int64_t work = std::min(tiling.rows_per_block * std::min(tiling.tile_cols, tiling.width), tiling.numel);
-      reduce_plan_.add({index, unit, unit + 1}, work, kMapChunk);
-    }
-    for (int64_t begin = 0; begin < tensor.cols; begin += kColumnTile) {
-      const int64_t end = std::min(begin + kColumnTile, tensor.cols);
-      column_plan_.add({index, begin, end}, (end - begin) * tiling.row_blocks, kMapChunk);
-    }
+    plans_.add(static_cast<int64_t>(i), tiling, tensor.cols);
   }
   update_plan_ = plan_chunks(sizes, kMapChunk);
   sums_.reset(new float[static_cast<size_t>(floats)]);
@@ -75,35 +67,25 @@ void SageStep::run(int threads) {
 }
 
 void SageStep::sum_columns(int threads) {
-  parallel_tasks(reduce_plan_.num_tasks(), threads, [&](int64_t task) {
-    for (const Chunk& chunk : reduce_plan_.task(task)) {
+  parallel_tasks(plans_.reduce.num_tasks(), threads, [&](int64_t task) {
+    for (const Chunk& chunk : plans_.reduce.task(task)) {
       const auto i = static_cast<size_t>(chunk.tensor);
       const ColumnTiling& t = layouts_[i].tiling;
-      const int64_t block = chunk.begin / t.tiles;
-      const int64_t col_begin = chunk.begin % t.tiles * t.tile_cols;
-      const int64_t row_begin = block * t.rows_per_block;
+      const ColumnBlock block = column_block(t, chunk.begin);
       SAGE_EXT_FOR_ACTIVE_ISA(select_sum_abs(tensors_[i].grad_dtype))
-      (tensors_[i].grad, t, row_begin, std::min(row_begin + t.rows_per_block, t.panel_rows), col_begin,
-       std::min(col_begin + t.tile_cols, t.width), sums(i) + block * t.width);
+      (tensors_[i].grad, t, block.row_begin, block.row_end, block.col_begin, block.col_end, sums(i) + block.slot_begin);
     }
   });
 }
 
 template <typename Body>
 void SageStep::for_column_totals(int threads, const Body& body) {
-  parallel_tasks(column_plan_.num_tasks(), threads, [&](int64_t task) {
-    for (const Chunk& chunk : column_plan_.task(task)) {
+  parallel_tasks(plans_.columns.num_tasks(), threads, [&](int64_t task) {
+    for (const Chunk& chunk : plans_.columns.task(task)) {
       const auto i = static_cast<size_t>(chunk.tensor);
-      const ColumnTiling& t = layouts_[i].tiling;
       double totals[kColumnTile];
-      const int64_t count = chunk.end - chunk.begin;
-      std::fill_n(totals, count, 0.0);
-      // The slots in their fixed order; the last fold of the last panel row may be missing, its sums are zero.
-      for (int64_t slot = 0; slot < t.row_blocks * t.fold; ++slot) {
-        const float* const part = sums(i) + slot * t.cols + chunk.begin;
-        for (int64_t j = 0; j < count; ++j) totals[j] += static_cast<double>(part[j]);
-      }
-      body(i, chunk.begin, totals, count);
+      add_up_slots(sums(i), layouts_[i].tiling, chunk.begin, chunk.end, totals);
+      body(i, chunk.begin, totals, chunk.end - chunk.begin);
     }
   });
 }
@@ -144,8 +126,8 @@ void SageStep::put_columns(int threads, std::span<const SageSums> sums) {
 }
 
 void SageStep::put_squares(int threads, std::span<const SageSums> sums) {
-  parallel_tasks(column_plan_.num_tasks(), threads, [&](int64_t task) {
-    for (const Chunk& chunk : column_plan_.task(task)) {
+  parallel_tasks(plans_.columns.num_tasks(), threads, [&](int64_t task) {
+    for (const Chunk& chunk : plans_.columns.task(task)) {
       const auto i = static_cast<size_t>(chunk.tensor);
       double totals[kColumnTile];
       std::copy(sums[i].columns + chunk.begin, sums[i].columns + chunk.end, totals);
@@ -168,8 +150,8 @@ void SageStep::take_squares(std::span<const SageSums> sums) {
 }
 
 void SageStep::compute_steps(int threads) {
-  parallel_tasks(column_plan_.num_tasks(), threads, [&](int64_t task) {
-    for (const Chunk& chunk : column_plan_.task(task)) {
+  parallel_tasks(plans_.columns.num_tasks(), threads, [&](int64_t task) {
+    for (const Chunk& chunk : plans_.columns.task(task)) {
       const auto i = static_cast<size_t>(chunk.tensor);
       const Layout& layout = layouts_[i];
       float* const step = sums(i);

@@ -8,6 +8,7 @@
 #include "core/dtype.h"
 #include "core/launch_plan.h"
 #include "core/math/sage.h"
+#include "cpu/common/columns.h"
 
 namespace sage_ext::cpu {
 
@@ -73,8 +74,7 @@ class SageStep {
   std::vector<Layout> layouts_;
   std::unique_ptr<float[]> sums_;
   std::vector<Squares> squares_;
-  ChunkPlan reduce_plan_;  // chunk: row block * tiles + tile
-  ChunkPlan column_plan_;  // chunk: range of columns
+  ColumnPlans plans_;
   ChunkPlan update_plan_;  // chunk: range of elements
 };
 

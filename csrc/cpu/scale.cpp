@@ -99,17 +99,9 @@ void ScaleStep::plan_columns() {
     const ScaleMatrix& m = matrices_[i];
     const ColumnTiling tiling = tile_columns(m.rows, m.cols);
     layouts_.push_back({tiling, floats});
-    floats += std::max(tiling.row_blocks * tiling.width, m.cols);
+    floats += column_floats(tiling, m.cols);
     sizes.push_back(tiling.numel);
-    const auto index = static_cast<int64_t>(i);
-    for (int64_t unit = 0; unit < tiling.row_blocks * tiling.tiles; ++unit) {
-      const int64_t work = std::min(tiling.rows_per_block * std::min(tiling.tile_cols, tiling.width), tiling.numel);
-      reduce_plan_.add({index, unit, unit + 1}, work, kMapChunk);
-    }
-    for (int64_t begin = 0; begin < m.cols; begin += kColumnTile) {
-      const int64_t end = std::min(begin + kColumnTile, m.cols);
-      column_plan_.add({index, begin, end}, (end - begin) * tiling.row_blocks, kMapChunk);
-    }
+    plans_.add(static_cast<int64_t>(i), tiling, m.cols);
   }
   update_plan_ = plan_chunks(sizes, kMapChunk);
   sums_.reset(new float[static_cast<size_t>(floats)]);
@@ -147,8 +139,8 @@ void ScaleStep::put_sums(int threads, std::span<double* const> sums) {
 
 void ScaleStep::update(int threads, std::span<double* const> sums) {
   if (options_.columns) {
-    parallel_tasks(column_plan_.num_tasks(), threads, [&](int64_t task) {
-      for (const Chunk& chunk : column_plan_.task(task)) {
+    parallel_tasks(plans_.columns.num_tasks(), threads, [&](int64_t task) {
+      for (const Chunk& chunk : plans_.columns.task(task)) {
         const auto i = static_cast<size_t>(chunk.tensor);
         invert_tile(i, chunk.begin, sums[i] + chunk.begin, chunk.end - chunk.begin);
       }
@@ -192,39 +184,29 @@ void ScaleStep::run_rows(int threads) {
 }
 
 void ScaleStep::sum_columns(int threads) {
-  parallel_tasks(reduce_plan_.num_tasks(), threads, [&](int64_t task) {
-    for (const Chunk& chunk : reduce_plan_.task(task)) {
+  parallel_tasks(plans_.reduce.num_tasks(), threads, [&](int64_t task) {
+    for (const Chunk& chunk : plans_.reduce.task(task)) {
       const auto i = static_cast<size_t>(chunk.tensor);
       const ScaleMatrix& m = matrices_[i];
       const ColumnTiling& t = layouts_[i].tiling;
       const ScaleKernels kernels = SAGE_EXT_FOR_ACTIVE_ISA(select_scale_kernels(m));
-      const int64_t block = chunk.begin / t.tiles;
-      const int64_t col_begin = chunk.begin % t.tiles * t.tile_cols;
-      const int64_t row_begin = block * t.rows_per_block;
-      kernels.sum_columns(m, source(m), t,
-                          {chunk.tensor, row_begin, std::min(row_begin + t.rows_per_block, t.panel_rows)},
-                          {chunk.tensor, col_begin, std::min(col_begin + t.tile_cols, t.width)}, scalars_,
-                          kernels.momentum, sums(i) + block * t.width);
+      const ColumnBlock block = column_block(t, chunk.begin);
+      kernels.sum_columns(m, source(m), t, {chunk.tensor, block.row_begin, block.row_end},
+                          {chunk.tensor, block.col_begin, block.col_end}, scalars_, kernels.momentum,
+                          sums(i) + block.slot_begin);
     }
   });
 }
 
 template <typename Body>
 void ScaleStep::for_column_totals(int threads, const Body& body) {
-  parallel_tasks(column_plan_.num_tasks(), threads, [&](int64_t task) {
-    for (const Chunk& chunk : column_plan_.task(task)) {
+  parallel_tasks(plans_.columns.num_tasks(), threads, [&](int64_t task) {
+    for (const Chunk& chunk : plans_.columns.task(task)) {
       const auto i = static_cast<size_t>(chunk.tensor);
       const ScaleMatrix& m = matrices_[i];
-      const ColumnTiling& t = layouts_[i].tiling;
-      const float* const buffer = sums(i);
-      double totals[kColumnTile];
       const int64_t count = chunk.end - chunk.begin;
-      std::fill_n(totals, count, 0.0);
-      // The slots in their fixed order; the last fold of the last panel row may be missing, its sums are zero.
-      for (int64_t slot = 0; slot < t.row_blocks * t.fold; ++slot) {
-        const float* const part = buffer + slot * m.cols + chunk.begin;
-        for (int64_t j = 0; j < count; ++j) totals[j] += static_cast<double>(part[j]);
-      }
+      double totals[kColumnTile];
+      add_up_slots(sums(i), layouts_[i].tiling, chunk.begin, chunk.end, totals);
       for (int64_t j = 0; j < count; ++j) {
         double& sum = totals[j];
         if (!squares_are_safe(sum) && sum == sum) {  // a NaN is one in any precision

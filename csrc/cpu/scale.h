@@ -8,6 +8,7 @@
 #include "core/dtype.h"
 #include "core/launch_plan.h"
 #include "core/math/common.h"
+#include "cpu/common/columns.h"
 
 namespace sage_ext::cpu {
 
@@ -80,9 +81,8 @@ class ScaleStep {
   Scalars scalars_;
   std::vector<Layout> layouts_;
   std::unique_ptr<float[]> sums_;
-  ChunkPlan row_plan_;     // chunk: range of rows
-  ChunkPlan reduce_plan_;  // chunk: row block * tiles + tile
-  ChunkPlan column_plan_;  // chunk: range of columns
+  ChunkPlan row_plan_;  // chunk: range of rows
+  ColumnPlans plans_;
   ChunkPlan update_plan_;  // chunk: range of elements
 };
 

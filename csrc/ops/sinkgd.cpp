@@ -81,7 +81,7 @@ class SinkGDPlan final : public RulePlan<SinkGD> {
 
   // `of` does the parts of an iteration on a device.
   template <typename Parts>
-  std::optional<Exchange> proceed(const Parts& of) {
+  std::optional<Exchange> proceed_with(const Parts& of) {
     for (; iteration_ < iterations(); stage_ = Stage::rows, ++iteration_) {
       if (stage_ == Stage::rows && cut_->columns) {
         of.put_rows();
@@ -129,7 +129,7 @@ class SinkGDPlan final : public RulePlan<SinkGD> {
       make_buffers(/*by_matrix=*/true);
       stages_.emplace(cpu_matrices(), cpu_options());
     }
-    return proceed(CpuParts{*this, *stages_});
+    return proceed_with(CpuParts{*this, *stages_});
   }
 
 #ifdef SAGE_EXT_WITH_CUDA
@@ -180,7 +180,7 @@ class SinkGDPlan final : public RulePlan<SinkGD> {
       workspace_ = buffer_of(cuda::sinkgd_workspace_bytes(tensors));
     }
     const cuda::SinkGDPieces pieces{tensors, sums_, options, workspace_.mutable_data_ptr()};
-    return proceed(CudaParts{*this, pieces, step});
+    return proceed_with(CudaParts{*this, pieces, step});
   }
 
   at::Tensor workspace_;
