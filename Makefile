@@ -49,6 +49,8 @@ JOBS := $(or $(MAX_JOBS),$(shell nproc))
 SOURCES := $(shell find csrc sage_ext -type f -not -name '*.so' -not -path '*/__pycache__/*') \
   setup.py pyproject.toml MANIFEST.in README.md LICENSE
 CMAKE_FLAGS := -G Ninja '-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)'
+# OFF leaves the tests of the CUDA kernels on the emulator to test-cpp-sanitized.
+EMULATED_TESTS ?= ON
 export HF_HUB_OFFLINE := 1
 
 .PHONY: demo demo-distributed test test-python test-cpp test-cpp-sanitized test-cuda-build benchmark stub lint clean FORCE
@@ -175,7 +177,8 @@ $(VENV)/.gtest: | $(VENV)/.torch
 
 # ninja comes with the venv, so that a bare machine needs CMake and a compiler only.
 build/cpp/.built: $(CPP_SOURCES) $(VENV)/.installed | $(VENV)/.gtest
-	cmake -S . -B build/cpp $(CMAKE_FLAGS) '-DSAGE_EXT_CPU_OBJECTS=$(abspath build/cpu/objects/csrc)'
+	cmake -S . -B build/cpp $(CMAKE_FLAGS) '-DSAGE_EXT_CPU_OBJECTS=$(abspath build/cpu/objects/csrc)' \
+	  -DSAGE_EXT_CUDA_TESTS=$(EMULATED_TESTS)
 	cmake --build build/cpp
 	touch $@
 

@@ -1,6 +1,6 @@
 #include "ops/common/checks.h"
 
-#include <ATen/Functions.h>
+#include <ATen/ops/empty_strided.h>
 #include <c10/core/GradMode.h>
 
 #include <algorithm>

@@ -1,7 +1,8 @@
 #ifdef SAGE_EXT_WITH_CUDA  // this file is in the list of every build
 #include "ops/common/cuda_step.h"
 
-#include <ATen/Functions.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
 
 namespace sage_ext::ops {
 

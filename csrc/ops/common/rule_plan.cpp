@@ -1,7 +1,8 @@
 #include "ops/common/rule_plan.h"
 
-#include <ATen/Functions.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/Scalar.h>
 
 #include <stdexcept>
@@ -103,6 +104,10 @@ std::optional<Exchange> AnyRulePlan::proceed() {
 at::Tensor AnyRulePlan::buffer(size_t i, at::IntArrayRef shape, at::ScalarType dtype) const {
   const at::TensorOptions options = params_[i].options().dtype(dtype).requires_grad(false);
   return params_[i].numel() == 0 ? at::zeros(shape, options) : at::empty(shape, options);
+}
+
+at::Tensor AnyRulePlan::buffer_of(int64_t bytes) const {
+  return at::empty({bytes}, params_[0].options().dtype(at::kByte));
 }
 
 double AnyRulePlan::grad_factor() const {

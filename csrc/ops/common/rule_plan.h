@@ -1,6 +1,6 @@
 #pragma once
 
-#include <ATen/Functions.h>
+#include <ATen/core/Tensor.h>
 
 #include "core/launch_plan.h"
 #include "ops/common/checks.h"
@@ -55,7 +55,7 @@ class AnyRulePlan : public Plan {
   // A buffer beside parameter i. Zeros where this process has nothing of the parameter.
   at::Tensor buffer(size_t i, at::IntArrayRef shape, at::ScalarType dtype) const;
   // Scratch on the parameters' device.
-  at::Tensor buffer_of(int64_t bytes) const { return at::empty({bytes}, params_[0].options().dtype(at::kByte)); }
+  at::Tensor buffer_of(int64_t bytes) const;
 
   // The learning rate of a step on the CPU, where check_common() has read it.
   double lr() const { return std::get<double>(value_of<"lr">(common_)); }
