@@ -48,8 +48,7 @@ def draw_state(axes: Any) -> None:
     axes.bar_label(bars, [size(count) for _, count in held], padding=4, fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.15 * max(sizes))
-    model = f"a Llama with {found['parameters'] / 1e9:.2f} billion parameters in bf16"
-    axes.set_xlabel(f"optimizer state of {model}, GiB unless it says bytes (B)")
+    axes.set_xlabel(f"GiB of state for {found['parameters'] / 1e9:.2f} billion parameters in bf16")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 

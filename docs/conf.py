@@ -30,6 +30,7 @@ exclude_patterns = ["README.md"]
 
 # What GitHub renders too, and no more.
 myst_enable_extensions = ["dollarmath"]
+myst_fence_as_directive = {"math"}  # in a fence GitHub leaves backslashes alone
 myst_heading_anchors = 4
 suppress_warnings = ["myst.header"]  # a page that is taken in begins with a heading of its own
 

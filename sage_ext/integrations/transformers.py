@@ -49,10 +49,10 @@ class HybridFactory:
     """
 
     def __init__(self, *groups: Any, **arguments: Any) -> None:
-        """Take nothing: what is said about the optimizer goes to the call.
+        """Make a factory. It takes nothing, as what is said about the optimizer goes to the call.
 
         Args:
-            groups, arguments: refused, with a message for a Trainer that takes this for an optimizer.
+            groups, arguments: what a Trainer passes that takes this for an optimizer; refused.
 
         Raises:
             TypeError: there are some.
