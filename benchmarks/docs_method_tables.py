@@ -39,11 +39,12 @@ ROWS: dict[str, tuple[list[str], list[str]]] = {
         ["sage-hybrid", "sinkgd-scale", "scale"],
     ),
 }
+# Case -> its column, and what the text calls it.
 CASES = {
-    "llama 53M fp32": "Llama, fp32",
-    "llama 53M bf16": "Llama, bf16",
-    "8192 x 8192 fp32": "8192 x 8192",
-    "2000 x 256 fp32": "2,000 x 256",
+    "llama 53M fp32": ("Llama, fp32", "a Llama with 53 million parameters"),
+    "llama 53M bf16": ("Llama, bf16", "a Llama with 53 million parameters"),
+    "8192 x 8192 fp32": ("8192 x 8192", "one matrix"),
+    "2000 x 256 fp32": ("2,000 x 256", "2,000 tensors of 256 numbers"),
 }
 
 
@@ -62,13 +63,15 @@ def costs(names: Sequence[str]) -> str:
         ]
         for name in names
     ]
+    stepped = ", of ".join(dict.fromkeys(CASES[case][1] for case in cases))
+    parts = [part for part in ("(matrices)", "(embedding)") if any(part in name for name in names)]
     text = prose(
         f"State of a Llama with {own['parameters'] / 1e9:.2f} billion parameters in bf16, and time of a step",
-        "over that of torch's fused AdamW: of a Llama with 53 million parameters, of one matrix, or of 2,000",
-        f"tensors of 256 numbers; on {times['setting']['threads']} cores. What is called (matrices) or",
-        "(embedding) steps these alone. [Measurements](../measurements.md) has the rest.",
+        f"over that of torch's fused AdamW, of {stepped}; on {times['setting']['threads']} cores.",
+        *(f"What is called {part} steps these alone." for part in parts),
+        "[Measurements](../measurements.md) has the rest.",
     )
-    return f"{text}\n\n{table(['optimizer', 'state, GiB', *(CASES[case] for case in cases)], rows)}"
+    return f"{text}\n\n{table(['optimizer', 'state, GiB', *(CASES[case][0] for case in cases)], rows)}"
 
 
 def trained(labels: Sequence[str]) -> str:
