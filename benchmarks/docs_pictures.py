@@ -100,8 +100,9 @@ def main() -> None:
     import matplotlib
 
     matplotlib.use("svg")
-    # The same bytes each time.
-    matplotlib.rcParams.update({"svg.hashsalt": "sage_ext", "font.family": "DejaVu Sans"})
+    # The same bytes each time; text as text, in whatever of these fonts a reader has.
+    fonts = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"]}
+    matplotlib.rcParams.update({"svg.hashsalt": "sage_ext", "svg.fonttype": "none", **fonts})
     from matplotlib import pyplot
 
     for name, (made_of, draw, inches) in ALL.items():
