@@ -3,6 +3,7 @@
 # make test: build everything, run the C++ and the Python tests.
 # Both set up .venv on their first run and are quick after that. Neither needs anything but Python 3.10 or
 # newer with venv, a C++20 compiler and CMake.
+# make docs: the pages, as HTML in build/docs; a warning is an error. make docs-links: do links to elsewhere lead on?
 # make test-cuda-build: build with CUDA kernels, test that build, audit its machine code. Needs nvcc, but no GPU.
 
 PYTHON ?= python3
@@ -53,7 +54,7 @@ CMAKE_FLAGS := -G Ninja '-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)'
 EMULATED_TESTS ?= ON
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo demo-distributed test test-python test-cpp test-cpp-sanitized test-cuda-build benchmark stub lint clean FORCE
+.PHONY: demo demo-distributed test test-python test-cpp test-cpp-sanitized test-cuda-build benchmark docs docs-links stub lint clean FORCE
 
 demo: $(VENV)/.installed $(VENV)/.examples
 	$(BIN)/python examples/train_llama.py demo
@@ -86,6 +87,15 @@ benchmark: $(VENV)/.installed $(VENV)/.examples
 	$(BIN)/python benchmarks/step_time.py --json benchmarks/results/step_time.json
 	$(BIN)/python benchmarks/memory.py --json benchmarks/results/memory.json
 	$(BIN)/python benchmarks/update_docs.py
+
+# Anew each time, as a page that is not read again has no warnings. Of the installed module, so not with python -m.
+SPHINX = $(BIN)/sphinx-build -q -E -W --keep-going -n -j auto docs
+
+docs: $(VENV)/.installed $(VENV)/.docs
+	$(SPHINX) build/docs -b html
+
+docs-links: $(VENV)/.installed $(VENV)/.docs
+	$(SPHINX) build/docs-links -b linkcheck
 
 # The stub of the native module, after the arguments of a rule have changed in csrc/ops/rules.h.
 stub: $(VENV)/.installed
@@ -136,6 +146,11 @@ $(VENV)/.examples: $(VENV)/.torch pyproject.toml
 $(VENV)/.tools: $(VENV)/.torch pyproject.toml
 	$(BIN)/$(INSTALL) 'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100' 'accelerate>=1.0' 'peft>=0.13' \
 	  'pytorch-lightning>=2.4'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml
+	$(BIN)/$(INSTALL) 'sphinx>=8.1' 'myst-parser>=4' 'furo>=2024.8.6' 'sphinx-copybutton>=0.5.2' \
+	  'django-static-mathjax>=3.2.2'
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml

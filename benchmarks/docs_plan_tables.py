@@ -1,6 +1,10 @@
-"""The tables of docs/plan.md: what ``sage_ext.plan`` says of published models. Nothing of it is measured."""
+"""The tables of docs/plan.md: what ``sage_ext.plan`` says of published models. Nothing of it is measured,
+so it is the same whatever benchmarks/results has, and made once.
+"""
 
 from __future__ import annotations
+
+from functools import cache
 
 import sage_ext
 from sage_ext.planning.report import size, time
@@ -10,12 +14,14 @@ MODELS = (("llama-1b", 1), ("llama-7b", 8), ("llama3-8b", 8), ("llama-70b", 64),
 PRESETS = ("sage", "sinkgd", "scale", "alias")
 
 
+@cache
 def example() -> str:
     """What the first command of the page prints."""
     model, preset, devices = CASE
     return f"```\n{sage_ext.plan(model, preset, devices=devices, precision='bf16')}\n```"
 
 
+@cache
 def side_by_side() -> str:
     """Peak and time of a step of several models and presets."""
     lines = [

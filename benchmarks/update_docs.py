@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import docs_gpu_tables as gpu
+import docs_method_tables as methods
 import docs_plan_tables as plan
 import docs_scaling_tables as scaling
 import docs_tables as cpu
@@ -43,6 +44,7 @@ PARTS: dict[str, dict[str, list[Callable[[], str]]]] = {
         "machine-code": [gpu.machine_code],
         "l2": [gpu.l2],
     },
+    **{f"docs/methods/{page}.md": {"measured": methods.makers(page)} for page in methods.ROWS},
 }
 
 

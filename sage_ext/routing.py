@@ -13,18 +13,24 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+__all__ = ["ROLES", "Routed", "route"]
+
 ROLES = ("embedding", "lm_head", "matrix", "vector")
+"""What a parameter may be in a model."""
 
 
 class Routed(NamedTuple):
     """A trainable parameter, its name and its role."""
 
     name: str
+    """In the model, or as it was given."""
     param: Tensor
+    """The parameter itself."""
     role: str
+    """One of :data:`ROLES`."""
     output_dim: int = 0
-    """Of the last two dimensions of a matrix, the one that has the output units: 0 in ``nn.Linear``'s ``[out,
-    in]``, 1 in an embedding's ``[V, d]`` and in the ``[in, out]`` of transformers' ``Conv1D``."""
+    """The dimension, of the last two, that has a matrix's output units. 0 in the ``[out, in]`` of
+    ``nn.Linear``, 1 in an embedding's ``[V, d]`` and in the ``[in, out]`` of transformers' ``Conv1D``."""
     decays: bool = True
     """Whether weight decay is for it."""
 
@@ -52,8 +58,8 @@ def route(
         no_decay: names of parameters that weight decay is not for.
 
     Returns:
-        One entry a parameter. Roles, first match wins: ``"embedding"`` (a tied head too, unless ``tied`` says
-        otherwise); ``"lm_head"``; ``"vector"`` for fewer than two dimensions; ``"matrix"``.
+        One entry a parameter. The first role that fits is taken, of ``"embedding"`` (a tied head too, unless
+        ``tied`` says otherwise), ``"lm_head"``, ``"vector"`` for fewer than two dimensions, and ``"matrix"``.
 
     Raises:
         TypeError: neither a module nor pairs.

@@ -96,6 +96,9 @@ class MajorityVote:
     def register(self, ddp: DistributedDataParallel) -> MajorityVote:
         """Make this the communication hook of a model. On all processes, before the same ``backward()``.
 
+        Args:
+            ddp: the model, wrapped; all of its processes vote.
+
         Returns:
             This vote.
 
@@ -280,7 +283,10 @@ class MajorityVote:
         return {"momentum": self.momentum, "exp_avg": exp_avg}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` has returned, also with other buckets.
+        """Go on from what :meth:`state_dict` has returned, also with other buckets.
+
+        Args:
+            state_dict: of this process, or of any other one.
 
         Raises:
             RuntimeError: the vote has no model yet.

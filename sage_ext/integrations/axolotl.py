@@ -5,7 +5,7 @@
 
 ``learning_rate``, ``weight_decay``, ``adam_beta1``, ``adam_beta2``, ``adam_epsilon``, ``embedding_lr`` and
 ``embedding_lr_scale`` mean what they mean to axolotl's own optimizers; ``optimizer`` does not matter any
-more. ``optim_args`` has what else :class:`FusedHybrid` takes, as text or as a mapping:
+more. ``optim_args`` has what else :class:`.FusedHybrid` takes, as text or as a mapping:
 ``preset=sinkgd,lr.adamw=1e-4,lr.sinkgd=0.02,sinkgd.iterations=3``.
 
 Follows axolotl 0.18.0 (commit 067b021c8), which has the hook ``create_optimizer`` but calls it nowhere. So
@@ -28,7 +28,7 @@ __all__ = ["HybridFactory", "SageExtPlugin"]
 
 
 class HybridFactory:
-    """Makes a :class:`FusedHybrid` as axolotl's trainers ask for it."""
+    """Makes a :class:`.FusedHybrid` as axolotl's trainers ask for it."""
 
     def __call__(self, model: nn.Module, training_args: Any = None, **arguments: Any) -> FusedHybrid:
         """Build the optimizer.
@@ -58,12 +58,27 @@ class HybridFactory:
 
 
 class SageExtPlugin(BasePlugin):
-    """Has axolotl train with a :class:`FusedHybrid`."""
+    """Has axolotl train with a :class:`.FusedHybrid`."""
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
+        """Tell a new trainer which factory to call.
+
+        Args:
+            cfg: axolotl's configuration.
+            trainer: gets :class:`HybridFactory` and its arguments as ``optimizer_cls_and_kwargs``.
+        """
         trainer.optimizer_cls_and_kwargs = (HybridFactory, _arguments(cfg, trainer))
 
     def create_optimizer(self, cfg: Any, trainer: Any) -> FusedHybrid:
+        """Return the hybrid that a configuration asks for.
+
+        Args:
+            cfg: axolotl's configuration.
+            trainer: has the model, and the arguments.
+
+        Raises:
+            ValueError: an argument cannot be used; the message names it, and the cure.
+        """
         return HybridFactory()(trainer.model, trainer.args, **_arguments(cfg, trainer))
 
 

@@ -6,7 +6,7 @@
 
 ZeRO makes one flat tensor of each parameter group and gives each process a piece of it. Nothing is left there
 of rows, columns and whole tensors, so that only rules that work element by element are right: Lion, Sign-SGD
-(Signum) and AdamW, one for all or several in a :class:`FusedHybrid` of group dicts. They take the very steps
+(Signum) and AdamW, one for all or several in a :class:`.FusedHybrid` of group dicts. They take the very steps
 that they take on whole parameters. Without ZeRO (stage 0) every rule is right.
 
 DeepSpeed has two keys for optimizers that are not its own, both at the top of the configuration:

@@ -4,7 +4,7 @@
 
     optim_config: {name: sage_ext, preset: sage}
 
-``optim_config`` has what :class:`FusedHybrid` takes, by the names that it has there; the learning rate is
+``optim_config`` has what :class:`.FusedHybrid` takes, by the names that it has there; the learning rate is
 ``learning_rate``, which LLaMA-Factory puts into it as ``lr``. A rule's own rate goes before that:
 ``sinkgd: {lr: 0.02}``. Weight decay is kept from norms and biases.
 

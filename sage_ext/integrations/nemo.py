@@ -5,7 +5,7 @@
       preset: sage
       lr: 2e-3
 
-The keys are the arguments of :class:`FusedHybrid`. An optimizer of one rule needs nothing of ours: its own
+The keys are the arguments of :class:`.FusedHybrid`. An optimizer of one rule needs nothing of ours: its own
 dotted path will do (``_target_: sage_ext.optimizers.FusedLion``).
 
 Follows NeMo Automodel 0.5.0 (commit 36044ad3d), which gives an optimizer class parameters without names, but
@@ -28,12 +28,16 @@ __all__ = ["HybridConfig"]
 
 
 class HybridConfig(OptimizerConfig):
-    """Builds a :class:`FusedHybrid` for each part of a model."""
+    """Builds a :class:`.FusedHybrid` for each part of a model."""
 
     supports_megatron_fsdp_sharding = False
 
     def __init__(self, *, param_group_overrides: Sequence[Any] = (), **arguments: Any) -> None:
-        """Keep the arguments of :class:`FusedHybrid`, as values or as text.
+        """Keep the arguments of :class:`.FusedHybrid`, as values or as text.
+
+        Args:
+            param_group_overrides: NeMo's own; has to be empty.
+            arguments: of the optimizer.
 
         Raises:
             ValueError: ``param_group_overrides`` are given.
@@ -47,7 +51,15 @@ class HybridConfig(OptimizerConfig):
         self.arguments = parse(arguments)
 
     def build(self, model: nn.Module, *, device_mesh: Any = None, is_peft: bool = False) -> list[FusedHybrid]:
-        """Return one optimizer for each of ``model.parts``, or for the model."""
+        """Return one optimizer for each of ``model.parts``, or for the model.
+
+        Args:
+            model: what is trained.
+            device_mesh, is_peft: as NeMo calls it; they do not matter here.
+
+        Raises:
+            ValueError: an argument cannot be used; the message names it, and the cure.
+        """
         return [
             self._build_optimizer(part, foreach=None) for part in getattr(model, "parts", None) or [model]
         ]

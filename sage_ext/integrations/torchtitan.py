@@ -7,7 +7,7 @@
 Or by regular expressions, with ``HybridsContainer.Config`` in the place of ``OptimizersContainer.Config``:
 ``ParamGroupConfig(pattern=..., optimizer_name="FusedHybrid", optimizer_kwargs={...})``. Where the arguments
 have a ``"rule"``, all that the pattern finds gets it, with the other arguments as hyperparameters; else they
-are those of :class:`FusedHybrid`, and what the pattern finds goes by role. The other optimizers of
+are those of :class:`.FusedHybrid`, and what the pattern finds goes by role. The other optimizers of
 ``sage_ext.optimizers`` go by their names, too (``"FusedLion"``), beside torchtitan's own.
 
 Follows torchtitan 0.3.0 (and commit b5bcd76c6): groups come with ``params``, ``param_names``, ``fused`` and
@@ -111,7 +111,7 @@ def default_hybrid(preset: str = "sage", **arguments: Any) -> Any:
     """Return the configuration of one hybrid of the whole model, as ``default_adamw`` does of AdamW.
 
     Args:
-        preset, arguments: as in :class:`FusedHybrid`.
+        preset, arguments: as in :class:`.FusedHybrid`.
     """
     everything = ParamGroupConfig(
         pattern=".*", optimizer_name=FusedHybrid.__name__, optimizer_kwargs={"preset": preset, **arguments}

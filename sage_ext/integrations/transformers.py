@@ -28,6 +28,9 @@ def no_decay_names(model: nn.Module) -> list[str]:
     """Return the names of the trainable parameters that Trainer itself keeps weight decay from.
 
     The list is that of the installed transformers: norms and biases.
+
+    Args:
+        model: what is trained.
     """
     # The method looks at nothing of a Trainer, and there is none yet.
     decays = set(Trainer.get_decay_parameter_names(None, model))
@@ -35,7 +38,7 @@ def no_decay_names(model: nn.Module) -> list[str]:
 
 
 class HybridFactory:
-    """Makes a :class:`FusedHybrid` of the model that a Trainer trains.
+    """Makes a :class:`.FusedHybrid` of the model that a Trainer trains.
 
     Weight decay is kept from norms and biases, as Trainer does it, and everything else goes by rule.
     Parameters have the names that they have in the model. With PEFT only what is trained is in it.
@@ -46,6 +49,14 @@ class HybridFactory:
     """
 
     def __init__(self, *groups: Any, **arguments: Any) -> None:
+        """Make a factory. It takes nothing, as what is said about the optimizer goes to the call.
+
+        Args:
+            groups, arguments: what a Trainer passes that takes this for an optimizer; refused.
+
+        Raises:
+            TypeError: there are some.
+        """
         if groups or arguments:
             raise TypeError(
                 "HybridFactory: it was called with parameter groups, as an optimizer. A Trainer that does so "
@@ -65,9 +76,9 @@ class HybridFactory:
 
         Args:
             model: what is trained; it may be wrapped.
-            preset: as in :class:`FusedHybrid`; None is "sage".
+            preset: as in :class:`.FusedHybrid`; None is "sage".
             no_decay: names of parameters without weight decay; None takes ``no_decay_names(model)``.
-            arguments: all others of :class:`FusedHybrid`: lr, betas, eps, weight_decay, and what is said to
+            arguments: all others of :class:`.FusedHybrid`: lr, betas, eps, weight_decay, and what is said to
                 one rule, e.g. ``sinkgd={"iterations": 3}``.
 
         Raises:

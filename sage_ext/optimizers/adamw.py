@@ -48,7 +48,7 @@ class FusedAdamW(FusedOptimizer):
             (float64 beside float64): in 16 bits ``exp_avg_sq`` vanishes or cannot decay.
         capturable: accepted for parity with torch, without effect: the whole state is on the parameter's
             device, and a step can be captured in a CUDA graph, either way.
-        backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
+        backend: ``"auto"``, ``"native"`` or ``"reference"``; ``optimizer.backend`` says what was chosen.
 
     Raises:
         ValueError: an argument or a parameter cannot be used; the message names it, and the cure.

@@ -133,7 +133,7 @@ class FusedALIAS(ReplicatedOptimizer):
         "lower_bound"     d = f(x_0) - lower_bound
 
     eta, d and gamma are one set of numbers for all tensors of a parameter group, in float64 and on their
-    device: a step never reads them on the host, :meth:`step_size` does when asked. There is no learning rate
+    device: a step never reads them on the host, ``step_size()`` does when asked. There is no learning rate
     to tune, and a scheduler's matters during warm-up alone.
 
     A group's state is ``scalars`` (72 bytes, in the group itself; names in
@@ -171,14 +171,14 @@ class FusedALIAS(ReplicatedOptimizer):
         maximize: ascend instead of descend; only with the descent gap.
         capturable: accepted for parity with torch, without effect: a step can be captured in a CUDA graph
             either way.
-        backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
+        backend: ``"auto"``, ``"native"`` or ``"reference"``; ``optimizer.backend`` says what was chosen.
         process_group: of ``torch.distributed``: the processes that train replicas, each on batches of its own
             (DDP). With ``gap="lower_bound"`` all begin with the mean of their losses, for which the host
             waits in the first step. Nothing else needs it, and it is not saved.
         vote: a :class:`sage_ext.distributed.MajorityVote` without momentum that is registered for the model
             that has these parameters: steps go by the vote, eta and d by what the gradients of all processes
             were before it, with one message a step, in which processes also hear of each other's errors. Only
-            for the memory-efficient form, and not in ``ddp.join()``. With a GradScaler :attr:`amp_scaling` is
+            for the memory-efficient form, and not in ``ddp.join()``. With a GradScaler ``amp_scaling`` is
             True by default; ``unscale_`` and clipping are taken into account.
 
     Raises:
@@ -357,7 +357,7 @@ class FusedALIASAdam(FusedOptimizer):
             (float64 beside float64): in 16 bits ``exp_avg_sq`` vanishes or cannot decay.
         capturable: accepted for parity with torch, without effect: a step can be captured in a CUDA graph
             either way.
-        backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
+        backend: ``"auto"``, ``"native"`` or ``"reference"``; ``optimizer.backend`` says what was chosen.
 
     Raises:
         ValueError: an argument or a parameter cannot be used; the message names it, and the cure.

@@ -421,6 +421,9 @@ class FusedOptimizer(GroupedOptimizer):
         Hyperparameters that the saved groups lack stay as they are, so that a checkpoint of
         ``torch.optim.AdamW`` loads into ``FusedAdamW``.
 
+        Args:
+            state_dict: what ``state_dict()`` has returned, here or of torch's optimizer of the same rule.
+
         Raises:
             ValueError: groups, rules or shapes differ from this optimizer's. Nothing has changed then.
         """

@@ -20,18 +20,23 @@ class Row:
     """One parameter."""
 
     name: str
+    """As the model calls it, or its place in the groups."""
     shape: tuple[int, ...]
+    """Of the whole parameter."""
     dtype: torch.dtype
+    """Of the parameter."""
     rule: str
+    """What its group names."""
     state_bytes: int
     """Of this process."""
     placements: str | None = None
-    """Of a DTensor: where its elements lie."""
+    """Where the elements of a DTensor lie."""
     in_stages: bool = False
     """Whether its rule runs in PyTorch, in stages with exchanges between processes."""
 
     @property
     def numel(self) -> int:
+        """Elements, of the whole parameter."""
         return math.prod(self.shape)
 
 
@@ -40,8 +45,11 @@ class Total:
     """All parameters of one rule."""
 
     tensors: int
+    """How many parameters."""
     numel: int
+    """Their elements."""
     state_bytes: int
+    """Of this process, with what their groups share."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class Setting:
     """What one parameter group runs with."""
 
     rule: str
+    """What the group names."""
     role: str | None
     """Of its parameters in the model, where a hybrid has given them one."""
     hyperparameters: Mapping[str, Any]
@@ -64,7 +73,9 @@ class Description:
     """What each parameter costs, in the order of the groups, once every parameter has been stepped."""
 
     rows: tuple[Row, ...]
+    """One a parameter."""
     backend: str
+    """``"native"`` or ``"reference"``."""
     groups: tuple[Setting, ...] = ()
     """In the order of ``optimizer.param_groups``."""
     shared_bytes: Mapping[str, int] = field(default_factory=dict)

@@ -41,7 +41,7 @@ class GroupedOptimizer(Optimizer):
 
     @property
     def backend(self) -> str:
-        """What runs: ``"native"`` or ``"reference"``. Worked out anew where an optimizer is unpickled."""
+        """``"native"`` or ``"reference"``, as it runs. Worked out anew where an optimizer is unpickled."""
         if self._backend is None:
             self._backend = self._resolve(chain.from_iterable(group["params"] for group in self.param_groups))
         return self._backend

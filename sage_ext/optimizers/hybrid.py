@@ -88,7 +88,7 @@ class FusedHybrid(ReplicatedOptimizer):
         maximize: ascend instead of descend.
         state_dtype: dtype of the moments; None takes each rule's default.
         capturable: as in the single-rule optimizers.
-        backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
+        backend: ``"auto"``, ``"native"`` or ``"reference"``; ``optimizer.backend`` says what was chosen.
         process_group: of ALIAS, as in :class:`FusedALIAS`.
         overrides: for a rule's name, a dict of hyperparameters in which all of its groups differ from the
             preset, e.g. ``sinkgd={"alpha": 0.05, "normalization": "sqrt"}``. Goes before lr, betas, eps and
@@ -175,6 +175,10 @@ class FusedHybrid(ReplicatedOptimizer):
         can be passed again. To an optimizer of group dicts they come with the rules of "sage", and what the
         rules' own defaults are where no preset was named. For parameters whose rule is known,
         ``add_param_group`` with ``"rule"`` does.
+
+        Args:
+            model_or_named_parameters: a module, or (name, parameter) pairs.
+            embeddings, lm_head, no_decay: names of parameters, as the constructor takes them.
 
         Raises:
             ValueError: nothing new to add, or a parameter or name cannot be used. The optimizer is unchanged

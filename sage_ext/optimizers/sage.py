@@ -71,7 +71,7 @@ class FusedSAGE(FusedOptimizer):
         state_dtype: dtype of ``exp_avg``; None takes the parameter's.
         capturable: accepted for parity with torch, without effect: the whole state is on the parameter's
             device, and a step can be captured in a CUDA graph, either way.
-        backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
+        backend: ``"auto"``, ``"native"`` or ``"reference"``; ``optimizer.backend`` says what was chosen.
 
     Raises:
         ValueError: an argument or a parameter cannot be used; the message names it, and the cure.

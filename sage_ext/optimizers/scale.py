@@ -72,7 +72,7 @@ class FusedSCALE(FusedOptimizer):
         state_dtype: dtype of ``exp_avg``; None takes the parameter's.
         capturable: accepted for parity with torch, without effect: a step can be captured in a CUDA graph
             either way.
-        backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
+        backend: ``"auto"``, ``"native"`` or ``"reference"``; ``optimizer.backend`` says what was chosen.
 
     Raises:
         ValueError: an argument or a parameter cannot be used (a 1-D one, for instance); the message names it,

@@ -40,7 +40,7 @@ class FusedLion(FusedOptimizer):
         state_dtype: dtype of ``exp_avg``; None takes the parameter's.
         capturable: accepted for parity with torch, without effect: a step can be captured in a CUDA graph
             either way.
-        backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
+        backend: ``"auto"``, ``"native"`` or ``"reference"``; ``optimizer.backend`` says what was chosen.
 
     Raises:
         ValueError: an argument or a parameter cannot be used; the message names it, and the cure.
@@ -99,7 +99,7 @@ class FusedSignSGD(FusedOptimizer):
         state_dtype: dtype of ``exp_avg``; None takes the parameter's.
         capturable: accepted for parity with torch, without effect: a step can be captured in a CUDA graph
             either way.
-        backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
+        backend: ``"auto"``, ``"native"`` or ``"reference"``; ``optimizer.backend`` says what was chosen.
 
     Raises:
         ValueError: an argument or a parameter cannot be used; the message names it, and the cure.

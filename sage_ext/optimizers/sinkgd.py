@@ -67,7 +67,7 @@ class FusedSinkGD(FusedOptimizer):
         normalization: ``"sqrt"`` as above, or ``"unit"``, which drops both square-root factors (the pairing
             in the released hybrid of SAGE's authors) and so divides the update by ``sqrt(m)``.
         maximize: ascend instead of descend.
-        backend: ``"auto"``, ``"native"`` or ``"reference"``; see :attr:`backend` for what was chosen.
+        backend: ``"auto"``, ``"native"`` or ``"reference"``; ``optimizer.backend`` says what was chosen.
 
     Raises:
         ValueError: an argument or a parameter cannot be used (a 1-D one, for instance); the message names it.

@@ -58,7 +58,7 @@ def plan(
             ``sinkgd={"iterations": 1}`` and so on.
 
     Returns:
-        A :class:`Plan`: ``print`` it for a table, ``as_dict()`` it, or ``draw("plan.png")`` it. Bytes are
+        A :class:`Plan`, to ``print`` for a table, to ``as_dict()``, or to ``draw("plan.png")``. Bytes are
         those of one device, the one that has most.
 
     Raises:

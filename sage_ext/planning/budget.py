@@ -31,14 +31,19 @@ class GroupCost:
     """A parameter group. Bytes are those of the device that has most."""
 
     rule: str
+    """What the group names."""
     role: str | None
     """Of its parameters in the model, where a hybrid has given them one."""
     tensors: int
+    """How many parameters."""
     numel: int
     """Elements of the whole parameters."""
     parameter_bytes: int
+    """Of parameters."""
     gradient_bytes: int
+    """Of gradients."""
     state_bytes: int
+    """Of optimizer state."""
     scratch_bytes: int
     """That the kernels allocate for its step."""
     moved_bytes: int
@@ -50,10 +55,12 @@ class Budget:
     """An optimizer on one device: the one that has most, where parameters are cut."""
 
     name: str
+    """Of the optimizer."""
     groups: tuple[GroupCost, ...]
+    """In the order of its parameter groups."""
     transient_bytes: int
-    """The most that a step allocates beside parameters, gradients and state: scratch of the kernels, and what
-    is exchanged. What a communication library keeps is not in it."""
+    """The most that a step allocates beside parameters, gradients and state. That is scratch of the kernels,
+    and what is exchanged; what a communication library keeps is not in it."""
     messages: int
     """Collective calls a step."""
     message_bytes: int
@@ -61,20 +68,23 @@ class Budget:
     sent_bytes: int
     """That it sends for them, by ring."""
     memory_seconds: float | None
-    """Of a step: ``moved_bytes`` at the bandwidth of the memory; None where that is not known."""
+    """Time for ``moved_bytes`` at the bandwidth of the memory; None where that is not known."""
     exchange_seconds: float | None
-    """Of its messages, one after the other; None where nothing is known of the links."""
+    """Time for its messages, one after the other; None where nothing is known of the links."""
 
     @property
     def parameter_bytes(self) -> int:
+        """Of parameters."""
         return sum(group.parameter_bytes for group in self.groups)
 
     @property
     def gradient_bytes(self) -> int:
+        """Of gradients, in the dtype of their parameters."""
         return sum(group.gradient_bytes for group in self.groups)
 
     @property
     def state_bytes(self) -> int:
+        """Of optimizer state."""
         return sum(group.state_bytes for group in self.groups)
 
     @property
@@ -87,11 +97,12 @@ class Budget:
 
     @property
     def moved_bytes(self) -> int:
+        """That a step reads and writes in memory."""
         return sum(group.moved_bytes for group in self.groups)
 
     @property
     def peak_bytes(self) -> int:
-        """The most that is held in a step: parameters, gradients, state and what the step allocates."""
+        """The most that is held in a step, with parameters, gradients, state and what the step allocates."""
         return self.parameter_bytes + self.gradient_bytes + self.state_bytes + self.transient_bytes
 
     @property

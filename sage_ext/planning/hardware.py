@@ -15,22 +15,35 @@ from sage_ext.planning.exchanges import GATHER, Message
 
 
 class Cluster(NamedTuple):
-    """GPUs and what connects them. Bytes a second in one direction, microseconds for latencies."""
+    """GPUs and what connects them. The defaults are those of an H100.
+
+    Latencies and shares are numbers of [tree, ring] by [LL, Simple], NCCL's algorithms and protocols, from
+    its ``src/graph/tuning.cc``.
+    """
 
     name: str = "NVIDIA DGX H100 (80 GB), one 400 Gb/s adapter a GPU"
+    """What a plan calls it."""
     # NVIDIA, H100 datasheet: 80 GB, 3.35 TB/s, NVLink 900 GB/s (both directions together).
     memory_bytes: float = 80e9
+    """Of one GPU."""
     memory: float = 3.35e12
+    """Bandwidth of a GPU's memory, in bytes a second."""
     nvlink: float = 450e9
+    """Bandwidth between GPUs of a node, in bytes a second and direction."""
     # NVIDIA, DGX H100 datasheet: 8 GPUs, 8 ConnectX-7 of 400 Gb/s.
     node: int = 8
+    """GPUs in a node."""
     network: float = 50e9
-    # NCCL, src/graph/tuning.cc: baseLat and hwLat in microseconds, of [tree, ring] by [LL, Simple].
+    """Bandwidth of a GPU's adapter between nodes, in bytes a second and direction."""
+    # baseLat and hwLat.
     base: tuple[tuple[float, float], ...] = ((6.8, 8.4), (6.6, 8.4))
+    """Latency of any message, in microseconds."""
     nvlink_hop: tuple[tuple[float, float], ...] = ((0.6, 4.0), (0.6, 3.4))
+    """Latency of a hop within a node, in microseconds."""
     network_hop: tuple[tuple[float, float], ...] = ((5.0, 14.0), (2.7, 14.0))
-    # The same file: what share of the bandwidth is left, of the same.
+    """Latency of a hop between nodes, in microseconds."""
     share: tuple[tuple[float, float], ...] = ((0.92 / 3.8, 0.92), (0.5, 1.0))
+    """Share of the bandwidth that is reached."""
 
 
 H100 = Cluster()

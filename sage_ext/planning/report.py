@@ -15,6 +15,7 @@ class Plan:
     """The costs of an optimizer and of AdamW on one device, the one that has most. ``print`` it."""
 
     model: str
+    """Its name, or its class."""
     precision: str
     """Of parameters and gradients."""
     mesh: tuple[int, ...]
@@ -22,9 +23,11 @@ class Plan:
     layout: str
     """The same in words."""
     hardware: str
+    """What the devices are."""
     device_bytes: int | None
     """Memory of a device; None where that is not known."""
     chosen: Budget
+    """Costs of the optimizer that was asked for."""
     adamw: Budget
     """Torch's AdamW in bytes, with both moments in float32. Beside 16-bit parameters its fused kernels keep
     them in 16 bits, where a second moment can vanish or stop decaying; with moments of that kind its state is
@@ -57,6 +60,9 @@ class Plan:
 
     def draw(self, path: str | os.PathLike[str]) -> None:
         """Draw memory and time of both into a file, of the kind that its name ends on (``.png``, ``.svg``).
+
+        Args:
+            path: of the file; one that is there is written over.
 
         Raises:
             ImportError: there is no matplotlib.

@@ -41,8 +41,8 @@ def adamw_(
         W <- W - lr/(1-b1^t) * m / (sqrt(v)/sqrt(1-b2^t) + eps)
 
     Source: Loshchilov and Hutter (arXiv 1711.05101), in the form of ``torch.optim.AdamW``, except that where
-        the
-    denominator is zero (with eps = 0, an element that never had a gradient) the update is zero and not NaN.
+    the denominator is zero (with eps = 0, an element that never had a gradient) the update is zero and not
+    NaN.
 
     Args:
         params: W, any shape and floating dtype.
@@ -51,6 +51,7 @@ def adamw_(
         exp_avg_sqs: v, shaped as W, dtype of m.
         steps: 0-dim float32 counters of the steps done so far; each is raised by one before it is used as t.
         lr: a number or a 0-dim tensor.
+        beta1, beta2, eps, weight_decay: numbers, as :class:`~sage_ext.FusedAdamW` has them.
         maximize: negates g on load.
         grad_scale: g is divided by it on load (the gradient itself is not written).
         found_inf: if non-zero, nothing changes, the step counters included.

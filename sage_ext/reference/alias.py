@@ -101,6 +101,7 @@ def alias_(
         max_step: gamma is at most this.
         warmup_steps: how many steps take ``lr``.
         update_every: eta and d are brought up to date in step 2, and every so many steps from there.
+        weight_decay: decoupled, with gamma in the learning rate's place.
         loss: f(x_0), which the first step with the lower-bound gap needs; a number or one element.
         phase: ``"step"`` for all of it. ``"move"`` does the step without bringing eta and d up to date, and
             ``"refresh"`` only brings them up to date, from g and the gradient of the last step: with a
@@ -338,6 +339,7 @@ def alias_adam_(
         signs: of the last gradient, as int32 bit planes of shape ``(2, ceil(numel / 32))``.
         scalars: r and d of each parameter, float64 of 2 elements; d as it shall begin.
         lr: a number or a 0-dim tensor.
+        beta1, beta2, eps, weight_decay: numbers, as :class:`~sage_ext.FusedALIASAdam` has them.
         maximize: negates g on load.
         grad_scale: g is divided by it on load (the gradient itself is not written).
         found_inf: if non-zero, nothing changes.

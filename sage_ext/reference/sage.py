@@ -59,7 +59,9 @@ def sage_(
             dimensions.
         steps: 0-dim float32 counters of the steps done so far; each is raised by one before it is used as t.
         lr: a number or a 0-dim tensor.
+        beta1, beta2, weight_decay: numbers, as :class:`~sage_ext.FusedSAGE` has them.
         eps: added to the damper's denominators; may be 0.
+        momentum_first: which m the sign is formed from, as above.
         instant_damper: whether the second term takes part in the minimum.
         maximize: negates g on load.
         grad_scale: g is divided by it on load (the gradient itself is not written).

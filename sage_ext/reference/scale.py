@@ -48,6 +48,7 @@ def scale_(
         grads: g, shaped as W.
         exp_avgs: m, shaped as W; empty if ``momentum`` is 0.
         lr: a number or a 0-dim tensor.
+        eps, weight_decay: numbers, as :class:`~sage_ext.FusedSCALE` has them.
         momentum: in [0, 1).
         dim: 1 or 0.
         normalization: ``"rms"``, or ``"l2"``, which is larger by the root of the length.

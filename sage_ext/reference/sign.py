@@ -40,6 +40,7 @@ def lion_(
         grads: g, shaped as W.
         exp_avgs: m, shaped as W.
         lr: a number or a 0-dim tensor.
+        beta1, beta2, weight_decay: numbers, as :class:`~sage_ext.FusedLion` has them.
         maximize: negates g on load.
         grad_scale: g is divided by it on load (the gradient itself is not written).
         found_inf: if non-zero, nothing changes.
@@ -87,6 +88,7 @@ def sign_sgd_(
         grads: g, shaped as W.
         exp_avgs: m, shaped as W; empty if ``momentum`` is 0.
         lr: a number or a 0-dim tensor.
+        weight_decay: a number, as :class:`~sage_ext.FusedSignSGD` has it.
         momentum: in [0, 1).
         maximize: negates g on load.
         grad_scale: g is divided by it on load (the gradient itself is not written).

@@ -49,6 +49,7 @@ def sinkgd_(
         params: W, two or more dimensions, any floating dtype.
         grads: g, shaped as W.
         lr: a number or a 0-dim tensor.
+        alpha, eps, weight_decay: numbers, as :class:`~sage_ext.FusedSinkGD` has them.
         iterations: how often rows and columns are normalised.
         normalization: ``"sqrt"`` as above, or ``"unit"``, which drops both square-root factors.
         maximize: negates g on load.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
 import shutil
@@ -16,15 +18,23 @@ import torch
 from models import TinyLanguageModel, batch
 from torch import nn
 
+import sage_ext
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import docs_gpu_tables
+import docs_pictures
 import docs_tables
 import update_docs
 
 ROOT = update_docs.ROOT
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+INDEX = DOCS / "README.md"
+# index.md is what Sphinx makes the first page of: README.md, and the order of the others.
+PAGES = [README, *sorted(page for page in DOCS.rglob("*.md") if page != DOCS / "index.md")]
+METHOD_PAGES = [page for page in update_docs.PARTS if "/methods/" in page]
+METHODS = sorted((DOCS / "methods").glob("*.md"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -70,9 +80,16 @@ def test_a_number_that_was_typed_is_noticed(page: str, copied: Path) -> None:
 @pytest.mark.parametrize(
     ("result", "pages"),
     [
-        ("memory.json", ["README.md", "docs/measurements.md"]),
-        ("step_time.json", ["README.md", "docs/measurements.md"]),
-        ("demo.json", ["README.md", "docs/training.md"]),
+        ("memory.json", ["README.md", "docs/measurements.md", *METHOD_PAGES]),
+        ("step_time.json", ["README.md", "docs/measurements.md", *METHOD_PAGES]),
+        (
+            "demo.json",
+            [
+                "README.md",
+                "docs/training.md",
+                *(f"docs/methods/{name}.md" for name in ("sage", "sinkgd", "scale", "hybrids")),
+            ],
+        ),
         ("kernels.json", ["docs/gpu.md"]),
         ("l2_model.json", ["docs/gpu.md"]),
         ("lora.json", ["docs/trainers.md"]),
@@ -243,14 +260,83 @@ def test_dead_links_are_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=name_of)
 def test_pages_link_to_each_other_only(page: Path) -> None:
-    """So that a generator can take the folder as it is."""
-    targets = [target for target in links_of(page) if not re.match(r"\w+:", target)]
-    assert [target for target in targets if "/" in target] == []
+    """So that Sphinx can take the folder as it is. README.md is no page there."""
+    targets = [target.partition("#")[0] for target in links_of(page) if not re.match(r"\w+:", target)]
+    places = [(page.parent / target).resolve() for target in targets if target]
+    assert [str(place) for place in places if not place.is_relative_to(DOCS) or place == INDEX] == []
 
 
 def test_every_page_is_listed() -> None:
-    index = ROOT / "docs" / "README.md"
-    assert set(links_of(index)) == {page.name for page in PAGES[1:] if page != index}
+    references = (DOCS / "api").glob("*.rst")
+    pages = {str(page.relative_to(DOCS)) for page in (*PAGES[1:], *references) if page != INDEX}
+    assert set(links_of(INDEX)) == pages
+    # In Sphinx's menu too; make docs says so of pages that are not, and of names that are no pages.
+    listed = re.findall(r"^[\w/]+$", (DOCS / "index.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(page.rpartition(".")[0] for page in pages)
+
+
+# --- methods ---
+
+# What all optimizers have, or what is said of processes elsewhere.
+COMMON = {"params", "maximize", "state_dtype", "capturable", "backend", "process_group", "vote"}
+COMMON |= {"self", "model_or_named_parameters_or_groups", "overrides"}
+TABLE = re.compile(r"^\| `(Fused\w+)` \| default \| AdamW's \|.*\n\|[-|]+\n((?:\|.*\n)+)", re.MULTILINE)
+
+
+def defaults(optimizer: type) -> dict[str, Any]:
+    parameters = inspect.signature(optimizer.__init__).parameters.items()
+    return {name: parameter.default for name, parameter in parameters if name not in COMMON}
+
+
+@pytest.mark.parametrize("page", METHODS, ids=name_of)
+def test_arguments_are_said_as_they_are(page: Path) -> None:
+    """Each argument of a method has a row in the order of the constructor, with its default and AdamW's."""
+    adamw = defaults(torch.optim.AdamW)
+    tables = TABLE.findall(page.read_text())
+    assert tables
+    for name, body in tables:
+        cells = [re.split(r"\s*\|\s*", row)[1:] for row in body.splitlines()]
+        own = defaults(getattr(sage_ext, name))
+        assert [row[0] for row in cells] == [f"`{argument}`" for argument in own]
+        for (argument, default), row in zip(own.items(), cells, strict=True):
+            assert ast.literal_eval(row[1]) == default, argument
+            theirs = adamw.get(argument) if argument in ("lr", "betas", "eps", "weight_decay") else None
+            assert (ast.literal_eval(row[2]) if row[2] else None) == theirs, argument
+
+
+def test_every_class_has_a_page() -> None:
+    said = [name for page in METHODS for name, _ in TABLE.findall(page.read_text())]
+    assert sorted(said) == sorted(name for name in sage_ext.__all__ if name.startswith("Fused"))
+
+
+@pytest.mark.parametrize("page", METHODS, ids=name_of)
+def test_every_method_says_the_same_things(page: Path) -> None:
+    text = page.read_text()
+    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    for part in ("Arguments", "What the papers? reports?", "What we measured"):
+        assert len([heading for heading in headings if re.fullmatch(part, heading)]) == 1
+    assert "**Source**: " in text
+    assert text.index("What we measured") < text.index("<!-- measured:begin -->")
+
+
+def test_pictures_are_up_to_date() -> None:
+    assert docs_pictures.stale() == [], "run python benchmarks/docs_pictures.py"
+
+
+def test_a_picture_of_other_numbers_is_noticed(copied: Path) -> None:
+    path = copied / "results" / "memory.json"
+    path.write_text(json.dumps(twice(json.loads(path.read_text()))))
+    assert docs_pictures.stale() == ["state.svg"]
+
+
+def test_the_questions_are_those_of_the_picture() -> None:
+    """Each question of the page leads to what the picture leads to."""
+    answers = re.findall(r"^\d\. (.*(?:\n   .*)*)", (DOCS / "choose.md").read_text(), re.MULTILINE)
+    assert len(answers) == len(docs_pictures.QUESTIONS) == 5
+    for answer, (_, _, optimizers) in zip(answers, docs_pictures.QUESTIONS, strict=True):
+        for name in re.findall(r"\w+$|\w+(?=[,(\n])|\"\w+\"", optimizers, re.MULTILINE):
+            assert name in answer
+    assert docs_pictures.LAST in answers[-1]
 
 
 # --- examples ---
@@ -272,13 +358,22 @@ class MyLlama(nn.Module):
 
 
 def examples_of(page: Path) -> list[str]:
-    return [code for language, code in FENCE.findall(page.read_text()) if language == "python"]
+    """The examples in Python, and what is to be written in the place of something else."""
+    examples = []
+    for language, code in FENCE.findall(page.read_text()):
+        if language == "diff":
+            code = "".join(re.findall(r"^\+(.*\n)", code, re.MULTILINE))
+        if language == "python" or (language == "diff" and "import" in code):
+            examples.append(code)
+    return examples
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if examples_of(page)], ids=name_of)
 def test_examples_run(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The examples of a page, one after the other in one namespace."""
     namespace: dict[str, Any] = {"MyLlama": MyLlama, "batch": batch()}
+    if page.name == "moving.md":
+        namespace["model"] = MyLlama()
     for index, code in enumerate(examples_of(page)):
         exec(compile(code, f"{page.name}, example {index + 1}", "exec"), namespace)
     optimizer = namespace["optimizer"]
@@ -286,5 +381,25 @@ def test_examples_run(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert all(param.isfinite().all() for param in group["params"])
 
 
-def test_the_readme_shows_how_to_use_it() -> None:
+def test_the_first_pages_show_how_to_use_it() -> None:
     assert "FusedHybrid(model" in examples_of(README)[0]
+    assert "FusedHybrid(model" in examples_of(INDEX)[0]
+    # With Trainer as in the example, which other tests run.
+    script = (ROOT / "examples" / "integrations" / "trainer.py").read_text()
+    (shown,) = (code for language, code in FENCE.findall(INDEX.read_text()) if language == "py")
+    lines = [line for line in shown.splitlines() if re.search(r"# [12]$", line)]
+    assert len(lines) == 2
+    for line in lines:
+        assert line.partition("}")[0] in script
+
+
+def test_a_file_of_lion_pytorch_loads() -> None:
+    """As lion-pytorch 0.2.5 saves it, and docs/moving.md says."""
+    weight = nn.Parameter(torch.zeros(3))
+    moment = torch.tensor([1.0, -2.0, 3.0])
+    group = {"lr": 0.5, "betas": (0.9, 0.99), "weight_decay": 0.1, "params": [0]}
+    optimizer = sage_ext.FusedLion([weight])
+    optimizer.load_state_dict({"state": {0: {"exp_avg": moment}}, "param_groups": [group]})
+    weight.grad = torch.zeros(3)
+    optimizer.step()
+    assert torch.equal(weight, -0.5 * moment.sign())

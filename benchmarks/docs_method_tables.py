@@ -1,0 +1,90 @@
+"""What the pages in docs/methods say that was measured: state, time of a step, and how the demo ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from docs_tables import ADAMW, load, prose, size, table, verdict
+
+PAGES = Path(__file__).resolve().parent.parent / "docs"
+
+# Page -> what the benchmarks call the optimizers of a method, and the demo its runs.
+ROWS: dict[str, tuple[list[str], list[str]]] = {
+    "sage": (["SAGE hybrid", "FusedSAGE", "FusedSAGE (embedding)"], ["sage-hybrid"]),
+    "sinkgd": (
+        [
+            "SAGE hybrid",
+            "SinkGD hybrid",
+            "FusedSinkGD",
+            "FusedSinkGD (matrices)",
+            "FusedSinkGD (matrices), 1 iteration",
+        ],
+        ["sage-hybrid", "sinkgd-scale"],
+    ),
+    "scale": (
+        ["SCALE hybrid", "FusedSCALE", "FusedSCALE (columns)", "FusedSCALE (matrices)"],
+        ["scale", "sinkgd-scale"],
+    ),
+    "alias": (
+        ["ALIAS hybrid", "FusedALIAS", "FusedALIAS (lower bound)", "FusedALIAS (base)", "FusedALIASAdam"],
+        [],
+    ),
+    "lion": (["FusedLion", "Lion hybrid"], []),
+    "sign_sgd": (["FusedSignSGD"], []),
+    "adamw": (["FusedAdamW"], []),
+    "hybrids": (
+        [f"{name} hybrid" for name in ("SAGE", "Lion", "SinkGD", "SCALE", "ALIAS")],
+        ["sage-hybrid", "sinkgd-scale", "scale"],
+    ),
+}
+# Case -> its column, and what the text calls it.
+CASES = {
+    "llama 53M fp32": ("Llama, fp32", "a Llama with 53 million parameters"),
+    "llama 53M bf16": ("Llama, bf16", "a Llama with 53 million parameters"),
+    "8192 x 8192 fp32": ("8192 x 8192", "one matrix"),
+    "2000 x 256 fp32": ("2,000 x 256", "2,000 tensors of 256 numbers"),
+}
+
+
+def costs(names: Sequence[str]) -> str:
+    """State, and the time of a step over AdamW's, of some optimizers."""
+    memory, times = load("memory.json"), load("step_time.json")
+    own = next(row for row in memory["rows"] if row["dtype"] == "bf16" and not row["tied"])
+    ratios = {(row["case"], row["optimizer"]): f"{row['ratio']:.2f}" for row in times["rows"]}
+    names = [ADAMW, *names]
+    cases = [case for case in CASES if any((case, name) in ratios for name in names[1:])]
+    rows = [
+        [
+            name,
+            size(own["state_bytes"][name]) if name in own["state_bytes"] else "",
+            *(ratios.get((case, name), "") for case in cases),
+        ]
+        for name in names
+    ]
+    stepped = ", of ".join(dict.fromkeys(CASES[case][1] for case in cases))
+    parts = [part for part in ("(matrices)", "(embedding)") if any(part in name for name in names)]
+    text = prose(
+        f"State of a Llama with {own['parameters'] / 1e9:.2f} billion parameters in bf16, and time of a step",
+        f"over that of torch's fused AdamW, of {stepped}; on {times['setting']['threads']} cores.",
+        *(f"What is called {part} steps these alone." for part in parts),
+        "[Measurements](../measurements.md) has the rest.",
+    )
+    return f"{text}\n\n{table(['optimizer', 'state, GiB', *(CASES[case][0] for case in cases)], rows)}"
+
+
+def trained(labels: Sequence[str]) -> str:
+    """How runs of these labels ended in the demo, and where more of it is."""
+    results = load("demo.json")["results"]
+    said = [line for line in verdict(results) if any(line.startswith(f"`{label}`") for label in labels)]
+    if (PAGES / "results.md").is_file():
+        return prose(*said, "How it trains beside an AdamW that was tuned as long: [results](../results.md).")
+    if said:
+        said.insert(0, "One seed of a small model, [the demo](../training.md):")
+    return prose(*said, "How it trains beside an AdamW that was tuned as long is not measured yet.")
+
+
+def makers(page: str) -> list[Callable[[], str]]:
+    names, labels = ROWS[page]
+    return [partial(costs, names), partial(trained, labels)]
