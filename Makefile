@@ -88,7 +88,7 @@ benchmark: $(VENV)/.installed $(VENV)/.examples
 	$(BIN)/python benchmarks/update_docs.py
 
 # Can be stopped at any time and goes on where it was. REPORT takes arguments of report.py and run.py.
-report: $(VENV)/.installed $(VENV)/.examples $(VENV)/.contenders
+report: $(VENV)/.installed $(VENV)/.examples $(if $(findstring --no-run,$(REPORT)),,$(VENV)/.contenders)
 	nice -n 19 $(BIN)/python benchmarks/train/report.py $(REPORT)
 
 # The stub of the native module, after the arguments of a rule have changed in csrc/ops/rules.h.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import sage_ext
 from sage_ext.planning.report import size, time
 
@@ -16,6 +18,7 @@ def example() -> str:
     return f"```\n{sage_ext.plan(model, preset, devices=devices, precision='bf16')}\n```"
 
 
+@functools.cache  # a second, and a test asks for it once a page
 def side_by_side() -> str:
     """Peak and time of a step of several models and presets."""
     lines = [

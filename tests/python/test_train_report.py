@@ -50,6 +50,7 @@ def result(run: str, loss: float | None, config: dict[str, Any], **about: Any) -
             "state_bytes": 100 * (len(run) % 9),
             "optimizer_ms": None if loss is None else 1.5,
             "cpu_seconds": 10.0,
+            "wall_seconds": 30.0,
         },
         "curve": {
             "train_loss": [loss] * 8 if loss else [6.0],
@@ -282,6 +283,8 @@ def test_a_whole_page_has_every_section_and_every_picture(whole: Store) -> None:
     for heading in ("What is fixed", "Spread", "What was not shown"):
         assert f"## {heading}" in text
     assert "c0ffee" in text
+    assert text.count("run.py --scale test --study") > len(claims.CLAIMS)
+    assert "run.py --study" not in text
     assert "my-text; 3 documents" in text
     assert "/some/where" not in text  # a path of somebody's machine
     for rows in text.split("\n\n"):  # a table's rows have as many cells as its head

@@ -43,7 +43,7 @@ def _run(arguments: list[str]) -> int:
 
 def _write(options: argparse.Namespace) -> int:
     scale = SCALES[options.scale]
-    at_home = scale.name == "cpu"
+    at_home = page.at_home(scale)
     kept = store.Store(options.results or store.RESULTS / ("" if at_home else scale.name))
     out = options.out or (ROOT / "docs" if at_home else ROOT / "runs" / "train" / f"report-{scale.name}")
     path, folder = out / "results.md", out / "results"

@@ -115,6 +115,11 @@ def average(results: Sequence[Result], key: str) -> float:
     return mean(values) if values and None not in values else math.nan
 
 
+def seconds(results: Sequence[Result], scale: Scale) -> float:
+    """Of a run, mean over ``results``: the processor's where it does the work, else by the clock."""
+    return average(results, "cpu_seconds" if scale.device == "cpu" else "wall_seconds")
+
+
 def state_per_parameter(result: Result) -> float:
     return result["result"]["state_bytes"] / result["result"]["parameters"]
 

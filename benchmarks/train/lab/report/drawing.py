@@ -113,7 +113,7 @@ def seconds(found: Data) -> Figure:
     _perplexity(axes, [point["y"] for point in points])
     low, high = min(point["x"] for point in points), max(point["x"] for point in points)
     axes.set_xlim(low - 0.08 * (high - low) - 1, high + 0.25 * (high - low) + 1)
-    axes.set_xlabel("processor time of a run (seconds, one thread, mean of three seeds)")
+    axes.set_xlabel(f"{found['what']} of a run (seconds, mean over seeds)")
     axes.set_title("Perplexity against time")
     _scatter(made, axes, points)
     return made

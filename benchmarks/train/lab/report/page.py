@@ -32,7 +32,7 @@ def text(store: Store, scale: Scale, folder: str = "results") -> str:
         ]
 
     parts: list[str | None] = [
-        opening(store),
+        opening(store, scale),
         "## Where it stands",
         table_of_studies(store, scale),
         "## Perplexity at the same budget",
@@ -66,16 +66,24 @@ def text(store: Store, scale: Scale, folder: str = "results") -> str:
         "## What was not shown",
         not_shown(store, scale),
     ]
-    return "\n\n".join(part for part in parts if part)
+    whole = "\n\n".join(part for part in parts if part)
+    # Commands of other scales name theirs, as those in the JSONs do.
+    return whole if at_home(scale) else whole.replace(f"{RUN} --study", f"{RUN} --scale {scale.name} --study")
 
 
-def opening(store: Store) -> str:
+def at_home(scale: Scale) -> bool:
+    """Whether results, page and commands of a scale are those without a name."""
+    return scale.name == "cpu"
+
+
+def opening(store: Store, scale: Scale) -> str:
+    folder = "benchmarks/results/train" + ("" if at_home(scale) else f"/{scale.name}")
+    command = "make report" if at_home(scale) else f'make report REPORT="--scale {scale.name}"'
     return prose(
-        f"{len(store.results):,} runs of small Llamas on real text, each a JSON in",
-        "`benchmarks/results/train`. All below",
-        "is made from them by `make report`, which runs what is missing first. Embedding, matrices and",
-        "head have rates",
-        "of their own for every contender, AdamW too, found by the same search in as many runs.",
+        f"{len(store.results):,} runs of small Llamas on real text, each a JSON in `{folder}`. All below",
+        f"is made from them by `{command}`, which runs what is missing first. Embedding, matrices and",
+        "head have rates of their own for every contender, AdamW too, found by the same search in as",
+        "many runs.",
     )
 
 
@@ -127,9 +135,9 @@ def fixed(store: Store) -> str:
     names = dict.fromkeys(name for run in runs for name in run["versions"] if name != "commit")
     rows += [[name, _values([run["versions"].get(name, "none") for run in runs])] for name in names]
     note = prose(
-        "The same for all runs of study `main`, read from their JSONs; several values where runs differ. A",
-        "JSON also has",
-        "the commit that it was made at, every hyperparameter, and a thinned curve.",
+        "The same for all runs of study `main`, read from their JSONs; several values where runs",
+        "differ. A JSON also has the commit that it was made at, every hyperparameter, and a thinned",
+        "curve.",
     )
     return f"{note}\n\n{table(['what', 'value'], rows, left=2)}"
 
@@ -165,11 +173,11 @@ def spread(store: Store) -> str:
     names = [name for name in data.ranked(store) if data.spread_of(store, name) is not None]
     level = mean(data.perplexity(run) for name in names for run in data.seeds(store, name))
     return prose(
-        f"Over the seeds of a contender the loss has a standard deviation of {found:.4f} nats (pooled over",
-        f"{len(names)} contenders), {100 * found:.1f} % of a perplexity, or {level * found:.2f} at their",
-        "mean of",
-        f"{level:.1f}. Contenders whose means are nearer than twice that times the root of two thirds,",
-        f"{100 * 2 * found * (2 / len(SEEDS)) ** 0.5:.1f} %, are not told apart, whatever their ranks.",
+        f"Over the seeds of a contender the loss has a standard deviation of {found:.4f} nats (pooled",
+        f"over {len(names)} contenders), {100 * found:.1f} % of a perplexity, or {level * found:.2f} at",
+        f"their mean of {level:.1f}. Contenders whose means are nearer than twice that times the root of",
+        f"two thirds, {100 * 2 * found * (2 / len(SEEDS)) ** 0.5:.1f} %, are not told apart, whatever",
+        "their ranks.",
     )
 
 
@@ -181,9 +189,8 @@ make report REPORT=--no-run  # this page alone, from the JSONs there are
 ```"""
     text = prose(
         "On the same processor and versions a run gives the same number again. On others, or with other",
-        "threads,",
-        "sums come in another order, and a run is like one with another seed: expect the spread above.",
-        "`benchmarks/train/README.md` has the rest.",
+        "threads, sums come in another order, and a run is like one with another seed: expect the",
+        "spread above. `benchmarks/train/README.md` has the rest.",
     )
     return f"{commands}\n\n{text}"
 
@@ -199,9 +206,10 @@ def not_shown(store: Store, scale: Scale) -> str:
     ]
     lines = []
     if sizes:
+        size, length = data.millions(max(sizes)), data.millions(largest)
+        larger = "The papers' models are 60 M and larger: `--scale gpu` is for these."
         lines.append(
-            f"- Anything beyond {data.millions(max(sizes))} parameters and {data.millions(largest)} tokens. "
-            "The papers' models are 60 M and larger: `--scale gpu` is for these."
+            f"- Anything beyond {size} parameters and {length} tokens. {larger if at_home(scale) else ''}"
         )
     if devices == ["cpu"]:
         lines.append("- Anything on a GPU: all runs are on a CPU. Times say nothing about one.")

@@ -101,8 +101,9 @@ def front(store: Store, scale: Scale) -> Data | None:
 
 
 def seconds(store: Store, scale: Scale) -> Data | None:
-    points = _points(store, lambda runs: data.average(runs, "cpu_seconds"))
-    return {"points": points} if points else None
+    points = _points(store, lambda runs: data.seconds(runs, scale))
+    what = "processor time" if scale.device == "cpu" else "time"
+    return {"points": points, "what": what} if points else None
 
 
 def rates(store: Store, scale: Scale) -> Data | None:
@@ -229,7 +230,7 @@ PICTURES = {
     for picture in (
         Picture("tokens", "Validation perplexity against training tokens, a line an optimizer", tokens),
         Picture("front", "Perplexity against bytes of optimizer state a parameter", front),
-        Picture("seconds", "Perplexity against processor seconds of a run", seconds),
+        Picture("seconds", "Perplexity against the seconds that a run takes", seconds),
         Picture("rates", "Perplexity of the search's runs against each role's rate", rates),
         Picture("alias-steps", "Step sizes over a run, of optimizers that find their own", alias_steps),
         Picture("alias-starts", "ALIAS's step sizes over a run, by start and batch", alias_starts),

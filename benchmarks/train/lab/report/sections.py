@@ -56,9 +56,8 @@ def iterations(store: Store, scale: Scale) -> str:
         AGAIN,
     ]
     text = prose(
-        f"`{ITERATED}` with SinkGD at so many iterations, each at the best of three rates for the matrices;",
-        "three",
-        "seeds for the first column, one run of the search for the two others.",
+        f"`{ITERATED}` with SinkGD at so many iterations, each at the best of three rates for the",
+        "matrices; three seeds for the first column, one run of the search for the two others.",
     )
     return f"{text}\n\n{table(columns, rows, text_last=True)}"
 
@@ -91,10 +90,9 @@ def widths(store: Store, scale: Scale) -> str:
     text = prose(
         "The matrices' rate that study `main` found, times",
         f"{', '.join(f'{factor:g}' for factor in sorted(questions.WIDTH_FACTORS))}, on other widths; one",
-        "seed,",
-        f"{millions(scale.search_tokens)} tokens. `sinkgd-unit` is the unit form of SinkGD, whose update",
-        "shrinks with",
-        "the rows of a matrix. If the best factor stays, one rate serves all widths.",
+        f"seed, {millions(scale.search_tokens)} tokens. `sinkgd-unit` is the unit form of SinkGD, whose",
+        "update shrinks with the rows of a matrix. If the best factor stays, one rate serves all",
+        "widths.",
     )
     return f"{text}\n\n{table(columns, rows, text_last=True)}"
 
@@ -112,11 +110,10 @@ def batch(store: Store, scale: Scale) -> str:
             rows.append([f"`{name}`", *cells, again(chosen)])
     columns = ["contender", *(f"{multiple} x the batch" for multiple in questions.BATCHES), AGAIN]
     text = prose(
-        f"The same {millions(scale.final_tokens)} tokens in batches of {scale.batch_size * scale.seq_len:,}",
-        "tokens and",
-        "multiples of that, all rates of study `main` times",
-        f"{', '.join(f'{factor:g}' for factor in sorted(questions.BATCH_FACTORS))}: the best of these. One",
-        "seed.",
+        f"The same {millions(scale.final_tokens)} tokens in batches of",
+        f"{scale.batch_size * scale.seq_len:,} tokens and multiples of that, all rates of study `main`",
+        f"times {', '.join(f'{factor:g}' for factor in sorted(questions.BATCH_FACTORS))}: the best of",
+        "these. One seed.",
     )
     return f"{text}\n\n{table(columns, rows, text_last=True)}"
 
@@ -150,7 +147,7 @@ def ablation(store: Store, scale: Scale) -> str:
         verdict = "-" if difference == "-" else claims.matters(data.estimate(changed) - data.estimate(plain))
         cells = [_labelled(plain), _labelled(changed), difference, verdict]
         rows.append([f"`{name}`", change, *cells, again(changed)])
-    columns = ["contender", "change", "without it", "with it", "difference", "does it matter?", AGAIN]
+    columns = ["contender", "change", "unchanged", "changed", "difference", "does it matter?", AGAIN]
     text = "At the rates of study `main`, which were found without the change; three seeds each."
     return f"{text}\n\n{table(columns, rows, left=2, text_last=True)}"
 
@@ -191,9 +188,8 @@ def alias(store: Store, scale: Scale) -> str:
     ]
     text = prose(
         "Where ALIAS begins (d0, where it takes the gap by descent), how large its batches are and how",
-        "long it runs:",
-        "one seed. Steps are means of a thirty-second part of the longer run; its cap is",
-        "`max_step`, 0.001." if _capped(store) else "`max_step`.",
+        "long it runs: one seed. Steps are means of a thirty-second part of the longer run; its cap is",
+        f"`max_step`, {' or '.join(f'{cap:g}' for cap in _caps(store))}.",
     )
     return f"{text}\n\n{table(columns, rows, left=2, text_last=True)}"
 
@@ -209,10 +205,9 @@ def _steps(run: data.Result | None) -> list[str]:
     return [f"{max(sizes):.2g}", f"{sizes[-1]:.2g}"] if sizes else ["-", "-"]
 
 
-def _capped(store: Store) -> bool:
-    """Whether all runs of ALIAS had the cap 0.001."""
+def _caps(store: Store) -> list[float]:
     groups = [group for run in data.select(store, "alias") for group in run["config"]["groups"]]
-    return {group["max_step"] for group in groups if group.get("rule") == "alias"} == {1e-3}
+    return sorted({group["max_step"] for group in groups if group.get("rule") == "alias"})
 
 
 def confirm(store: Store, scale: Scale) -> str:
@@ -236,8 +231,7 @@ def confirm(store: Store, scale: Scale) -> str:
     text = prose(
         f"A larger model{_parameters(store, 'confirm')}, all rates of study `main` times",
         f"{', '.join(f'{factor:g}' for factor in studies.CONFIRM_FACTORS)} at",
-        f"{millions(scale.search_tokens)} tokens,",
-        "then three seeds at the best of these.",
+        f"{millions(scale.search_tokens)} tokens, then three seeds at the best of these.",
     )
     return f"{text}\n\n{table(columns, rows, text_last=True)}"
 

@@ -53,7 +53,7 @@ def table_of_ranked(store: Store, scale: Scale) -> str:
                 rates(last),
                 f"{data.state_per_parameter(last):.2f}",
                 _step(data.average(runs, "optimizer_ms")),
-                f"{data.average(runs, 'cpu_seconds'):.0f}",
+                f"{data.seconds(runs, scale):.0f}",
                 f"`{runs[0]['command']}`",
             ]
         )
@@ -71,14 +71,13 @@ def table_of_ranked(store: Store, scale: Scale) -> str:
     ]
     text = prose(
         f"Validation perplexity after {data.millions(scale.final_tokens)} tokens, mean and standard",
-        "deviation over",
-        f"seeds {', '.join(map(str, SEEDS))}, at the best rates of the search; lower is better. Runs: of",
-        "the search and",
-        "of those that count. Steps and runs are in processor time, so that what else the machine did",
-        "counts little;",
+        f"deviation over seeds {', '.join(map(str, SEEDS))}, at the best rates of the search; lower is",
+        "better. Runs: of the search and of those that count. Steps and runs are in",
+        "processor time, so that what else the machine did counts little;"
+        if scale.device == "cpu"
+        else "seconds by the clock;",
         "a step is the median of a run, mean over seeds. A star: the rate lies at an end of its range, and",
-        "the best",
-        "may be beyond it.",
+        "the best may be beyond it.",
     )
     return f"{text}\n\n{table(columns, rows, left=2, text_last=True)}"
 
@@ -124,9 +123,8 @@ def table_of_others(store: Store, scale: Scale) -> str | None:
             "runs it again",
         ]
         text = prose(
-            f"**Not ranked**: fewer than {len(SEEDS)} seeds. The search has another budget than the table",
-            "above, so",
-            "that its numbers are no result; they only say how far it has come.",
+            f"**Not ranked**: fewer than {len(SEEDS)} seeds. The search has another budget than the",
+            "table above, so that its numbers are no result; they only say how far it has come.",
         )
         parts.append(f"{text}\n\n{table(columns, rows, text_last=True)}")
     if waiting:
@@ -146,8 +144,8 @@ def table_of_claims(store: Store) -> str:
         rows.append([claim.whose, claim.text, f"**{verdict.word}**", verdict.numbers, f"`{verdict.command}`"])
     text = prose(
         "As far as these runs can say, at this size. A verdict is worked out from the losses over seeds",
-        "(`lab/report/claims.py`), not written by hand; what has fewer than three seeds on either side has",
-        "none.",
+        "(`lab/report/claims.py`), not written by hand; what has fewer than three seeds on either side",
+        "has none.",
     )
     return f"{text}\n\n{table(['whose', 'claim', 'verdict', 'measured', 'runs'], rows, left=5)}\n\n{_rules()}"
 
@@ -169,8 +167,8 @@ def _rules() -> str:
         "spread is taken from the same contender's seeds above."
     )
     note = prose(
-        "What follows ± behind a difference is twice its standard error. With three seeds a side, two means",
-        "that are truly equal come out further apart than that about one time in nine: of so many rows some",
-        "are chance.",
+        "What follows ± behind a difference is twice its standard error. With three seeds a side, two",
+        "means that are truly equal come out further apart than that about one time in nine: of so many",
+        "rows some are chance.",
     )
     return "\n".join(lines) + f"\n\n{note}"
