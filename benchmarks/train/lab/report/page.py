@@ -207,7 +207,7 @@ def not_shown(store: Store, scale: Scale) -> str:
     lines = []
     if sizes:
         size, length = data.millions(max(sizes)), data.millions(largest)
-        larger = "The papers' models are 60 M and larger: `--scale gpu` is for these."
+        larger = " The papers' models are 60 M and larger: `--scale gpu` is for these."
         lines.append(
             f"- Anything beyond {size} parameters and {length} tokens. {larger if at_home(scale) else ''}"
         )
