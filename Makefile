@@ -4,6 +4,7 @@
 # Both set up .venv on their first run and are quick after that. Neither needs anything but Python 3.10 or
 # newer with venv, a C++20 compiler and CMake.
 # make docs: the pages, as HTML in build/docs; a warning is an error. make docs-links: do links to elsewhere lead on?
+# make report: run what is missing of benchmarks/train (long), write docs/results.md; REPORT=--no-run writes only.
 # make test-cuda-build: build with CUDA kernels, test that build, audit its machine code. Needs nvcc, but no GPU.
 
 PYTHON ?= python3
@@ -28,7 +29,7 @@ CUDA_ARCHS := $(or $(TORCH_CUDA_ARCH_LIST),8.0;9.0;10.0)
 # are the same whatever is built, and some would need the example's dependencies here too. Without a GPU only the CPU
 # kernels run, which make test has tested; Lion's suite is enough for them here.
 OF_NO_BUILD := $(patsubst %,tests/python/test_%.py,distributed docs integrations integrations_plugins \
-  integrations_pretraining on_gpu packaging plan plan_memory train_runner vote) tests/python/test_example%
+  integrations_pretraining on_gpu packaging plan plan_memory train_report train_runner vote) tests/python/test_example%
 CUDA_TESTS := $(filter-out $(OF_NO_BUILD),$(wildcard tests/python/test_*.py))
 ifeq ($(HAS_GPU),0)
 CUDA_TESTS := $(filter-out tests/python/test_native_%,$(CUDA_TESTS)) tests/python/test_native_lion.py
@@ -54,7 +55,8 @@ CMAKE_FLAGS := -G Ninja '-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)'
 EMULATED_TESTS ?= ON
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo demo-distributed test test-python test-cpp test-cpp-sanitized test-cuda-build benchmark docs docs-links stub lint clean FORCE
+.PHONY: demo demo-distributed test test-python test-cpp test-cpp-sanitized test-cuda-build benchmark report docs docs-links \
+  stub lint clean FORCE
 
 demo: $(VENV)/.installed $(VENV)/.examples
 	$(BIN)/python examples/train_llama.py demo
@@ -96,6 +98,10 @@ docs: $(VENV)/.installed $(VENV)/.docs
 
 docs-links: $(VENV)/.installed $(VENV)/.docs
 	$(SPHINX) build/docs-links -b linkcheck
+
+# Can be stopped at any time and goes on where it was. REPORT takes arguments of report.py and run.py.
+report: $(VENV)/.installed $(VENV)/.examples $(if $(findstring --no-run,$(REPORT)),,$(VENV)/.contenders)
+	nice -n 19 $(BIN)/python benchmarks/train/report.py $(REPORT)
 
 # The stub of the native module, after the arguments of a rule have changed in csrc/ops/rules.h.
 stub: $(VENV)/.installed
@@ -141,6 +147,13 @@ $(VENV)/.installed: $(VENV)/.torch build/sdist/.unpacked | build/cpu/setup.cfg
 # Everything from here on leaves torch as it is: a range that the installed version satisfies installs nothing.
 $(VENV)/.examples: $(VENV)/.torch pyproject.toml
 	$(BIN)/$(INSTALL) 'transformers>=4.44' 'tokenizers>=0.19' 'tqdm>=4.66' 'matplotlib>=3.8'
+	touch $@
+
+# Optimizers of others: what does not install here is left out of the runs.
+$(VENV)/.contenders: $(VENV)/.examples pyproject.toml
+	for package in prodigyopt dadaptation dog-optimizer apollo-torch galore-torch lion-pytorch schedulefree bitsandbytes; do \
+	  $(BIN)/$(INSTALL) $$package || echo "$$package does not install: its runs are left out" >&2; \
+	done
 	touch $@
 
 $(VENV)/.tools: $(VENV)/.torch pyproject.toml

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import docs_tables
-from docs_tables import ADAMW, MIB, load, prose, size, table
+from docs_markdown import prose, table
+from docs_tables import ADAMW, MIB, load, size
 
 
 def span(values: list[float], percent: bool = False) -> str:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from docs_tables import load, prose, table
+from docs_markdown import prose, table
+from docs_tables import load
 
 LAYOUTS = {"fsdp": "FSDP2", "hsdp": "HSDP", "tp": "with TP"}
 NAMES = {

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from contenders import EMBEDDING, ITERATIONS, ONE_ITERATION, SINKGD
+from docs_markdown import prose, table
 
 RESULTS = Path(__file__).resolve().parent / "results"
 GIB, MIB = 1 << 30, 1 << 20
@@ -38,18 +38,6 @@ NEAR = 0.02
 
 def load(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / name).read_text())
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table; the first ``left`` columns are text, the others numbers."""
-    rule = ["---" if index < left else "---:" for index in range(len(columns))]
-    lines = [f"| {' | '.join(columns)} |", f"|{'|'.join(rule)}|"]
-    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
-
-
-def prose(*sentences: str) -> str:
-    """A paragraph in lines as long as those of the pages."""
-    return textwrap.fill(" ".join(sentences), 120, break_long_words=False, break_on_hyphens=False)
 
 
 def size(count: int) -> str:

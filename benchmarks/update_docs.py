@@ -16,6 +16,7 @@ from pathlib import Path
 import docs_gpu_tables as gpu
 import docs_method_tables as methods
 import docs_plan_tables as plan
+import docs_report as runs
 import docs_scaling_tables as scaling
 import docs_tables as cpu
 
@@ -34,6 +35,7 @@ PARTS: dict[str, dict[str, list[Callable[[], str]]]] = {
         "hybrid-profile": [cpu.hybrid_profile],
     },
     "docs/distributed.md": {"scaling": [scaling.assumptions, scaling.exchanged, scaling.predicted]},
+    "docs/results.md": {"report": [runs.report]},
     "docs/training.md": {"training": [cpu.training]},
     "docs/numerics.md": {"low-precision": [cpu.second_moment, cpu.low_precision_losses]},
     "docs/plan.md": {"example": [plan.example], "side-by-side": [plan.side_by_side]},

@@ -29,9 +29,14 @@ def missing(contender: Contender) -> str | None:
     """What to install before this contender can run; None: nothing."""
     if contender.feature is not None and not _has(*contender.feature):
         return "a newer sage_ext"
-    if contender.module is None or importlib.util.find_spec(contender.module) is not None:
+    if contender.module is None or _installed(contender.module):
         return None
     return f"pip install {contender.package}"
+
+
+@functools.cache
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 @functools.cache

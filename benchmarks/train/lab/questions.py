@@ -198,13 +198,16 @@ ALIAS_FORMS = ("alias", "alias-base-descent", "alias-lower-bound", "alias-base",
 ALIAS_D0 = (1e-6, 1e-4, 1e-2, 1e-8)
 
 
-def alias(scale: Scale) -> list[Run]:
-    """ALIAS: where it begins (d0, for the gap by descent), batch and length, one seed; what step it finds."""
+def alias(scale: Scale, everyone: dict[str, Contender] | None = None) -> list[Run]:
+    """ALIAS: where it begins (d0, for the gap by descent), batch and length, one seed; what step it finds.
+
+    ``everyone``: the contenders there are; default: those that this installation has.
+    """
 
     def begin(d0: float) -> Callable[[list[dict[str, Any]]], None]:
         return lambda groups: [group.update(d0=d0) for group in groups if group.get("rule") == "alias"]
 
-    everyone = available()
+    everyone = available() if everyone is None else everyone
     lists = []
     for name in ALIAS_FORMS:
         if name not in everyone:

@@ -1,0 +1,239 @@
+"""The page: its parts in their order, a sentence where a study has not run yet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+from docs_markdown import prose, table
+
+from lab import studies
+from lab.plan import SEEDS
+from lab.report import data, pictures, standings
+from lab.report.sections import SECTIONS
+from lab.scales import Scale
+from lab.store import Store
+
+BEGIN, END = "<!-- report:begin -->", "<!-- report:end -->"
+HEAD = "# Which optimizer, at what cost"
+RUN = "python benchmarks/train/run.py"
+
+
+def text(store: Store, scale: Scale, folder: str = "results") -> str:
+    """All of the page between its marks. ``folder``: where its pictures are, from the page."""
+
+    def shown(*names: str) -> list[str]:
+        return [
+            f"![{picture.alt}]({folder}/{picture.name}.svg)"
+            for picture in map(pictures.PICTURES.__getitem__, names)
+            if picture.data(store, scale) is not None
+        ]
+
+    parts: list[str | None] = [
+        opening(store, scale),
+        "## Where it stands",
+        table_of_studies(store, scale),
+        "## Perplexity at the same budget",
+        standings.table_of_ranked(store, scale),
+        standings.table_of_others(store, scale),
+        standings.who_they_are(store),
+        "## What the papers claim",
+        standings.table_of_claims(store),
+    ]
+    for heading, names, missing in (
+        ("Against tokens", ("tokens",), "No contender has all its seeds yet."),
+        ("Against state", ("front",), "No contender has all its seeds yet."),
+        ("Against time", ("seconds",), "No contender has all its seeds yet."),
+        ("How much the rates matter", ("rates",), "No search has begun yet."),
+        ("Steps that are found", ("alias-steps",), "No run of an optimizer that finds its step counts yet."),
+    ):
+        parts += [f"## {heading}", *(shown(*names) or [f"{missing} `{RUN} --study main` runs them."])]
+    for study, (heading, section, names) in SECTIONS.items():
+        parts.append(f"## {heading}")
+        if data.select(store, study):
+            parts += [partly(store, scale, study), section(store, scale), *shown(*names)]
+        else:
+            parts.append(f"Study `{study}` has not run yet: `{RUN} --study {study}`.")
+    parts += [
+        "## What is fixed",
+        fixed(store),
+        "## Spread",
+        spread(store),
+        "## To run it again",
+        again(),
+        "## What was not shown",
+        not_shown(store, scale),
+    ]
+    whole = "\n\n".join(part for part in parts if part)
+    # Commands of other scales name theirs, as those in the JSONs do.
+    return whole if at_home(scale) else whole.replace(f"{RUN} --study", f"{RUN} --scale {scale.name} --study")
+
+
+def at_home(scale: Scale) -> bool:
+    """Whether results, page and commands of a scale are those without a name."""
+    return scale.name == "cpu"
+
+
+def opening(store: Store, scale: Scale) -> str:
+    folder = "benchmarks/results/train" + ("" if at_home(scale) else f"/{scale.name}")
+    command = "make report" if at_home(scale) else f'make report REPORT="--scale {scale.name}"'
+    return prose(
+        f"{len(store.results):,} runs of small Llamas on real text, each a JSON in `{folder}`. All below",
+        f"is made from them by `{command}`, which runs what is missing first. Embedding, matrices and",
+        "head have rates of their own for every contender, AdamW too, found by the same search in as",
+        "many runs.",
+    )
+
+
+def table_of_studies(store: Store, scale: Scale) -> str:
+    rows = []
+    for study, function in studies.STUDIES.items():
+        question = (function.__doc__ or "").strip().split("\n")[0]
+        done = len(data.select(store, study))
+        rows.append(
+            [f"`{study}`", question, f"{done} of {data.planned(study, scale)}", f"`{RUN} --study {study}`"]
+        )
+    return table(["study", "what it is", "runs", "what runs the rest"], rows, left=2, text_last=True)
+
+
+def partly(store: Store, scale: Scale, study: str) -> str | None:
+    done, all_of = len(data.select(store, study)), data.planned(study, scale)
+    if done >= all_of:
+        return None
+    return f"**Not finished**: {done} of {all_of} runs. `{RUN} --study {study}` runs the rest."
+
+
+# ------------------------------------------------------------------------------------------ what is fixed
+
+VARIED = frozenset({"groups", "rates", "seed", "tokens", "schedule"})
+
+
+def fixed(store: Store) -> str:
+    runs = data.select(store, "main")
+    if not runs:
+        return "Nothing has run yet."
+    rows = [
+        [f"`{key}`", _values([run["config"].get(key) for run in runs])]
+        for key in runs[0]["config"]
+        if key not in VARIED
+    ]
+    rows.append(["parameters", _values([run["result"]["parameters"] for run in runs])])
+    about = runs[0]["text"]
+    for kind, of in about["kinds"].items():
+        held = about["tokens"].get(f"validation-{kind}", 0)
+        rows.append(
+            [
+                f"text: {kind}",
+                f"{_origin(of['from'])}; {of['documents']} documents, {of['bytes'] / 1e6:.1f} MB, "
+                f"{held:,} tokens held out",
+            ]
+        )
+    rows.append(["training tokens there are", f"{about['tokens']['train']:,}"])
+    rows.append(["SHA-256 of the tokens", _values([run["text"]["sha256"] for run in runs])])
+    names = dict.fromkeys(name for run in runs for name in run["versions"] if name != "commit")
+    rows += [[name, _values([run["versions"].get(name, "none") for run in runs])] for name in names]
+    note = prose(
+        "The same for all runs of study `main`, read from their JSONs; several values where runs",
+        "differ. A JSON also has the commit that it was made at, every hyperparameter, and a thinned",
+        "curve.",
+    )
+    return f"{note}\n\n{table(['what', 'value'], rows, left=2)}"
+
+
+def _origin(value: str | Sequence[str]) -> str:
+    return value if isinstance(value, str) else ", ".join(Path(path).name for path in value)
+
+
+def _values(values: Sequence[object]) -> str:
+    """The different ones; of a model its sizes."""
+    written = [
+        ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
+        if isinstance(value, dict)
+        else _plain(value)
+        for value in values
+    ]
+    return " or ".join(dict.fromkeys(written))
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+# ----------------------------------------------------------------------------------------------- the rest
+
+
+def spread(store: Store) -> str:
+    found = data.pooled_spread(store)
+    if found is None:
+        return "Not known before a contender has all its seeds."
+    names = [name for name in data.ranked(store) if data.spread_of(store, name) is not None]
+    level = mean(data.perplexity(run) for name in names for run in data.seeds(store, name))
+    return prose(
+        f"Over the seeds of a contender the loss has a standard deviation of {found:.4f} nats (pooled",
+        f"over {len(names)} contenders), {100 * found:.1f} % of a perplexity, or {level * found:.2f} at",
+        f"their mean of {level:.1f}. Contenders whose means are nearer than twice that times the root of",
+        f"two thirds, {100 * 2 * found * (2 / len(SEEDS)) ** 0.5:.1f} %, are not told apart, whatever",
+        "their ranks.",
+    )
+
+
+def again() -> str:
+    commands = f"""```
+make report                  # all that is missing, then this page
+make report REPORT=--no-run  # this page alone, from the JSONs there are
+{RUN} --rerun main.adamw.seed.1  # one run, beside what was kept
+```"""
+    text = prose(
+        "On the same processor and versions a run gives the same number again. On others, or with other",
+        "threads, sums come in another order, and a run is like one with another seed: expect the",
+        "spread above. `benchmarks/train/README.md` has the rest.",
+    )
+    return f"{commands}\n\n{text}"
+
+
+def not_shown(store: Store, scale: Scale) -> str:
+    sizes = {run["result"]["parameters"] for run in store.results.values()}
+    devices = sorted({run["config"]["device"] for run in store.results.values()})
+    largest = max((run["config"]["tokens"] for run in store.results.values()), default=0)
+    unfinished = [
+        f"`{study}`"
+        for study in studies.STUDIES
+        if len(data.select(store, study)) < data.planned(study, scale)
+    ]
+    lines = []
+    if sizes:
+        size, length = data.millions(max(sizes)), data.millions(largest)
+        larger = " The papers' models are 60 M and larger: `--scale gpu` is for these."
+        lines.append(
+            f"- Anything beyond {size} parameters and {length} tokens. {larger if at_home(scale) else ''}"
+        )
+    if devices == ["cpu"]:
+        lines.append("- Anything on a GPU: all runs are on a CPU. Times say nothing about one.")
+    lines.append(
+        "- Other text, another vocabulary, longer context, fine-tuning, several epochs, other "
+        "models than a Llama."
+    )
+    lines.append(
+        "- Settings beside the rates: betas, momenta and iterations are the papers', but where a study "
+        "varies them."
+    )
+    lines.append(f"- More than {len(SEEDS)} seeds, and rates from a longer search than the budget's.")
+    if unfinished:
+        lines.append(f"- What these studies still have to run: {', '.join(unfinished)}.")
+    return "\n".join(lines)
+
+
+def put(page: Path, part: str) -> bool:
+    """Writes ``part`` between the page's marks, or a page around it; returns whether anything changed."""
+    old = page.read_text() if page.is_file() else f"{HEAD}\n\n{BEGIN}\n{END}\n"
+    before, _, rest = old.partition(BEGIN)
+    new = f"{before}{BEGIN}\n\n{part}\n\n{END}{rest.partition(END)[2]}"
+    if page.is_file() and new == old:
+        return False
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(new)
+    return True

@@ -1,0 +1,267 @@
+"""The parts of the report about the studies beside "main": a function a study, Markdown if it has results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from docs_markdown import prose, table
+
+from lab import questions, studies
+from lab.plan import SEEDS
+from lab.questions import ALIAS_FORMS, BATCHED, ITERATED, ITERATIONS, SWEPT, WIDENED
+from lab.report import claims, data, pictures
+from lab.report.data import millions, number, with_spread
+from lab.scales import Scale
+from lab.store import Store
+
+Section = Callable[[Store, Scale], str]
+AGAIN = "runs it again"
+
+
+def again(runs: Sequence[data.Result]) -> str:
+    return f"`{runs[0]['command']}`" if runs else ""
+
+
+def _grid(runs: Sequence[data.Result], of: int) -> list[str]:
+    """The best factor of a grid and its perplexity; how much of the grid is there, if not all."""
+    if not runs:
+        return ["-", "-"]
+    chosen = min(runs, key=data.loss)
+    note = f" ({len(runs)} of {of})" if len(runs) < of else ""
+    return [f"{chosen['variant']['factor']:g}{note}", number(data.perplexity(chosen))]
+
+
+def iterations(store: Store, scale: Scale) -> str:
+    rows = []
+    five = pictures.iteration_runs(store, 5, "")
+    for count in ITERATIONS:
+        runs = pictures.iteration_runs(store, count, "")
+        difference = "-" if count == 5 else from_to(runs, five)
+        if difference != "-":
+            difference += f": {claims.matters(data.estimate(runs) - data.estimate(five))}"
+        row = [str(count), _labelled(runs), difference]
+        for case in ("batch4", "large"):
+            grid = data.select(store, "iterations", ITERATED, "search", iterations=count, case=case)
+            factor, value = _grid(grid, len(questions.ITERATION_FACTORS))
+            row.append(value if value == "-" else f"{value} (rate x {factor})")
+        anything = data.select(store, "iterations", ITERATED, iterations=count)
+        rows.append([*row, again(runs or anything)])
+    columns = [
+        "iterations",
+        f"perplexity, {millions(scale.final_tokens)} tokens",
+        "from five; does it matter?",
+        f"4 x batch, {millions(scale.search_tokens)} tokens",
+        f"larger model, {millions(scale.search_tokens)} tokens",
+        AGAIN,
+    ]
+    text = prose(
+        f"`{ITERATED}` with SinkGD at so many iterations, each at the best of three rates for the",
+        "matrices; three seeds for the first column, one run of the search for the two others.",
+    )
+    return f"{text}\n\n{table(columns, rows, text_last=True)}"
+
+
+def from_to(runs: Sequence[data.Result], others: Sequence[data.Result]) -> str:
+    """How much worse in perplexity, and twice the standard error; a dash where seeds are missing."""
+    if min(len(runs), len(others)) < len(SEEDS):
+        return "-"
+    return claims.written(data.estimate(runs) - data.estimate(others))
+
+
+def _labelled(runs: Sequence[data.Result]) -> str:
+    """A perplexity, and beside it how many seeds it is of where they are too few."""
+    if not runs:
+        return "-"
+    return with_spread(runs) + (f" ({len(runs)} of {len(SEEDS)} seeds)" if len(runs) < len(SEEDS) else "")
+
+
+def widths(store: Store, scale: Scale) -> str:
+    rows = []
+    for name in WIDENED:
+        for model in scale.widths:
+            runs = pictures.width_runs(store, name, model.hidden)
+            if not runs:
+                continue
+            chosen = min(runs, key=data.loss)
+            row = [f"`{name}`", str(model.hidden), *_grid(runs, len(questions.WIDTH_FACTORS))]
+            rows.append([*row, f"{chosen['config']['rates']['matrix']:g}", again([chosen])])
+    columns = ["contender", "width", "best factor", "perplexity there", "rate of the matrices there", AGAIN]
+    text = prose(
+        "The matrices' rate that study `main` found, times",
+        f"{', '.join(f'{factor:g}' for factor in sorted(questions.WIDTH_FACTORS))}, on other widths; one",
+        f"seed, {millions(scale.search_tokens)} tokens. `sinkgd-unit` is the unit form of SinkGD, whose",
+        "update shrinks with the rows of a matrix. If the best factor stays, one rate serves all",
+        "widths.",
+    )
+    return f"{text}\n\n{table(columns, rows, text_last=True)}"
+
+
+def batch(store: Store, scale: Scale) -> str:
+    rows = []
+    for name in BATCHED:
+        cells, chosen = [], []
+        for multiple in questions.BATCHES:
+            runs = data.select(store, "batch", name, batch=multiple)
+            factor, value = _grid(runs, len(questions.BATCH_FACTORS))
+            cells.append(value if value == "-" else f"{value} (rates x {factor})")
+            chosen += [min(runs, key=data.loss)] if runs else []
+        if chosen:
+            rows.append([f"`{name}`", *cells, again(chosen)])
+    columns = ["contender", *(f"{multiple} x the batch" for multiple in questions.BATCHES), AGAIN]
+    text = prose(
+        f"The same {millions(scale.final_tokens)} tokens in batches of",
+        f"{scale.batch_size * scale.seq_len:,} tokens and multiples of that, all rates of study `main`",
+        f"times {', '.join(f'{factor:g}' for factor in sorted(questions.BATCH_FACTORS))}: the best of",
+        "these. One seed.",
+    )
+    return f"{text}\n\n{table(columns, rows, text_last=True)}"
+
+
+def sweep(store: Store, scale: Scale) -> str:
+    rows = []
+    for rate in sorted(questions.SWEEP_RATES):
+        runs = [data.select(store, "sweep", name, rate=rate) for name in SWEPT]
+        if any(runs):
+            values = [number(data.perplexity(of[0])) if of else "-" for of in runs]
+            rows.append([f"{rate:g}", *values, again([of[0] for of in runs if of])])
+    highest = [
+        f"`{name}` up to {claims.highest_borne(runs):g}"
+        for name in SWEPT
+        if len(runs := data.select(store, "sweep", name)) == len(questions.SWEEP_RATES)
+    ]
+    text = prose(
+        "One rate for embedding and head, the matrices' as study `main` found it; one seed,",
+        f"{millions(scale.search_tokens)} tokens.",
+        *([f"Within {100 * claims.BEARS:.0f} % of its own best: {'; '.join(highest)}."] if highest else []),
+    )
+    return f"{text}\n\n{table(['rate', *(f'`{name}`' for name in SWEPT), 'again'], rows)}"
+
+
+def ablation(store: Store, scale: Scale) -> str:
+    rows = []
+    every = data.select(store, "ablation")
+    for name, change in dict.fromkeys((run["contender"], run["variant"]["change"]) for run in every):
+        changed, plain = data.select(store, "ablation", name, change=change), data.seeds(store, name)
+        difference = from_to(changed, plain)
+        verdict = "-" if difference == "-" else claims.matters(data.estimate(changed) - data.estimate(plain))
+        cells = [_labelled(plain), _labelled(changed), difference, verdict]
+        rows.append([f"`{name}`", change, *cells, again(changed)])
+    columns = ["contender", "change", "unchanged", "changed", "difference", "does it matter?", AGAIN]
+    text = "At the rates of study `main`, which were found without the change; three seeds each."
+    return f"{text}\n\n{table(columns, rows, left=2, text_last=True)}"
+
+
+def alias(store: Store, scale: Scale) -> str:
+    rows = []
+    short, full = scale.search_tokens, scale.final_tokens
+    for name in ALIAS_FORMS:
+        every = data.select(store, "alias", name)
+        cases = {(run["variant"].get("d0", 0.0), run["variant"]["batch"]) for run in every}
+        for d0, multiple in sorted(cases):
+            of_case = [run for run in every if run["variant"].get("d0", 0.0) == d0]
+            of_case = [run for run in of_case if run["variant"]["batch"] == multiple]
+            by_length = {run["config"]["tokens"]: run for run in of_case}
+            values = [
+                number(data.perplexity(by_length[tokens])) if tokens in by_length else "-"
+                for tokens in (short, full)
+            ]
+            last = by_length.get(full) or by_length.get(short)
+            rows.append(
+                [
+                    f"`{name}`",
+                    f"{d0:g}" if d0 else "-",
+                    f"{multiple} x",
+                    *values,
+                    *_steps(by_length.get(full)),
+                    again([last] if last else []),
+                ]
+            )
+    columns = [
+        "form",
+        "d0",
+        "batch",
+        *(f"perplexity, {millions(tokens)} tokens" for tokens in (short, full)),
+        "largest step",
+        "last step",
+        AGAIN,
+    ]
+    text = prose(
+        "Where ALIAS begins (d0, where it takes the gap by descent), how large its batches are and how",
+        "long it runs: one seed. Steps are means of a thirty-second part of the longer run; its cap is",
+        f"`max_step`, {' or '.join(f'{cap:g}' for cap in _caps(store))}.",
+    )
+    return f"{text}\n\n{table(columns, rows, left=2, text_last=True)}"
+
+
+def _steps(run: data.Result | None) -> list[str]:
+    """The largest and the last step of a run."""
+    sizes = [
+        value
+        for each in (run["curve"]["step_size"][:1] if run else [])
+        for value in each
+        if value is not None
+    ]
+    return [f"{max(sizes):.2g}", f"{sizes[-1]:.2g}"] if sizes else ["-", "-"]
+
+
+def _caps(store: Store) -> list[float]:
+    groups = [group for run in data.select(store, "alias") for group in run["config"]["groups"]]
+    return sorted({group["max_step"] for group in groups if group.get("rule") == "alias"})
+
+
+def confirm(store: Store, scale: Scale) -> str:
+    rows = []
+    every = {name: data.select(store, "confirm", name, "seed") for name in studies.CONFIRMED}
+    order = sorted(every, key=lambda name: min(map(data.loss, every[name]), default=math.inf))
+    for name in order:
+        grid = data.select(store, "confirm", name, "search")
+        if grid:
+            cells = _grid(grid, len(studies.CONFIRM_FACTORS))
+            difference = "-" if name == "adamw" else from_to(every[name], every["adamw"])
+            rows.append([f"`{name}`", _labelled(every[name]), difference, *cells, again(every[name] or grid)])
+    columns = [
+        "contender",
+        f"perplexity, {millions(scale.final_tokens)} tokens",
+        "from AdamW",
+        "rates x",
+        "in the search",
+        AGAIN,
+    ]
+    text = prose(
+        f"A larger model{_parameters(store, 'confirm')}, all rates of study `main` times",
+        f"{', '.join(f'{factor:g}' for factor in studies.CONFIRM_FACTORS)} at",
+        f"{millions(scale.search_tokens)} tokens, then three seeds at the best of these.",
+    )
+    return f"{text}\n\n{table(columns, rows, text_last=True)}"
+
+
+def _parameters(store: Store, study: str) -> str:
+    counts = {run["result"]["parameters"] for run in data.select(store, study)}
+    return f" of {millions(min(counts))} parameters" if len(counts) == 1 else ""
+
+
+def long(store: Store, scale: Scale) -> str:
+    rows = [
+        [f"`{name}`", *_grid(runs, 2), again([min(runs, key=data.loss)])]
+        for name in studies.LONG
+        if (runs := data.select(store, "long", name))
+    ]
+    columns = ["contender", "rates x", f"perplexity, {millions(scale.long_tokens)} tokens", AGAIN]
+    text = (
+        "Twice the budget, at the rates of study `main` and at half of them: the better of the two. One seed."
+    )
+    return f"{text}\n\n{table(columns, rows, text_last=True)}"
+
+
+# Study -> heading, what makes its text, its pictures.
+SECTIONS: dict[str, tuple[str, Section, tuple[str, ...]]] = {
+    "alias": ("The steps that ALIAS finds", alias, ("alias-starts",)),
+    "iterations": ("SinkGD's iterations", iterations, ("iterations",)),
+    "widths": ("Does the best rate stay as the width grows?", widths, ("widths",)),
+    "batch": ("Batch size", batch, ("batch",)),
+    "sweep": ("Does SAGE bear higher rates than Lion?", sweep, ("sweep",)),
+    "ablation": ("Parts of the methods, taken out or changed", ablation, ()),
+    "confirm": ("A larger model", confirm, ()),
+    "long": ("A longer run", long, ()),
+}

@@ -1,0 +1,174 @@
+"""The part of the report about study "main": who got how far, with what, and what the papers claim."""
+
+from __future__ import annotations
+
+import math
+from statistics import mean
+
+from docs_markdown import prose, table
+
+from lab import search
+from lab.contenders import contenders
+from lab.plan import SEEDS
+from lab.report import claims, data
+from lab.report.data import with_spread
+from lab.scales import Scale
+from lab.store import Store
+
+ANCHOR = "adamw"
+
+
+def rates(result: data.Result) -> str:
+    """ "0.005 / 0.001 / 0.001", a star at what lies at an end of its range."""
+    values = result["config"].get("rates")
+    if not values:
+        return "finds its own"
+    edge = search.at_edge(values)
+    return " / ".join(f"{value:g}" + r"\*" * (role in edge) for role, value in values.items())
+
+
+def table_of_ranked(store: Store, scale: Scale) -> str:
+    """Contenders with all seeds, the best first, AdamW as the anchor."""
+    names = data.ranked(store)
+    if not names:
+        text = f"No contender has its {len(SEEDS)} seeds yet, so that nothing is ranked."
+        return prose(text, "`python benchmarks/train/run.py --study main` runs them.")
+    anchor = data.seeds(store, ANCHOR)
+    known = len(anchor) >= len(SEEDS)
+    level = mean(map(data.perplexity, anchor)) if known else math.nan
+    rows = []
+    for rank, name in enumerate(names, 1):
+        runs = data.seeds(store, name)
+        last = runs[-1]
+        value = mean(map(data.perplexity, runs))
+        against = f"{value / level:.3f}" if known and math.isfinite(value / level) else "-"
+        searched = len(data.select(store, "main", name, "search"))
+        rows.append(
+            [
+                str(rank),
+                f"**`{name}`**" if name == ANCHOR else f"`{name}`",
+                with_spread(runs),
+                against,
+                f"{searched} + {len(runs)}",
+                rates(last),
+                f"{data.state_per_parameter(last):.2f}",
+                _step(data.average(runs, "optimizer_ms")),
+                f"{data.seconds(runs, scale):.0f}",
+                f"`{runs[0]['command']}`",
+            ]
+        )
+    columns = [
+        "rank",
+        "contender",
+        "perplexity",
+        "of AdamW's",
+        "runs",
+        "rates: embedding / matrices / head",
+        "state, bytes a parameter",
+        "step, ms",
+        "run, s",
+        "runs it again",
+    ]
+    text = prose(
+        f"Validation perplexity after {data.millions(scale.final_tokens)} tokens, mean and standard",
+        f"deviation over seeds {', '.join(map(str, SEEDS))}, at the best rates of the search; lower is",
+        "better. Runs: of the search and of those that count. Steps and runs are in",
+        "processor time, so that what else the machine did counts little;"
+        if scale.device == "cpu"
+        else "seconds by the clock;",
+        "a step is the median of a run, mean over seeds. A star: the rate lies at an end of its range, and",
+        "the best may be beyond it.",
+    )
+    return f"{text}\n\n{table(columns, rows, left=2, text_last=True)}"
+
+
+def _step(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "-"
+
+
+def table_of_others(store: Store, scale: Scale) -> str | None:
+    """Contenders that have begun and rank nothing: their state."""
+    ranked = set(data.ranked(store))
+    rows, waiting = [], []
+    for name, contender in contenders().items():
+        if name in ranked:
+            continue
+        runs, found = data.seeds(store, name), data.select(store, "main", name, "search")
+        if not runs and not found:
+            waiting.append(f"`{name}`")
+            continue
+        lead = data.best(found)
+        rows.append(
+            [
+                f"`{name}`",
+                f"{len(found)} of {search.RUNS}" if contender.searched else "none needed",
+                f"{data.number(data.perplexity(lead))} (search only)" if lead else "",
+                rates(lead) if lead else "finds its own",
+                f"{len(runs)} of {len(SEEDS)}",
+                with_spread(runs),
+                f"{data.state_per_parameter((runs or [lead])[-1]):.2f}",
+                f"`{(runs or [lead])[0]['command']}`",
+            ]
+        )
+    parts = []
+    if rows:
+        columns = [
+            "contender",
+            "search",
+            f"best so far, at {data.millions(scale.search_tokens)} tokens",
+            "its rates: embedding / matrices / head",
+            "seeds",
+            "perplexity of those",
+            "state, bytes a parameter",
+            "runs it again",
+        ]
+        text = prose(
+            f"**Not ranked**: fewer than {len(SEEDS)} seeds. The search has another budget than the",
+            "table above, so that its numbers are no result; they only say how far it has come.",
+        )
+        parts.append(f"{text}\n\n{table(columns, rows, text_last=True)}")
+    if waiting:
+        parts.append(prose(f"Not begun: {', '.join(waiting)}."))
+    return "\n\n".join(parts) or None
+
+
+def who_they_are(store: Store) -> str:
+    begun = {result["contender"] for result in store.results.values()}
+    return "\n".join(f"- `{name}`: {row.about}." for name, row in contenders().items() if name in begun)
+
+
+def table_of_claims(store: Store) -> str:
+    rows = []
+    for claim in claims.CLAIMS:
+        verdict = claim.judge(store)
+        rows.append([claim.whose, claim.text, f"**{verdict.word}**", verdict.numbers, f"`{verdict.command}`"])
+    text = prose(
+        "As far as these runs can say, at this size. A verdict is worked out from the losses over seeds",
+        "(`lab/report/claims.py`), not written by hand; what has fewer than three seeds on either side",
+        "has none.",
+    )
+    return f"{text}\n\n{table(['whose', 'claim', 'verdict', 'measured', 'runs'], rows, left=5)}\n\n{_rules()}"
+
+
+def _rules() -> str:
+    kinds = {
+        "helps, beats, nearer": claims.better,
+        "near, little": claims.near,
+        "fails": claims.fails,
+        "matters": claims.matters,
+    }
+    lines = [f"- **{words}**: yes if {claims.RULES[rule]}." for words, rule in kinds.items()]
+    lines.append(
+        f"- **bears a higher rate**: yes if the highest rate within {100 * claims.BEARS:.0f} % of one's own "
+        "best perplexity is higher; no: lower; the same step of the grid shows nothing. One seed."
+    )
+    lines.append(
+        "- **a larger batch**: the distance from AdamW at 16 times the batch less that at 1. One seed; its "
+        "spread is taken from the same contender's seeds above."
+    )
+    note = prose(
+        "What follows ± behind a difference is twice its standard error. With three seeds a side, two",
+        "means that are truly equal come out further apart than that about one time in nine: of so many",
+        "rows some are chance.",
+    )
+    return "\n".join(lines) + f"\n\n{note}"
