@@ -78,21 +78,30 @@ void SinkGDStep::run(int threads) {
 
 void SinkGDStep::run_solo(std::vector<SinkGDMatrix> matrices, int threads) const {
   // The largest first: what is left for the end is small.
-  std::stable_sort(matrices.begin(), matrices.end(),
-                   [](const SinkGDMatrix& a, const SinkGDMatrix& b) { return numel(a) > numel(b); });
+  const auto is_larger = [](const SinkGDMatrix& a, const SinkGDMatrix& b) { return numel(a) > numel(b); };
+  if (!std::is_sorted(matrices.begin(), matrices.end(), is_larger)) {
+    std::stable_sort(matrices.begin(), matrices.end(), is_larger);
+  }
   ChunkPlan plan;
   for (size_t i = 0; i < matrices.size(); ++i) {
     plan.add({static_cast<int64_t>(i), 0, matrices[i].rows}, numel(matrices[i]), kSoloTask);
   }
   const double lr_alpha = options_.lr * options_.alpha;
   const float decay = decay_factor(options_.lr, options_.weight_decay);
+  const auto tiny_step = [&](const SinkGDMatrix& matrix) -> SinkGDTinyStep {
+    const int last = options_.iterations - 1;
+    const auto norms = [&](int iteration) { return sinkgd_norms(matrix, options_, iteration); };
+    return {norms(0), norms(std::min(1, last)), norms(last), options_.iterations, options_.grad_factor, lr_alpha,
+            decay};
+  };
   parallel_tasks(plan.num_tasks(), threads, [&](int64_t task) {
     for (const Chunk& chunk : plan.task(task)) {
       const SinkGDMatrix& matrix = matrices[static_cast<size_t>(chunk.tensor)];
+      const SinkGDKernels kernels = sinkgd_kernels(matrix);
+      if (is_tiny(matrix) && kernels.tiny(matrix, tiny_step(matrix))) continue;
       const RowBlocks blocks = plan_row_blocks(matrix.rows, matrix.cols);
       const Scratch scratch(matrix.rows, matrix.cols * (1 + blocks.blocks));
       const Work work{matrix, blocks, scratch.doubles.get(), scratch.floats.get(), scratch.floats.get() + matrix.cols};
-      const SinkGDKernels kernels = sinkgd_kernels(matrix);
       reset_scales(work, options_.grad_factor);
       Serpentine pass(0, blocks.blocks);
       for (int i = 0; i < options_.iterations; ++i) {

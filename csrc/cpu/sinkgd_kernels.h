@@ -39,6 +39,19 @@ inline SinkGDNorms sinkgd_norms(const SinkGDMatrix& m, const SinkGDOptions& opti
           sinkgd_col_norm(form, rows, cols, iteration == options.iterations - 1)};
 }
 
+// Rows and columns up to which a matrix is tiny.
+inline constexpr int64_t kTinySide = 32;
+
+inline bool is_tiny(const SinkGDMatrix& m) { return m.rows <= kTinySide && m.cols <= kTinySide; }
+
+// A step of tiny matrices.
+struct SinkGDTinyStep {
+  SinkGDNorms first, middle, last;  // of the iterations; the only one is the last
+  int iterations;
+  double grad_factor, lr_alpha;
+  float decay;
+};
+
 struct SinkGDKernels {
   // Of an iteration: its row half, and its column half, for some of the rows or columns.
   void (*rows)(const SinkGDWork&, int64_t row_begin, int64_t row_end, const SinkGDNorm&, float* partial);
@@ -49,6 +62,8 @@ struct SinkGDKernels {
   void (*row_sums)(const SinkGDWork&, int64_t row_begin, int64_t row_end, double* sums);
   void (*row_shares)(const SinkGDWork&, int64_t row_begin, int64_t row_end, float* partial);
   void (*column_sums)(const SinkGDWork&, int64_t col_begin, int64_t col_end, const SinkGDSums&, bool is_first);
+  // The whole step of a tiny matrix. False if it needs the other kernels: nothing has changed then.
+  bool (*tiny)(const SinkGDMatrix&, const SinkGDTinyStep&);
 };
 
 // Those for the matrix's dtypes, as compiled for the instruction set in use.

@@ -1,3 +1,5 @@
+#include "cpu/sinkgd_tiny.inl"
+
 namespace {
 
 // sum_j (g_j c_j)^2 for a row whose fp32 sum left the safe range.
@@ -246,8 +248,8 @@ SinkGDKernels select_kernels(const SinkGDMatrix& matrix) {
       [](auto w, auto g) -> SinkGDKernels {
         using W = typename decltype(w)::type;
         using G = typename decltype(g)::type;
-        return {&sinkgd_rows<G>,     &sinkgd_columns<G>,    &sinkgd_update_rows<W, G>,
-                &sinkgd_row_sums<G>, &sinkgd_row_shares<G>, &sinkgd_column_sums<G>};
+        return {&sinkgd_rows<G>,       &sinkgd_columns<G>,     &sinkgd_update_rows<W, G>, &sinkgd_row_sums<G>,
+                &sinkgd_row_shares<G>, &sinkgd_column_sums<G>, &sinkgd_tiny<W, G>};
       },
       matrix.param_dtype, matrix.grad_dtype);
 }

@@ -65,6 +65,26 @@ TEST(SinkGDStep, ThousandsOfSmallMatrices) {
   ASSERT_NO_FATAL_FAILURE(step_and_check(problems, kSinkGDOptions, 2));
 }
 
+// Up to 32 rows and columns a matrix has a path of its own, padded to eight of either.
+TEST(SinkGDStep, EveryTinyShape) {
+  std::vector<Shape> shapes;
+  for (const int64_t rows : {1, 2, 7, 8, 9, 31, 32, 33}) {
+    for (const int64_t cols : {1, 2, 7, 8, 9, 31, 32, 33}) shapes.push_back({rows, cols});
+  }
+  for (const Mix& mix : mixes_without_state()) {
+    SCOPED_TRACE(testing::describe(mix));
+    for (const int iterations : {1, 2, 5}) {
+      for (const bool unit : {false, true}) {
+        SinkGDOptions options = kSinkGDOptions;
+        options.iterations = iterations;
+        options.unit = unit;
+        std::vector<SinkGDProblem> problems = make_sinkgd(mix, shapes, 6, 1);
+        ASSERT_NO_FATAL_FAILURE(step_and_check(problems, options, 1));
+      }
+    }
+  }
+}
+
 TEST(SinkGDStep, NothingToDo) {
   std::vector<SinkGDProblem> none;
   sinkgd_step(none, kSinkGDOptions, 2);
@@ -84,7 +104,7 @@ TEST(SinkGDStep, Options) {
             options.eps = eps;
             options.weight_decay = weight_decay;
             options.grad_factor = factor;
-            std::vector<SinkGDProblem> problems = make_sinkgd(testing::kFloat, {{33, 129}, {129, 33}}, 6);
+            std::vector<SinkGDProblem> problems = make_sinkgd(testing::kFloat, {{33, 129}, {129, 33}, {9, 20}}, 6);
             if (weight_decay == 0.0) {
               for (SinkGDProblem& p : problems) fill(p.param, 0.0);  // every bit of the update is visible
             }

@@ -77,8 +77,10 @@ SAGE_EXT_HD bool sinkgd_scale_is_safe(float scale) {
 }
 
 // `step` is lr * alpha * row_scale, `decay` is 1 - lr * weight_decay.
+SAGE_EXT_HD float sinkgd_change(float grad, float step, float col_scale) { return step * (grad * col_scale); }
+SAGE_EXT_HD float sinkgd_moved(float param, float change, float decay) { return param * decay - change; }
 SAGE_EXT_HD float sinkgd_update(float param, float grad, float step, float col_scale, float decay) {
-  return param * decay - step * (grad * col_scale);
+  return sinkgd_moved(param, sinkgd_change(grad, step, col_scale), decay);
 }
 
 }  // namespace sage_ext
