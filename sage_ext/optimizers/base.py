@@ -113,7 +113,14 @@ class FusedOptimizer(GroupedOptimizer):
 
     # ------------------------------------------------------------------------------------------------ step
 
-    @torch._disable_dynamo  # as torch.optim does: there is nothing to trace in a call of the kernels
+    def _patch_step_function(self) -> None:
+        """As torch does it, and then untraced, hooks and all: there is nothing to trace in a call of the kernels,
+        and in a compiled function it is one graph break."""
+        is_new = not hasattr(type(self).step, "hooked")
+        super()._patch_step_function()
+        if is_new:
+            type(self).step = torch._disable_dynamo(type(self).step)  # type: ignore[method-assign]
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: float | Tensor | None = None) -> Any:
         """Perform one step over all groups. Parameters without a gradient are skipped and get no state.
