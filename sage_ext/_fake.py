@@ -48,8 +48,8 @@ def check(names: Sequence[str], *lists: Sequence[Tensor], lr: float | Tensor, **
 
 
 def _with_symbol_as_tensor(operator: Any) -> Callable[..., None]:
-    """A number that is an input of what is compiled goes on as a tensor, by a sum with one: torch.compile makes
-    tensors of such numbers in sums, which serve all values, and constants of them elsewhere."""
+    """A number that is an input of what is compiled goes on as a tensor, by a sum with one: in sums
+    torch.compile has such numbers as tensors, which serve all values; elsewhere they are constants."""
 
     def call(*lists: Sequence[Tensor], lr: Any, **settings: Any) -> None:
         if isinstance(lr, torch.SymFloat):

@@ -114,8 +114,8 @@ class FusedOptimizer(GroupedOptimizer):
     # ------------------------------------------------------------------------------------------------ step
 
     def _patch_step_function(self) -> None:
-        """As torch does it, and then untraced, hooks and all: there is nothing to trace in a call of the kernels,
-        and in a compiled function it is one graph break."""
+        """As torch does it, and then untraced, hooks and all: there is nothing to trace in a call of the
+        kernels, and in a compiled function it is one graph break."""
         is_new = not hasattr(type(self).step, "hooked")
         super()._patch_step_function()
         if is_new:
