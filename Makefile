@@ -112,6 +112,13 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .
 	git ls-files '*.h' '*.cpp' '*.inl' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
 
+# What users' type checkers see of the installed package, from a folder without its source. pyright runs on the node
+# that pip has installed.
+types: $(VENV)/.installed $(VENV)/.lint
+	cd tests/typing && $(abspath $(BIN))/mypy --strict --python-executable $(abspath $(BIN)/python) \
+	  --cache-dir $(abspath build/mypy) user_script.py
+	cd tests/typing && $(abspath $(BIN))/pyright --pythonpath $(abspath $(BIN)/python) user_script.py
+
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/$(INSTALL) '$(TORCH)' 'setuptools>=77' wheel ninja numpy
@@ -167,7 +174,7 @@ $(VENV)/.docs: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml
-	$(BIN)/$(INSTALL) ruff==0.17.6 clang-format==23.1.5
+	$(BIN)/$(INSTALL) ruff==0.17.6 clang-format==23.1.5 mypy==2.4.1 'pyright[nodejs]==1.1.414'
 	touch $@
 
 # torch for CUDA takes gigabytes, so what it is for is looked for first.

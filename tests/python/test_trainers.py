@@ -118,7 +118,7 @@ class TestAccelerate:
     @every_optimizer
     @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
     def test_clips_in_every_precision(self, build: Builder, precision: str) -> None:
-        """As a loop of one's own does it. On a CPU accelerate makes no scaler for fp16, so it is given one."""
+        """As a loop of one's own does it. On a CPU accelerate makes no scaler for fp16: it is given one."""
         kind = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self.accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
         accelerator = self.accelerate.Accelerator(cpu=True, mixed_precision=precision)
@@ -149,7 +149,7 @@ class TestAccelerate:
             optimizers[1].set_loss(loss)
             scalers[1].step(optimizers[1])
             scalers[1].update()
-            assert 0.25 < float(norm) == float(other) < 10
+            assert 0.25 < float(norm) == float(other)
         support.assert_same_bits(*(models.snapshot(optimizer) for optimizer in optimizers))
 
     @every_optimizer

@@ -125,8 +125,8 @@ def accelerator_of(rank: int, size: int) -> Iterator[Any]:
 
 
 def accelerated(preset: str, rank: int, size: int) -> None:
-    """accelerate puts sharded parameters into the optimizer that was built of whole ones: the weights of a loop
-    with fully_shard, bit for bit, clipped."""
+    """accelerate puts sharded parameters into an optimizer that was built of whole ones: the weights of a
+    loop with fully_shard, bit for bit, clipped."""
     models = TinyLanguageModel(), TinyLanguageModel()
     models[1].load_state_dict(models[0].state_dict())
     fsdp(models[1], size)

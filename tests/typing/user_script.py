@@ -1,6 +1,6 @@
-"""What users write, for mypy --strict and pyright (`make typecheck`); the tests run it, too.
+"""What users write, for mypy --strict and pyright (``make types``); the tests run it, too.
 
-Every public class and function in its usual calls. ``assert_type`` holds what an editor shows.
+Every public class and function in its usual calls, of the integrations the one that imports no framework.
 """
 
 from __future__ import annotations
@@ -91,13 +91,11 @@ def hybrids() -> None:
         if group["role"] == "embedding":
             group["lr"] = 3e-4
     FusedHybrid(model.named_parameters(), embeddings=["embed.weight"], lm_head=[])
-    FusedHybrid(
-        [
-            {"params": [model.up.weight], "rule": "sinkgd", "iterations": 1},
-            {"params": [model.up.bias], "rule": "lion", "betas": (0.9, 0.98)},
-        ],
-        lr=1e-3,
-    )
+    groups: list[dict[str, Any]] = [
+        {"params": [model.up.weight], "rule": "sinkgd", "iterations": 1},
+        {"params": [model.up.bias], "rule": "lion", "betas": (0.9, 0.98)},
+    ]
+    FusedHybrid(groups, lr=1e-3)
 
 
 def single_rules() -> None:
@@ -105,7 +103,7 @@ def single_rules() -> None:
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     for optimizer in (
         FusedSAGE(model.parameters(), lr=1e-3, betas=(0.9, 0.99), momentum_first=True),
-        FusedLion(model.named_parameters(), lr=torch.tensor(1e-4), weight_decay=0.1),
+        FusedLion(model.parameters(), lr=torch.tensor(1e-4), weight_decay=0.1),
         FusedSignSGD([{"params": list(model.parameters()), "lr": 1e-3}], momentum=0.9),
         FusedAdamW(model.parameters(), eps=1e-6, maximize=False, state_dtype=torch.float32),
         FusedALIASAdam(model.parameters(), d0=1.0, backend="reference"),
@@ -167,7 +165,7 @@ def functions() -> None:
     torch.ops.sage_ext.lion_([weight], gradients, [momentum], lr=torch.tensor(0.1), **settings)
     for routed in routing.route(Model(), lm_head="head.weight"):
         assert_type(routed.role, str)
-    config = configure({"train_micro_batch_size_per_gpu": 8}, FusedLion([nn.Parameter(weight)]))
+    config = configure({"zero_optimization": {"stage": 2}}, FusedLion([nn.Parameter(weight)]))
     assert config["zero_allow_untested_optimizer"]
 
 
