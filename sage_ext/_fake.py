@@ -53,7 +53,8 @@ def _with_symbol_as_tensor(operator: Any) -> Callable[..., None]:
 
     def call(*lists: Sequence[Tensor], lr: Any, **settings: Any) -> None:
         if isinstance(lr, torch.SymFloat):
-            operator.tensor_lr(*lists, lr=torch.zeros((), dtype=torch.float64) + lr, **settings)
+            number: Any = lr
+            operator.tensor_lr(*lists, lr=torch.zeros((), dtype=torch.float64) + number, **settings)
             return
         with torch._C._AutoDispatchBelowAutograd():
             operator.default(*lists, lr=lr, **settings)
