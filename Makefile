@@ -56,7 +56,7 @@ EMULATED_TESTS ?= ON
 export HF_HUB_OFFLINE := 1
 
 .PHONY: demo demo-distributed test test-python test-cpp test-cpp-sanitized test-cuda-build benchmark report docs docs-links \
-  stub lint clean FORCE
+  stub lint types clean FORCE
 
 demo: $(VENV)/.installed $(VENV)/.examples
 	$(BIN)/python examples/train_llama.py demo
