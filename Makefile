@@ -56,7 +56,7 @@ EMULATED_TESTS ?= ON
 export HF_HUB_OFFLINE := 1
 
 .PHONY: demo demo-distributed test test-python test-cpp test-cpp-sanitized test-cuda-build benchmark report docs docs-links \
-  stub lint clean FORCE
+  stub lint types clean FORCE
 
 demo: $(VENV)/.installed $(VENV)/.examples
 	$(BIN)/python examples/train_llama.py demo
@@ -111,6 +111,13 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	git ls-files '*.h' '*.cpp' '*.inl' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
+
+# What users' type checkers see of the installed package, from a folder without its source. pyright runs on the node
+# that pip has installed.
+types: $(VENV)/.installed $(VENV)/.lint
+	cd tests/typing && $(abspath $(BIN))/mypy --strict --python-executable $(abspath $(BIN)/python) \
+	  --cache-dir $(abspath build/mypy) user_script.py
+	cd tests/typing && $(abspath $(BIN))/pyright --pythonpath $(abspath $(BIN)/python) user_script.py
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
@@ -167,7 +174,7 @@ $(VENV)/.docs: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml
-	$(BIN)/$(INSTALL) ruff==0.17.6 clang-format==23.1.5
+	$(BIN)/$(INSTALL) ruff==0.17.6 clang-format==23.1.5 mypy==2.4.1 'pyright[nodejs]==1.1.414'
 	touch $@
 
 # torch for CUDA takes gigabytes, so what it is for is looked for first.

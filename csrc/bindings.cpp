@@ -67,17 +67,20 @@ struct FromDispatcher<std::optional<at::Tensor>> {
   static std::optional<at::Tensor> convert(const std::optional<at::Tensor>& value) { return value; }
 };
 template <>
-struct FromDispatcher<Number> {
-  using Type = double;
-  static Number convert(double value) { return value; }
-};
-template <>
 struct FromDispatcher<std::optional<Number>> {
   using Type = const std::optional<at::Tensor>&;
   static std::optional<Number> convert(const std::optional<at::Tensor>& value) {
     if (!value.has_value()) return std::nullopt;
     return *value;
   }
+};
+
+// A Number, of which an operator has an overload for either kind.
+template <typename As>
+struct NumberFromDispatcher {
+  using Type = const As&;
+  static Number convert(const at::Tensor& value) { return value; }
+  static Number convert(const at::Scalar& value) { return value.toDouble(); }
 };
 
 // The step of a plan whose tensors are pieces, up to one exchange after the other.
@@ -131,8 +134,9 @@ template <typename Rule, typename... L, typename... A>
 struct Function<Rule, Types<L...>, Types<A...>> {
   template <typename Declared>
   using Python = FromPython<typename Declared::Type>;
-  template <typename Declared>
-  using Dispatcher = FromDispatcher<typename Declared::Type>;
+  template <typename Declared, typename Rate>
+  using Dispatcher = std::conditional_t<std::is_same_v<typename Declared::Type, Number>, NumberFromDispatcher<Rate>,
+                                        FromDispatcher<typename Declared::Type>>;
 
   static PlanPtr plan(typename Python<L>::Type... lists, typename Python<A>::Type... arguments,
                       const py::object& describe) {
@@ -186,11 +190,12 @@ struct Function<Rule, Types<L...>, Types<A...>> {
                    Rule::doc, py::arg("tensors"), py::kw_only(), keyword<A>()...);
   }
 
-  // torch.ops.sage_ext.<name>_: the same plan.
-  static void dispatched(typename Dispatcher<L>::Type... lists, typename Dispatcher<A>::Type... arguments) {
+  // torch.ops.sage_ext.<name>_: the same plan, with a learning rate of type `Rate`.
+  template <typename Rate>
+  static void dispatched(typename Dispatcher<L, Rate>::Type... lists, typename Dispatcher<A, Rate>::Type... arguments) {
     Call<Rule> call;
-    ((value_of<L::text>(call) = Dispatcher<L>::convert(lists)), ...);
-    ((value_of<A::text>(call) = Dispatcher<A>::convert(arguments)), ...);
+    ((value_of<L::text>(call) = Dispatcher<L, Rate>::convert(lists)), ...);
+    ((value_of<A::text>(call) = Dispatcher<A, Rate>::convert(arguments)), ...);
     Rule::plan(std::move(call))->run();
   }
 
@@ -270,7 +275,9 @@ py::dict functions() {
 // The same functions for every device: a plan looks at its tensors.
 void implement(torch::Library& library) {
   for_each_rule([&]<typename Rule>(Types<Rule>) {
-    library.impl((std::string(Rule::name) + "_").c_str(), &Function<Rule>::dispatched);
+    const std::string name = std::string(Rule::name) + "_";
+    library.impl(name.c_str(), &Function<Rule>::template dispatched<at::Scalar>);
+    library.impl((name + ".tensor_lr").c_str(), &Function<Rule>::template dispatched<at::Tensor>);
   });
 }
 
@@ -278,8 +285,13 @@ void implement(torch::Library& library) {
 }  // namespace sage_ext
 
 TORCH_LIBRARY(sage_ext, m) {
-  sage_ext::ops::for_each_rule(
-      [&]<typename Rule>(sage_ext::ops::Types<Rule>) { m.def(sage_ext::ops::schema<Rule>().c_str()); });
+  using namespace sage_ext::ops;  // NOLINT
+  // Overloads are tried in this order, and a tensor would pass for a number. A Scalar may be symbolic while a compiler
+  // traces the call; of a float it would have to know the value.
+  for_each_rule([&]<typename Rule>(Types<Rule>) {
+    m.def(schema<Rule>("tensor_lr", "Tensor").c_str());
+    m.def(schema<Rule>("", "Scalar").c_str());
+  });
 }
 
 TORCH_LIBRARY_IMPL(sage_ext, CPU, m) { sage_ext::implement(m); }

@@ -62,7 +62,8 @@ def _report_gpus(info: dict[str, Any]) -> tuple[list[str], list[str]]:
 
     from sage_ext import _loader, backend
 
-    usable, problems = [], []
+    usable: list[str] = []
+    problems: list[str] = []
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         capability = torch.cuda.get_device_capability(index)
         name = f"{torch.cuda.get_device_name(index)}, compute capability {capability[0]}.{capability[1]}"

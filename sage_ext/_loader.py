@@ -55,8 +55,12 @@ def _attempt() -> tuple[ModuleType | None, str | None]:
         module = importlib.import_module(MODULE)
     except (ImportError, OSError, RuntimeError) as error:  # the last: its operators are registered already
         return None, explain(error, folder, torch.__version__)
-    mismatch = version_mismatch(module.build_info(), torch.__version__)
-    return (None, mismatch) if mismatch else (module, None)
+    if mismatch := version_mismatch(module.build_info(), torch.__version__):
+        return None, mismatch
+    from sage_ext import _fake
+
+    _fake.register(module)
+    return module, None
 
 
 def explain(error: Exception, folder: Path, torch_version: str) -> str:

@@ -246,7 +246,6 @@ class FusedALIAS(ReplicatedOptimizer):
         if self._amp_scaling is None:
             self.amp_scaling = True
 
-    @torch._disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: float | Tensor | None = None) -> Any:
         if not self._needs_vote:

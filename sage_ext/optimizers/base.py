@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
@@ -21,6 +22,7 @@ from sage_ext.optimizers.advice import Advice
 from sage_ext.optimizers.groups import GroupedOptimizer
 from sage_ext.optimizers.repeat import LastStep, Ready
 from sage_ext.optimizers.rule import NOT_HYPERPARAMETERS, Rule
+from sage_ext.optimizers.step import Call
 
 if TYPE_CHECKING:
     from sage_ext.distributed.team import Team
@@ -113,7 +115,14 @@ class FusedOptimizer(GroupedOptimizer):
 
     # ------------------------------------------------------------------------------------------------ step
 
-    @torch._disable_dynamo  # as torch.optim does: there is nothing to trace in a call of the kernels
+    def _patch_step_function(self) -> None:
+        """As torch does it, and then untraced, hooks and all: there is nothing to trace in a call of the
+        kernels, and in a compiled function it is one graph break."""
+        is_new = not hasattr(type(self).step, "hooked")
+        super()._patch_step_function()
+        if is_new:
+            type(self).step = _disable_dynamo(type(self).step)  # type: ignore[method-assign]
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: float | Tensor | None = None) -> Any:
         """Perform one step over all groups. Parameters without a gradient are skipped and get no state.
@@ -253,9 +262,9 @@ class FusedOptimizer(GroupedOptimizer):
         again: bool = False,
     ) -> None:
         """Check all of these groups, then step all of them."""
-        calls: list[step.Call] = []
-        staged: list[step.Call] = []
-        inert: list[step.Call] = []
+        calls: list[Call] = []
+        staged: list[Call] = []
+        inert: list[Call] = []
         met: dict[int, Known] = {}
         with step.Alone(scaling) if team is None else team.agreement(scaling) as agreement:
             for index in groups:
@@ -376,7 +385,7 @@ class FusedOptimizer(GroupedOptimizer):
             self._rule(group, index).check_first_loss(float(loss), group, where)
         return loss
 
-    def _describer(self, call: step.Call) -> Callable[[int], str]:
+    def _describer(self, call: Call) -> Callable[[int], str]:
         """Return what names the parameters of a call in messages: position in the call -> label."""
 
         def name(position: int) -> str:

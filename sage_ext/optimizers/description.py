@@ -138,7 +138,9 @@ def describe(
     groups: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule], state: Mapping[Any, Any], backend: str
 ) -> Description:
     """Return the description of an optimizer. It looks at shapes and dtypes only: meta tensors will do."""
-    rows, shared, settings = [], defaultdict(int), []
+    rows: list[Row] = []
+    shared: defaultdict[str, int] = defaultdict(int)
+    settings: list[Setting] = []
     for index, group in enumerate(groups):
         rule = rules[group["rule"]]
         settings.append(_setting(group, rule))

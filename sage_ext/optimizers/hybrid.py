@@ -136,7 +136,7 @@ class FusedHybrid(ReplicatedOptimizer):
         self._process_group = process_group
         self._preset = preset or "sage"
         self._tied = tied or PRESETS[self._preset].tied
-        common = {"maximize": maximize, "state_dtype": state_dtype, "capturable": capturable}
+        common: dict[str, Any] = {"maximize": maximize, "state_dtype": state_dtype, "capturable": capturable}
         spread = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
         common.update((name, value) for name, value in spread.items() if value is not None)
         self._rule_defaults = _rule_defaults(base, lr, common, overrides)
@@ -211,7 +211,8 @@ class FusedHybrid(ReplicatedOptimizer):
     def _by_role(self, routed: Sequence[routing.Routed]) -> list[dict[str, Any]]:
         """Return the groups of routed parameters: one for each role, or more where its rule goes by the
         layout."""
-        preset, by_place = PRESETS[self._preset], {}
+        preset = PRESETS[self._preset]
+        by_place: dict[Any, list[routing.Routed]] = {}
         for role in routing.ROLES:
             rule = preset.rule_for(role)
             for entry in routed:

@@ -21,7 +21,6 @@ class ReplicatedOptimizer(FusedOptimizer):
     _together: ReplicaStep | None = None
     """The step under way, where it is one of several processes."""
 
-    @torch._disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: float | Tensor | None = None) -> Any:
         found_inf = getattr(self, "found_inf", None)

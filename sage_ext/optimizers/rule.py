@@ -159,8 +159,9 @@ class Rule:
         """Return the size of the last step, where the host may have to wait for it; NaN before the first."""
         return float(group["lr"])
 
-    def arguments(self, group: Group) -> dict[str, Any]:
-        """Return the keyword arguments of the functions, without loss, grad_scale and found_inf."""
+    def arguments(self, group: Group, *, again: bool = False) -> dict[str, Any]:
+        """Return the keyword arguments of the functions, without loss, grad_scale and found_inf; ``again`` is
+        the second part of a step that takes the gradient twice."""
         result = {name: group[name] for name in self._passed}
         if "betas" in self.defaults:
             result["beta1"], result["beta2"] = group["betas"]

@@ -75,21 +75,21 @@ def plan(
         if key not in owners:
             state[key] = saved  # not a parameter's: kept as it is, as torch does
             continue
-        group, index = owners[key]
-        param = groups[group]["params"][index]
-        rule = rules[completed[group]["rule"]]
+        number, index = owners[key]
+        param = groups[number]["params"][index]
+        rule = rules[completed[number]["rule"]]
         own = {name: value for name, value in saved.items() if name in ALL_STATE_KEYS or name in _TORCH_KEYS}
         state[param] = {name: _on_device(value, param) for name, value in saved.items() if name not in own}
         if own:
-            layout = rule.state_layout(param, completed[group])
-            state[param].update(_restore(own, param, rule, layout, label(group, index), native))
+            layout = rule.state_layout(param, completed[number])
+            state[param].update(_restore(own, param, rule, layout, label(number, index), native))
     return {**state_dict, "param_groups": completed, "state": {}}, state
 
 
-def known_losses(groups: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule]) -> dict[int, float]:
+def known_losses(groups: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule]) -> dict[int, float | Tensor]:
     """Return for every group that had its first step, and so needs no loss any more, one that is not looked
     at."""
-    started = {}
+    started: dict[int, float | Tensor] = {}
     for index, group in enumerate(groups):
         rule = rules[group["rule"]]
         if rule.takes_loss(group) and not math.isnan(rule.step_size(group)):

@@ -78,7 +78,7 @@ def gather(
         device = params[0].device
         # From pageable memory the host need not wait for the device.
         shared = {key: value.to(device, non_blocking=True) for key, value in rule.init_shared(group).items()}
-    arguments = rule.arguments(group, again=True) if again else rule.arguments(group)
+    arguments = rule.arguments(group, again=again)
     return Call(rule, index, params, grads, states, shared, arguments, fresh)
 
 

@@ -406,3 +406,21 @@ class TestWithoutAModuleOfOurs:
             fabric.backward(loss_of(wrapped, seed))
             wrapper.step()
         support.assert_same_bits(self.plain(), models.snapshot(optimizer))
+
+    @pytest.mark.parametrize("name", ["accelerate", "lightning"])
+    def test_killed_and_resumed(self, name: str, tmp_path: Path) -> None:
+        """The weights and states of a run that was never interrupted, bit for bit, clipped and scheduled."""
+        import killed_run
+
+        pytest.importorskip({"lightning": "pytorch_lightning"}.get(name, name))
+        folders = [tmp_path / "straight", tmp_path / "killed"]
+        for folder in folders:
+            folder.mkdir()
+        script = [sys.executable, killed_run.__file__, name, str(folders[1]), "3"]
+        environment = {**os.environ, "PYTHONPATH": ""}
+        result = subprocess.run(script, env=environment, cwd=tmp_path, capture_output=True, check=False)
+        assert result.returncode == -signal.SIGKILL, result.stderr.decode()
+        assert len(list(folders[1].iterdir())) == 1
+        straight, resumed = (killed_run.RUNS[name](folder) for folder in folders)
+        support.assert_same_bits(straight, resumed)
+        assert len(list(folders[0].iterdir())) == len(list(folders[1].iterdir())) == 3

@@ -288,15 +288,33 @@ def test_compiled_model_and_eager_step(backend: str) -> None:
     assert last < first
 
 
-def test_step_inside_a_compiled_function(backend: str, recwarn: pytest.WarningsRecorder) -> None:
-    """The step is a graph break and nothing more: it is not traced, and says nothing."""
+@pytest.mark.parametrize("preset", ["sage", "alias"])
+def test_step_inside_a_compiled_function(backend: str, preset: str, recwarn: pytest.WarningsRecorder) -> None:
+    """The step is one graph break and nothing more, whatever the schedulers do: it is not traced, and says
+    nothing."""
+    import torch._dynamo
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
     model, twin = TinyLanguageModel(), TinyLanguageModel()
     twin.load_state_dict(model.state_dict())
-    optimizer, other = FusedHybrid(model, backend=backend), FusedHybrid(twin, backend=backend)
-    step = torch.compile(lambda: optimizer.step(), backend="eager")
-    for seed in range(3):
+    optimizer, other = (FusedHybrid(m, preset, lr=1e-2, backend=backend) for m in (model, twin))
+    schedules = [torch.optim.lr_scheduler.ExponentialLR(o, 0.9) for o in (optimizer, other)]
+
+    def around(x: torch.Tensor) -> torch.Tensor:
+        y = x * 2
+        optimizer.step()
+        return y + 1
+
+    compiled = torch.compile(around, backend="eager")
+    for seed in range(4):
         models.backward(model, optimizer, seed)
-        step()
-    models.train(twin, other, range(3))
+        assert float(compiled(torch.tensor(3.0))) == 7
+        models.train(twin, other, [seed])
+        for schedule in schedules:
+            schedule.step()
+        assert sum(counters["graph_break"].values()) == 1
+        assert counters["stats"]["unique_graphs"] == 2
     support.assert_same_bits(models.snapshot(optimizer), models.snapshot(other))
     assert not [warning for warning in recwarn if "sage_ext" in str(warning.message)]

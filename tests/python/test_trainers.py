@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,6 +114,43 @@ class TestAccelerate:
                 assert not wrapper.step_was_skipped
             ends.append(models.snapshot(optimizer))
         support.assert_same_bits(*ends)
+
+    @every_optimizer
+    @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+    def test_clips_in_every_precision(self, build: Builder, precision: str) -> None:
+        """As a loop of one's own does it. On a CPU accelerate makes no scaler for fp16: it is given one."""
+        kind = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self.accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = self.accelerate.Accelerator(cpu=True, mixed_precision=precision)
+        scalers = [
+            torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=precision == "fp16") for _ in range(2)
+        ]
+        if precision == "fp16":
+            accelerator.scaler, accelerator.native_amp = scalers[0], True
+        torch.manual_seed(5)
+        model = TinyLanguageModel()
+        twin = copy.deepcopy(model)
+        optimizers = [build(m) for m in (model, twin)]
+        prepared, wrapper = accelerator.prepare(model, optimizers[0])
+        for seed in range(3):
+            wrapper.zero_grad()
+            loss = loss_of(prepared, seed)
+            accelerator.backward(loss)
+            norm = accelerator.clip_grad_norm_(prepared.parameters(), 0.25)
+            optimizers[0].set_loss(loss)
+            wrapper.step()
+
+            optimizers[1].zero_grad()
+            with torch.autocast("cpu", kind, enabled=precision != "no"):
+                loss = loss_of(twin, seed)
+            scalers[1].scale(loss).backward()
+            scalers[1].unscale_(optimizers[1])
+            other = nn.utils.clip_grad_norm_(twin.parameters(), 0.25)
+            optimizers[1].set_loss(loss)
+            scalers[1].step(optimizers[1])
+            scalers[1].update()
+            assert 0.25 < float(norm) == float(other)
+        support.assert_same_bits(*(models.snapshot(optimizer) for optimizer in optimizers))
 
     @every_optimizer
     def test_skipped_steps_are_reported(self, build: Builder) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,7 +15,7 @@ from models import TinyLanguageModel, loss_of
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -42,6 +45,9 @@ def cases(size: int) -> dict[str, Callable[[int, int], None]]:
     )
     found["sequence_parallel"] = sequence_parallel
     found["fsdp-mixed_precision"] = mixed_precision
+    if size == 2 and importlib.util.find_spec("accelerate"):
+        for preset in ("sage", "scale", "alias"):
+            found[f"accelerate-{preset}"] = partial(accelerated, preset)
     return found
 
 
@@ -90,6 +96,59 @@ def same_curve(preset: str, wrap: Callable[[nn.Module, int], None], rank: int, s
     )
     # A gradient of which only rounding is left has either sign.
     assert flips <= 0.002 * sum(param.numel() for param in alone.parameters()), flips
+
+
+@contextmanager
+def accelerator_of(rank: int, size: int) -> Iterator[Any]:
+    """accelerate's with FSDP2, which it takes for GPUs only unless it is told otherwise."""
+    import accelerate
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    before = dict(os.environ)
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    os.environ.update({name: str(value) for name, value in numbers.items()}, ACCELERATE_USE_CPU="true")
+    try:
+        accelerator = accelerate.Accelerator(cpu=True)
+        accelerator.state.distributed_type = accelerate.DistributedType.FSDP
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="size_based_wrap",
+            min_num_params=1,
+            cpu_ram_efficient_loading=False,
+        )
+        assert accelerator.is_fsdp2
+        yield accelerator
+    finally:
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def accelerated(preset: str, rank: int, size: int) -> None:
+    """accelerate puts sharded parameters into an optimizer that was built of whole ones: the weights of a
+    loop with fully_shard, bit for bit, clipped."""
+    models = TinyLanguageModel(), TinyLanguageModel()
+    models[1].load_state_dict(models[0].state_dict())
+    fsdp(models[1], size)
+    optimizers = [FusedHybrid(model, preset, lr=0.01) for model in models]
+    with accelerator_of(rank, size) as accelerator:
+        model, optimizer = accelerator.prepare(models[0], optimizers[0])
+        start = [_whole(param).clone() for param in model.parameters()]
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            accelerator.backward(loss_of(model, step))
+            accelerator.clip_grad_norm_(model.parameters(), 0.25)
+            optimizer.step()
+            optimizers[1].zero_grad()
+            loss_of(models[1], step).backward()
+            nn.utils.clip_grad_norm_(models[1].parameters(), 0.25)
+            optimizers[1].step()
+    params = [dict(m.named_parameters()) for m in (model, models[1])]
+    assert params[0].keys() == params[1].keys()
+    for before, ours, theirs in zip(start, *(p.values() for p in params), strict=True):
+        assert isinstance(ours, DTensor)
+        assert torch.equal(_whole(ours), _whole(theirs))
+        assert not torch.equal(_whole(ours), before)
 
 
 def mixed_precision(rank: int, size: int) -> None:

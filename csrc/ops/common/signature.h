@@ -32,7 +32,7 @@ auto& value_of(Call<Rule>& call) {
 }
 
 // What a C++ type is called in PyTorch's schemas, and in Python. The dispatcher takes no choice of a number or a
-// tensor.
+// tensor: a Number has an overload for each.
 struct TypeName {
   const char *schema, *python;
 };
@@ -48,7 +48,7 @@ inline constexpr TypeName type_name<double> = {"float", "float"};
 template <>
 inline constexpr TypeName type_name<std::string> = {"str", "str"};
 template <>
-inline constexpr TypeName type_name<Number> = {"float", "float | Tensor"};
+inline constexpr TypeName type_name<Number> = {nullptr, "float | Tensor"};
 template <>
 inline constexpr TypeName type_name<std::optional<Number>> = {"Tensor?", "float | Tensor | None"};
 template <>
@@ -68,8 +68,8 @@ std::string literal(const std::optional<T>&) {
 }
 
 template <typename... Lists, typename... Arguments>
-std::string schema(const char* name, Types<Lists...>, Types<Arguments...>) {
-  std::string text = std::string(name) + "_(";
+std::string schema(const std::string& name, const char* rate, Types<Lists...>, Types<Arguments...>) {
+  std::string text = name + "(";
   char alias = 'a';
   const auto add_list = [&](const char* list, bool is_written) {
     text += is_written ? std::string("Tensor(") + alias++ + "!)[] " : "Tensor[] ";
@@ -78,17 +78,20 @@ std::string schema(const char* name, Types<Lists...>, Types<Arguments...>) {
   (add_list(Lists::name(), Lists::is_written), ...);
   text += "*";
   const auto add_argument = [&]<typename A>(Types<A>) {
-    text += std::string(", ") + type_name<typename A::Type>.schema + " " + A::name();
+    const bool is_rate = std::is_same_v<typename A::Type, Number>;
+    text += std::string(", ") + (is_rate ? rate : type_name<typename A::Type>.schema) + " " + A::name();
     if constexpr (A::has_default) text += "=" + literal(A::default_value());
   };
   (add_argument(Types<Arguments>()), ...);
   return text + ") -> ()";
 }
 
-// "lion_(Tensor(a!)[] params, Tensor[] grads, ..., *, float lr, ...) -> ()"
+// "lion_(Tensor(a!)[] params, Tensor[] grads, ..., *, Scalar lr, ...) -> ()", with a name of the overload and a type of
+// lr.
 template <typename Rule>
-std::string schema() {
-  return schema(Rule::name, ListsOf<Rule>(), ArgumentsOf<Rule>());
+std::string schema(const std::string& overload, const char* rate) {
+  const std::string name = std::string(Rule::name) + "_" + (overload.empty() ? "" : "." + overload);
+  return schema(name, rate, ListsOf<Rule>(), ArgumentsOf<Rule>());
 }
 
 // Calls `visit(Types<Rule>())` for every rule, or for every type in another list.
