@@ -31,6 +31,8 @@ IN_SHORT = {
     "`FusedAdamW`": "FusedAdamW",
 }
 SMALL = "2000 x 256 fp32"
+# A row of benchmarks/stable_abi.py.
+STEP = "optimizer.step()"
 
 # Perplexities closer than this share are not called different: one seed tells no more.
 NEAR = 0.02
@@ -325,3 +327,55 @@ def lora() -> str:
         f"SinkGD on both ends between {100 * min(gaps):+.1f} % and {100 * max(gaps):+.1f} % of AdamW's loss."
     )
     return f"{intro}\n\n{table(columns, cells)}\n\n{outro}"
+
+
+# ------------------------------------------------------------------------------------------- stable ABI
+
+
+def stable_abi() -> str:
+    """What one module for many torches would cost, and why it is not built."""
+    found = load("stable_abi.json")
+    like_last, bumped = "like the last step", "versions bumped from Python"
+
+    def of(rule: str, name: str) -> tuple[float, float]:
+        """Processor time and instructions."""
+        row = found["results"][rule][name]
+        return row["cpu_us"], row["instructions"] / 1e6
+
+    def times_as_much(rule: str, part: str, *further: str) -> list[float]:
+        """What a step would take if a part of it went through the stable ABI, over what it takes."""
+        pinned, stable, step = (of(rule, name) for name in (f"pinned: {part}", f"stable: {part}", STEP))
+        extra = [of(rule, name) for name in further]
+        return [
+            1 + (stable[unit] - pinned[unit] + sum(more[unit] for more in extra)) / step[unit]
+            for unit in range(2)
+        ]
+
+    lion, sinkgd = (times_as_much(rule, like_last, bumped) for rule in ("lion", "sinkgd"))
+    text = prose(
+        f"A step of {found['tensors']:,} tensors of 64 numbers (torch {found['torch']}, one thread): Lion's",
+        f"would take {lion[0]:.1f} times the processor time and {lion[1]:.1f} times the instructions,",
+        f"SinkGD's {sinkgd[0]:.1f} and {sinkgd[1]:.1f} times.",
+        "A tenth more was the limit, so there is no such build. Every tensor from Python is an object on the",
+        "heap there, and every question to it a call. Gradients come by Python's attribute only:",
+        "to find them, and no more, makes Lion's step",
+        f"{times_as_much('lion', 'gradients found')[0]:.1f} times as long.",
+    )
+    shown = {
+        "`optimizer.step()`, as it is": STEP,
+        "of that in C++": f"pinned: {like_last}",
+        "in C++ through the stable ABI": f"stable: {like_last}",
+        "and autograd's versions, which it leaves to Python": bumped,
+    }
+    rows = []
+    for what, name in shown.items():
+        measured = [of(rule, name) for rule in ("lion", "sinkgd")]
+        rows.append([what, *(text for time, count in measured for text in (f"{time:,.0f}", f"{count:.1f}"))])
+    columns = ["a step", "Lion, µs", "million instructions", "SinkGD, µs", "million instructions"]
+    uses = found["missing"]
+    port = prose(
+        f"{sum(uses.values())} places in `csrc` would need another way:",
+        ", ".join(f"`{name}` ({count})" for name, count in uses.items()) + ".",
+        "All else that it uses has a counterpart there, or takes a few lines.",
+    )
+    return "\n\n".join([text, table(columns, rows), port])

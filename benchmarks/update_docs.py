@@ -40,6 +40,7 @@ PARTS: dict[str, dict[str, list[Callable[[], str]]]] = {
     "docs/numerics.md": {"low-precision": [cpu.second_moment, cpu.low_precision_losses]},
     "docs/plan.md": {"example": [plan.example], "side-by-side": [plan.side_by_side]},
     "docs/trainers.md": {"lora": [cpu.lora]},
+    "docs/install.md": {"stable-abi": [cpu.stable_abi]},
     "docs/gpu.md": {
         "on-gpu": [gpu.timed],
         "traffic": [gpu.traffic],

@@ -9,7 +9,7 @@ extern "C" __attribute__((visibility("hidden"))) char __libc_single_threaded;
 char __libc_single_threaded = 0;
 
 #ifdef __x86_64__
-// glibc 2.29 has one that leaves errno alone. Both return the same.
+// glibc 2.29 has another, which handles errors otherwise. Both return the same.
 extern "C" double log_of_2_2_5(double x);
 __asm__(".symver log_of_2_2_5, log@GLIBC_2.2.5");
 extern "C" __attribute__((visibility("hidden"))) double log(double x) { return log_of_2_2_5(x); }

@@ -1,9 +1,9 @@
-"""Builds the wheel of a source for the torch that runs this, and makes a manylinux wheel of it. For ``make wheel``.
+"""Builds a manylinux wheel of a source for the torch of this environment. For ``make wheel``.
 
     python tools/wheel.py SOURCE --objects FOLDER --out FOLDER
 
-Its version says what it was built for: ``0.1.0+cpu.torch2.13``, ``0.1.0+cu130.torch2.14``. torch brings its own
-libraries and the OpenMP runtime, and the CUDA runtime is in the module: the wheel has no other library in it.
+Its version says what it was built for: ``0.1.0+cpu.torch2.13``, ``0.1.0+cu130.torch2.14``. torch brings its
+own libraries and the OpenMP runtime, and the CUDA runtime is in the module: the wheel has no other library.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def repair(wheel: Path, folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("source", type=Path, help="a checkout or an unpacked sdist")
     parser.add_argument("--objects", type=Path, required=True, help="where compiled files are and stay")
     parser.add_argument("--out", type=Path, required=True, help="where the wheel goes")

@@ -94,6 +94,7 @@ def test_a_number_that_was_typed_is_noticed(page: str, copied: Path) -> None:
         ("l2_model.json", ["docs/gpu.md"]),
         ("lora.json", ["docs/trainers.md"]),
         ("scaling_model.json", ["docs/distributed.md"]),
+        ("stable_abi.json", ["docs/install.md"]),
     ],
 )
 def test_another_result_makes_its_pages_stale(result: str, pages: list[str], copied: Path) -> None:

@@ -1,4 +1,4 @@
-"""The wheel that `make wheel` has put into dist/: what it says and has in it, and that it works where nothing was built.
+"""The wheel in dist/ as `make wheel` leaves it: what it says and has in it, and that it works elsewhere.
 
 The clean environment has torch and what torch requires, as links to this environment's, and no compiler.
 """
