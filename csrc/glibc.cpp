@@ -12,7 +12,9 @@ char __libc_single_threaded = 0;
 // glibc 2.29 has another, which handles errors otherwise. Both return the same.
 extern "C" double log_of_2_2_5(double x);
 __asm__(".symver log_of_2_2_5, log@GLIBC_2.2.5");
-extern "C" __attribute__((visibility("hidden"))) double log(double x) { return log_of_2_2_5(x); }
+// By another name: the compiler's own declaration of log is not hidden.
+extern "C" __attribute__((visibility("hidden"))) double sage_ext_log(double x) __asm__("log");
+double sage_ext_log(double x) { return log_of_2_2_5(x); }
 #endif
 
 #endif
