@@ -27,7 +27,7 @@ from sage_ext.reference.alias import ALIAS_SCALARS
 FORMS: dict[str, dict[str, Any]] = {
     "descent": {"weight_decay": 0.1},
     "lower_bound": {"gap": "lower_bound"},
-    "sum": {"smoothness": "sum"},
+    "sum": {"smoothness": "sum", "maximize": True, "update_every": 2},
     "sum_lower_bound": {"smoothness": "sum", "gap": "lower_bound"},
     "seldom": {"update_every": 2},
     "warm": {"warmup_steps": 2, "lr": 3e-3},
