@@ -58,6 +58,7 @@ NARROW = {
         "stores": "a byte of each sign plane for eight elements, and one slot a block"
     },
     "alias_observe_extrema_kernel": {"stores": "one slot a block, of all that was read"},
+    "alias_observe_norm_kernel": {"stores": "one slot a block, of all that was read"},
     "alias_advance_kernel": {
         "loads": "one slot a block of another launch, in a single block",
         "stores": "the nine numbers that the tensors of a group share",

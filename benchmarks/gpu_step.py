@@ -42,6 +42,8 @@ def forms(params: list[nn.Parameter], matrices: list[nn.Parameter]) -> dict[str,
         "SCALE, momentum, columns": partial(scale, dim=0, momentum=0.9),
         "SinkGD, unit": partial(optimizers.FusedSinkGD, matrices, normalization="unit", backend="native"),
         "ALIAS, base, lower bound": partial(alias, memory_efficient=False, gap="lower_bound"),
+        "ALIAS, sum": partial(alias, smoothness="sum"),
+        "ALIAS, sum, lower bound": partial(alias, smoothness="sum", gap="lower_bound"),
         "AdamW, float32 state": partial(
             optimizers.FusedAdamW, params, state_dtype=torch.float32, backend="native"
         ),

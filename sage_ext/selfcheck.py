@@ -20,7 +20,7 @@ _STEPS = 3
 _VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "sign_sgd": ({"momentum": 0.9},),
     "scale": ({"momentum": 0.9}, {"dim": 0}, {"dim": 0, "momentum": 0.9}),
-    "alias": ({"memory_efficient": False}, {"gap": "lower_bound"}),
+    "alias": ({"memory_efficient": False}, {"gap": "lower_bound"}, {"smoothness": "sum"}),
 }
 # Both sides compute in float32 and round in another order: a few units in the last place, of values of order
 # one.

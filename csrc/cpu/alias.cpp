@@ -35,11 +35,14 @@ AliasObservation observe(std::span<const AliasTensor> tensors, const AliasOption
   const std::vector<ChunkResult<Observation>> parts =
       reduce_chunks<Observation>(tensors, threads, [&](const AliasTensor& t, int64_t begin, int64_t end) {
         const Span span{begin, end, t.numel};
-        if (!options.memory_efficient) {
-          return observe_difference(t.grad, t.grad_dtype, span, grad_factor, t.prev_grad, prev_factor, record);
+        switch (options.form) {
+          case AliasForm::base:
+            return observe_difference(t.grad, t.grad_dtype, span, grad_factor, t.prev_grad, prev_factor, record);
+          case AliasForm::sum:
+            return observe_norm(t.grad, t.grad_dtype, span, grad_factor, t.signs, record);
+          default:
+            return observe_extrema(t.grad, t.grad_dtype, span, grad_factor, t.signs, record);
         }
-        if (options.descent) return observe_signs(t.grad, t.grad_dtype, span, grad_factor, t.signs, record);
-        return observe_extrema(t.grad, t.grad_dtype, span, grad_factor);
       });
   AliasObservation seen{};
   if (!parts.empty()) {
@@ -48,7 +51,7 @@ AliasObservation observe(std::span<const AliasTensor> tensors, const AliasOption
   }
   for (const auto& [tensor, part] : parts) {
     seen.inner += part.inner;
-    seen.difference += part.difference;
+    seen.norm += part.norm;
     seen.grad_max = keep_nan_max(static_cast<double>(part.max), seen.grad_max);
     seen.grad_min = keep_nan_min(static_cast<double>(part.min), seen.grad_min);
   }
@@ -73,7 +76,7 @@ void alias_step(std::span<const AliasTensor> tensors, const AliasOptions& option
   const auto gamma = static_cast<float>(shared.step_size);
   const float decay = decay_factor(shared.step_size, options.weight_decay);
   // Fresh planes have the gradient's signs in a sixteenth of its bytes, or an eighth.
-  const bool by_signs = options.memory_efficient && options.descent && alias_records(number, options);
+  const bool by_signs = alias_keeps_signs(options) && alias_records(number, options);
   double sum = 0.0;
   double max = 0.0;
   for (const auto& [tensor, part] :
@@ -85,7 +88,7 @@ void alias_step(std::span<const AliasTensor> tensors, const AliasOptions& option
     sum += part.sum;
     max = keep_nan_max(part.max, max);
   }
-  shared.displacement = options.memory_efficient ? sum : max;
+  shared.displacement = alias_adds_distances(options) ? sum : max;
 }
 
 }  // namespace sage_ext::cpu

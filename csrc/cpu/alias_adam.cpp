@@ -23,7 +23,7 @@ void alias_adam_step(std::span<const AliasAdamTensor> tensors, double lr, const 
   std::vector<double> inner(tensors.size(), 0.0);
   for (const auto& [tensor, part] :
        reduce_chunks<double>(tensors, threads, [&](const AliasAdamTensor& t, int64_t begin, int64_t end) {
-         return observe_signs(t.grad, t.grad_dtype, {begin, end, t.numel}, factor, t.signs, true).inner;
+         return observe_extrema(t.grad, t.grad_dtype, {begin, end, t.numel}, factor, t.signs, true).inner;
        })) {
     inner[static_cast<size_t>(tensor)] += part;
   }

@@ -64,11 +64,11 @@ std::vector<int64_t> blocks_of(std::span<const Item> items) {
 void launch_observe(const Plan& plan, const AliasCommon& common, cudaStream_t stream) {
   const auto dtype_of = [](const Item& item) { return item.tensor.grad_dtype; };
   for_each_dtype_mix(std::span<const Item>(plan.items), dtype_of, [&](DType dtype, std::span<const Item> mix) {
-    const bool has_signs = common.options.memory_efficient;
+    const AliasOptions& options = common.options;
     std::vector<ObserveEntry> entries;
     for (const Item& item : mix) {
       const AliasTensor& t = item.tensor;
-      entries.push_back({t.grad, has_signs ? t.signs : t.prev_grad, item.seen, t.numel});
+      entries.push_back({t.grad, alias_keeps_grads(options) ? t.prev_grad : t.signs, item.seen, t.numel});
     }
     const std::vector<int64_t> blocks = blocks_of(mix);
     const auto run = [&](const char* name, auto kernel) {
@@ -78,10 +78,16 @@ void launch_observe(const Plan& plan, const AliasCommon& common, cudaStream_t st
     visit_dtypes(
         [&](auto g) {
           using G = typename decltype(g)::type;
-          if (!common.options.memory_efficient) {
+          if (alias_keeps_grads(options)) {
             run("alias_observe_difference", &alias_observe_difference_kernel<G>);
-          } else if (common.options.descent) {
-            run("alias_observe_signs", &alias_observe_signs_kernel<G>);
+          } else if (options.form == AliasForm::sum) {
+            if (options.descent) {
+              run("alias_observe_signs", &alias_observe_signs_kernel<G, Norm>);
+            } else {
+              run("alias_observe_norm", &alias_observe_norm_kernel<G>);
+            }
+          } else if (options.descent) {
+            run("alias_observe_signs", &alias_observe_signs_kernel<G, Extrema>);
           } else {
             run("alias_observe_extrema", &alias_observe_extrema_kernel<G>);
           }
@@ -136,7 +142,7 @@ void alias_step(std::span<const AliasTensor> tensors, const AliasOptions& option
          AdvanceParams{common, plan.seen, plan.blocks, loss.tensor, loss.value, plan.finished});
   if (options.phase == AliasPhase::refresh) return;
   // Planes have the signs of this gradient in steps that record it. Which steps do is known on the device.
-  const bool has_signs = options.memory_efficient && options.descent;
+  const bool has_signs = alias_keeps_signs(options);
   const bool looks_at_step = has_signs && options.phase == AliasPhase::step && options.update_every > 1;
   const MoveCommon move{common, looks_at_step, plan.moved, static_cast<unsigned>(plan.blocks), plan.finished};
   if (has_signs) launch_move_signs(plan, move, stream);

@@ -13,9 +13,9 @@ namespace sage_ext::cuda {
 
 // One parameter with its gradient: dense arrays of `numel` elements in the same order, on one device. Of what is kept
 // of the gradient before it, a form has one or neither; the other pointer is null:
-//   memory-efficient, descent       signs: its bit planes (core/sign_planes.h)
-//   memory-efficient, lower bound   nothing
-//   base                            prev_grad: all of it, in grad_dtype
+//   extrema or sum, descent       signs: its bit planes (core/sign_planes.h)
+//   extrema or sum, lower bound   nothing
+//   base                          prev_grad: all of it, in grad_dtype
 struct AliasTensor {
   void* param;
   const void* grad;

@@ -36,9 +36,10 @@ __global__ void __launch_bounds__(kMapThreads) alias_adam_observe_kernel(const _
   const ObserveEntry& t = table.tensors[index];
   const int64_t begin = block * common.chunk;
   const int64_t left = t.numel - begin;
+  Nothing nothing;
   double inner[1] = {observe_signs(
       static_cast<const G*>(t.grad) + begin, SignPlanes(t.signs, t.numel, begin, /*reads=*/true, /*writes=*/true),
-      static_cast<int>(left < common.chunk ? left : common.chunk), grad_factor(common.scalars), nullptr)};
+      static_cast<int>(left < common.chunk ? left : common.chunk), grad_factor(common.scalars), nothing)};
   block_sum<kMapThreads>(inner);
   if (threadIdx.x == 0) store_one(t.slots + block, inner[0]);
 }

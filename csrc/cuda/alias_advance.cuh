@@ -29,7 +29,7 @@ __device__ __forceinline__ AliasObservation sum_observations(const AdvanceParams
     largest[0] = nan_max(largest[0], load_one(&slot->grad_max));
     largest[1] = nan_max(largest[1], -load_one(&slot->grad_min));
     sums[0] += load_one(&slot->inner);
-    sums[1] += load_one(&slot->difference);
+    sums[1] += load_one(&slot->norm);
   }
   block_max<kAdvanceThreads>(largest);
   block_sum<kAdvanceThreads>(sums);

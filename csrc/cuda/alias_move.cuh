@@ -60,7 +60,7 @@ __device__ __forceinline__ float move_element(float& param, float direction, con
 
 // Puts the block's share into its slot; the last block has them all. All threads of the block call it.
 __device__ __forceinline__ void reduce_displacement(const MoveCommon& common, double* slot, const Displacement& moved) {
-  const bool wants_sum = common.alias.options.memory_efficient;
+  const bool wants_sum = alias_adds_distances(common.alias.options);
   const auto combine = [wants_sum](double a, double b) { return wants_sum ? a + b : nan_max(a, b); };
   double total[1] = {wants_sum ? moved.sum : static_cast<double>(moved.largest)};
   block_reduce<kMapThreads>(total, combine);

@@ -48,11 +48,25 @@ __device__ __forceinline__ void store_slot(AliasObservation* slot, const AliasOb
   store_one(&slot->grad_max, seen.grad_max);
   store_one(&slot->grad_min, seen.grad_min);
   store_one(&slot->inner, seen.inner);
-  store_one(&slot->difference, seen.difference);
+  store_one(&slot->norm, seen.norm);
 }
 
-// The memory-efficient form with descent.
-template <typename G>
+// What all threads of the block have seen, in each of them.
+__device__ __forceinline__ AliasObservation reduce_observation(double inner, Extrema& extrema) {
+  double sums[1] = {inner};
+  block_sum<kMapThreads>(sums);
+  block_max<kMapThreads>(extrema.largest);
+  return {extrema.largest[0], -extrema.largest[1], sums[0], 0.0};
+}
+
+__device__ __forceinline__ AliasObservation reduce_observation(double inner, const Norm& norm) {
+  double sums[2] = {inner, norm.sum};
+  block_sum<kMapThreads>(sums);
+  return {0.0, 0.0, sums[0], sums[1]};
+}
+
+// The forms that keep signs. `Taken`: Extrema or Norm.
+template <typename G, typename Taken>
 __global__ void __launch_bounds__(kMapThreads) alias_observe_signs_kernel(const __grid_constant__ ObserveTable table) {
   const AliasCommon& common = table.common;
   if (skips_step(common.scalars)) return;
@@ -62,17 +76,15 @@ __global__ void __launch_bounds__(kMapThreads) alias_observe_signs_kernel(const 
   const ObserveEntry& t = table.tensors[index];
   const int64_t begin = block * common.chunk;
   const int64_t left = t.numel - begin;
-  Extrema extrema;
-  double inner[1] = {observe_signs(
-      static_cast<const G*>(t.grad) + begin,
-      SignPlanes(static_cast<uint32_t*>(t.kept), t.numel, begin, purpose.refreshes, purpose.records),
-      static_cast<int>(left < common.chunk ? left : common.chunk), grad_factor(common.scalars), &extrema)};
-  block_sum<kMapThreads>(inner);
-  block_max<kMapThreads>(extrema.largest);
-  store_slot(t.slots + block, {extrema.largest[0], -extrema.largest[1], inner[0], 0.0});
+  Taken taken;
+  const double inner =
+      observe_signs(static_cast<const G*>(t.grad) + begin,
+                    SignPlanes(static_cast<uint32_t*>(t.kept), t.numel, begin, purpose.refreshes, purpose.records),
+                    static_cast<int>(left < common.chunk ? left : common.chunk), grad_factor(common.scalars), taken);
+  store_slot(t.slots + block, reduce_observation(inner, taken));
 }
 
-// The memory-efficient form with the lower bound.
+// The forms that keep nothing.
 template <typename G>
 __global__ void __launch_bounds__(kMapThreads)
     alias_observe_extrema_kernel(const __grid_constant__ ObserveTable table) {
@@ -92,6 +104,27 @@ __global__ void __launch_bounds__(kMapThreads)
       range, [&](float g) { extrema.add(g * factor); }, ArrayOperand<const G, kN, kU>(grad + range.begin));
   block_max<kMapThreads>(extrema.largest);
   store_slot(t.slots + block, {extrema.largest[0], -extrema.largest[1], 0.0, 0.0});
+}
+
+template <typename G>
+__global__ void __launch_bounds__(kMapThreads) alias_observe_norm_kernel(const __grid_constant__ ObserveTable table) {
+  const AliasCommon& common = table.common;
+  if (skips_step(common.scalars)) return;
+  const ObservePurpose purpose = purpose_of_step(common);
+  if (!purpose.refreshes && !purpose.records) return;
+  const auto [index, block] = find_tensor(table, blockIdx.x);
+  const ObserveEntry& t = table.tensors[index];
+  const float factor = grad_factor(common.scalars);
+  const auto* grad = static_cast<const G*>(t.grad);
+  const BlockElements range = elements_of_block(grad, t.numel, block, common.chunk);
+  constexpr int kN = kGroupSize<G>;
+  constexpr int kU = kGroupsInFlight<G>;
+  double norm[1] = {0.0};
+  update_elements<kN, kU>(
+      range, [&](float g, float& size) { size = fabsf(g * factor); }, ArrayOperand<const G, kN, kU>(grad + range.begin),
+      SumOperand<kN>(norm[0]));
+  block_sum<kMapThreads>(norm);
+  store_slot(t.slots + block, {0.0, 0.0, 0.0, norm[0]});
 }
 
 // The gradient before this one.

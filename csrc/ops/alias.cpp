@@ -19,25 +19,39 @@ AliasPhase phase_of(const std::string& name) {
   return name == "refresh" ? AliasPhase::refresh : AliasPhase::step;
 }
 
+AliasForm form_of(bool memory_efficient, const std::string& smoothness) {
+  if (memory_efficient) return smoothness == "sum" ? AliasForm::sum : AliasForm::extrema;
+  if (smoothness != "sum") return AliasForm::base;
+  throw std::invalid_argument(
+      "smoothness is 'sum', which is for memory_efficient=True: the base form has the difference of the gradients "
+      "itself; pass 'extrema' with memory_efficient=False");
+}
+
 class AliasPlan final : public RulePlan<Alias> {
  public:
   explicit AliasPlan(Call<Alias>&& call)
       : RulePlan(std::move(call)),
-        options_{arg<"memory_efficient">(), arg<"gap">() == "descent", arg<"lower_bound">(),  arg<"max_step">(),
-                 arg<"weight_decay">(),     arg<"warmup_steps">(),     arg<"update_every">(), phase_of(arg<"phase">())},
+        options_{form_of(arg<"memory_efficient">(), arg<"smoothness">()),
+                 arg<"gap">() == "descent",
+                 arg<"lower_bound">(),
+                 arg<"max_step">(),
+                 arg<"weight_decay">(),
+                 arg<"warmup_steps">(),
+                 arg<"update_every">(),
+                 phase_of(arg<"phase">())},
         loss_(arg<"loss">()) {
     // The sign planes go by the row-major order.
     const Checker checker(params_, Layout::row_major, common_.describe, common_.are_known);
     check_common();
-    if (keeps_signs()) {
+    if (alias_keeps_signs(options_)) {
       checker.signs("signs", arg<"signs">());
     } else {
       check_none("signs", arg<"signs">());
     }
-    if (options_.memory_efficient) {
-      check_none("prev_grads", arg<"prev_grads">());
-    } else {
+    if (alias_keeps_grads(options_)) {
       checker.state("prev_grads", arg<"prev_grads">());
+    } else {
+      check_none("prev_grads", arg<"prev_grads">());
     }
     checker.shared_scalars("scalars", arg<"scalars">(), kAliasScalars);
     grads_ = checker.grads(grads_);
@@ -53,8 +67,6 @@ class AliasPlan final : public RulePlan<Alias> {
   }
 
  private:
-  bool keeps_signs() const { return options_.memory_efficient && options_.descent; }
-
   static void check_none(const char* name, const TensorList& list) {
     if (list.empty()) return;
     throw std::invalid_argument(std::string(name) + " has " + std::to_string(list.size()) +

@@ -131,7 +131,9 @@ struct Alias {
                           Argument<"lower_bound", Finite>,                    // of the loss
                           Argument<"max_step", NotNegative>,                  // gamma is at most this
                           Argument<"warmup_steps", Integer<0>>,               // gamma is lr in these
-                          Argument<"update_every", Integer<1>>,    // steps from one look at eta and d to the next
+                          Argument<"update_every", Integer<1>>,  // steps from one look at eta and d to the next
+                          // What eta comes from in the memory-efficient forms.
+                          Argument<"smoothness", Choice<"extrema", "sum">, Text("extrema")>,
                           Argument<"loss", OptionalNumber, none>,  // of the first step, for the lower bound
                           Argument<"phase", Choice<"step", "move", "refresh">, Text("step")>>;
   static PlanPtr plan(Call<Alias>&& call);

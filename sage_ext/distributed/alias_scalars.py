@@ -18,7 +18,7 @@ from sage_ext.reference.alias import ALIAS_SCALARS
 AT = {name: place for place, name in enumerate(ALIAS_SCALARS)}
 
 
-def inner_products(
+def observed_sums(
     alias: Callable[..., None],
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -26,17 +26,18 @@ def inner_products(
     *,
     maximize: bool = False,
     grad_scale: Any = None,
-) -> Tensor:
-    """Return <g, sign(p)> over some parameters, of no dimension, in float64 on their device.
+) -> tuple[Tensor, Tensor]:
+    """Return <g, sign(p)> and ||g||_1 over some parameters, each of no dimension, in float64 on their device.
 
     Args:
         alias: ``alias_`` of the native module or of ``reference``.
         params: left as they are.
-        signs: of the gradients p before, as ``alias`` keeps them.
+        signs: of the gradients p before, as ``alias`` keeps them; empty where there are none: then the first
+            number is 0.
     """
-    # The observing half of a step, on scalars of its own: the "gap" that it begins with is 0.
+    # The observing half of a step, on scalars of its own: the "gap" and "eta" that it begins with are 0.
     scalars = torch.zeros(len(AT), dtype=torch.float64)
-    scalars[AT["step_size"]] = 1.0
+    scalars[AT["step_size"]] = scalars[AT["displacement"]] = 1.0
     scalars = scalars.to(params[0].device, non_blocking=True)
     alias(
         params,
@@ -46,7 +47,8 @@ def inner_products(
         [scalars],
         lr=0.0,
         memory_efficient=True,
-        gap="descent",
+        smoothness="sum",
+        gap="descent" if signs else "lower_bound",
         lower_bound=0.0,
         max_step=0.0,
         warmup_steps=0,
@@ -56,7 +58,7 @@ def inner_products(
         maximize=maximize,
         grad_scale=grad_scale,
     )
-    return scalars[AT["gap"]]
+    return scalars[AT["gap"]], scalars[AT["eta"]]
 
 
 def before_step(scalars: Tensor, seen: Tensor, settings: Mapping[str, Any]) -> Tensor:
@@ -64,16 +66,19 @@ def before_step(scalars: Tensor, seen: Tensor, settings: Mapping[str, Any]) -> T
 
     Args:
         seen: of the gradients g of all processes, and p before them, in float64: the largest element of g,
-            the smallest, <g, sign(p)>, and the 1-norm of g - p, which the memory-efficient form does without.
-        settings: ``memory_efficient``, ``gap`` and ``update_every``.
+            the smallest, <g, sign(p)>, and the 1-norm, of g - p in the base form and of g with
+            ``smoothness="sum"``. A form has what it needs.
+        settings: ``memory_efficient``, ``smoothness``, ``gap`` and ``update_every``.
     """
     s = dict(zip(ALIAS_SCALARS, scalars.unbind(), strict=True))
     step = s["step"] + 1
     refreshes = (step >= 2) & (torch.remainder(step - 2, settings["update_every"]) == 0)
-    if settings["memory_efficient"]:
-        change = torch.maximum((seen[0] - s["grad_min"]).abs(), (s["grad_max"] - seen[1]).abs())
-    else:
+    if not settings["memory_efficient"]:
         change = seen[3]
+    elif settings["smoothness"] == "sum":
+        change = seen[3] + s["grad_max"]
+    else:
+        change = torch.maximum((seen[0] - s["grad_min"]).abs(), (s["grad_max"] - seen[1]).abs())
     new = {"eta": torch.where(s["displacement"] != 0, s["eta"] + change / s["displacement"], s["eta"])}
     if settings["gap"] == "descent":
         new["gap"] = s["gap"] + s["step_size"] * seen[2]
@@ -93,7 +98,8 @@ def after_step(scalars: Tensor, seen: Tensor, distance: Tensor, settings: Mappin
     """
     new = scalars.clone()
     records = torch.remainder(scalars[AT["step"]] - 1, settings["update_every"]) == 0
-    for name, value in (("grad_max", seen[0]), ("grad_min", seen[1])):
+    adds_up = settings["memory_efficient"] and settings["smoothness"] == "sum"
+    for name, value in (("grad_max", seen[3] if adds_up else seen[0]), ("grad_min", seen[1])):
         new[AT[name]] = torch.where(records, value, scalars[AT[name]])
     new[AT["displacement"]] = distance
     return new

@@ -4,8 +4,8 @@ How the paper's authors combine the scalars of several workers is not known; thi
 taken from the gradients before the vote. The extrema are over the gradients of all processes, as if these
 were one long gradient; a parameter that a process has not used has no gradient there. The inner product with
 the signs of the last step, which are the last vote, is the mean over the processes: that of their mean
-gradient. One message a step carries them, and everybody computes the same from it: eta, d and gamma have the
-same bits on all processes.
+gradient. So is the 1-norm of smoothness="sum", which bounds that of their mean gradient. One message a step
+carries them, and everybody computes the same from it: eta, d and gamma have the same bits on all processes.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sage_ext import _loader, pieces, reference
-from sage_ext.distributed.alias_scalars import AT, after_step, before_step, inner_products
+from sage_ext.distributed.alias_scalars import AT, after_step, before_step, observed_sums
 from sage_ext.distributed.messages import gather_equal, refused_elsewhere
 from sage_ext.distributed.replicas import ReplicaStep
 from sage_ext.distributed.vote import Bucket, MajorityVote, parts_of
+from sage_ext.reference.alias import adds_distances
 
 if TYPE_CHECKING:
     from sage_ext.optimizers import FusedALIAS
 
-_NOTHING = (-torch.inf, torch.inf, 0.0)
-"""What a group without elements says: its largest and smallest element, and the inner product."""
+_NOTHING = (-torch.inf, torch.inf, 0.0, 0.0)
+"""What a group without elements says: its largest and smallest element, the inner product, and the 1-norm."""
 
 
 class Observations:
@@ -72,32 +73,38 @@ class Observations:
             members = [i for i, param in enumerate(params) if id(param) in own and param.grad is not None]
             if not members:
                 continue
-            whole = [buffer] if len(members) == len(params) else [grads[i] for i in members]
-            extrema = [each.aminmax() for each in whole if each.numel()]
-            inner = self._inner([params[i] for i in members], [grads[i] for i in members])
-            if extrema:
-                largest = torch.stack([each.max for each in extrema]).max().double()
-                smallest = torch.stack([each.min for each in extrema]).min().double()
-                found[index] = [largest, smallest, inner.to(largest.device)]
+            ends = [buffer.new_full((), value, dtype=torch.float64) for value in _NOTHING[:2]]
+            if adds_distances(group):
+                whole = [buffer] if len(members) == len(params) else [grads[i] for i in members]
+                extrema = [each.aminmax() for each in whole if each.numel()]
+                if not extrema:
+                    continue
+                largest = torch.stack([each.max for each in extrema]).max()
+                smallest = torch.stack([each.min for each in extrema]).min()
+                ends = [largest.double(), smallest.double()]
+            sums = self._sums(group, [params[i] for i in members], [grads[i] for i in members])
+            found[index] = [*ends, *(value.to(buffer.device) for value in sums)]
         self._seen[bucket.index()] = found
 
-    def _inner(self, params: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
-        """Return <g, sign of the last vote> over the parameters that have been stepped."""
+    def _sums(
+        self, group: Mapping[str, Any], params: Sequence[Tensor], grads: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return <g, sign of the last vote> over the parameters that have been stepped, and the 1-norm of g
+        where the group needs it."""
         state = self._optimizer.state
-        kept = [
-            (p, g, state[p]["signs"])
-            for p, g in zip(params, grads, strict=True)
-            if "signs" in state.get(p, ())
-        ]
-        if not kept:
-            return torch.zeros((), dtype=torch.float64)
-        native = self._optimizer.backend == "native"
-        return inner_products(
-            _loader.load().alias_ if native else reference.alias_,
-            [param.data for param, _, _ in kept],  # whose version autograd goes on with
-            [grad for _, grad, _ in kept],
-            [signs for _, _, signs in kept],
-        )
+        alias = _loader.load().alias_ if self._optimizer.backend == "native" else reference.alias_
+        stepped = ["signs" in state.get(param, ()) for param in params]
+        with_signs = [i for i, found in enumerate(stepped) if found]
+        parts = [(with_signs, [state[params[i]]["signs"] for i in with_signs])]
+        if not adds_distances(group):
+            parts.append(([i for i, found in enumerate(stepped) if not found], []))
+        inner = norm = torch.zeros((), dtype=torch.float64)
+        for members, signs in parts:
+            if members:
+                of_values = [params[i].data for i in members]  # autograd goes on with the parameters' version
+                own_inner, own_norm = observed_sums(alias, of_values, [grads[i] for i in members], signs)
+                inner, norm = inner + own_inner, norm + own_norm
+        return inner, norm
 
     @property
     def is_empty(self) -> bool:
@@ -119,9 +126,9 @@ class Observations:
         """Say in one message what has been seen, and whether this process cannot take the step.
 
         Returns:
-            For each group the largest and the smallest element on any process, and the mean inner product,
-            shape ``(groups, 3)``; and how many processes cannot, of one element. In float64, on the device of
-            the parameters.
+            For each group the largest and the smallest element on any process, the mean inner product and
+            the mean 1-norm, shape ``(groups, 4)``; and how many processes cannot, of one element. In float64,
+            on the device of the parameters.
         """
         groups = self._optimizer.param_groups
         device = next(param.device for group in groups for param in group["params"])
@@ -130,15 +137,16 @@ class Observations:
         for index in range(0 if has_failed else len(groups)):
             found = [each[index] for each in self._seen.values() if index in each]
             if found:
-                largest, smallest, inner = (torch.stack(list(values)) for values in zip(*found, strict=True))
-                own[3 * index : 3 * index + 3] = torch.stack([largest.max(), smallest.min(), inner.sum()])
+                largest, smallest, *sums = (torch.stack(list(values)) for values in zip(*found, strict=True))
+                row = [largest.max(), smallest.min(), *(each.sum() for each in sums)]
+                own[4 * index : 4 * index + 4] = torch.stack(row)
         size = dist.get_world_size(self.vote.group)
         everybody = own.new_empty(size, own.numel())
         gather_equal(everybody, own, self.vote.group)
-        largest, smallest, inner = everybody[:, :-1].view(size, len(groups), 3).unbind(-1)
+        largest, smallest, *sums = everybody[:, :-1].view(size, len(groups), 4).unbind(-1)
         ends = torch.stack([largest.amax(0), smallest.amin(0)])
         ends = torch.where(ends[0] < ends[1], 0.0, ends)  # not one element
-        combined = torch.stack([*ends, inner.sum(0) / size], dim=-1)
+        combined = torch.stack([*ends, *(each.sum(0) / size for each in sums)], dim=-1)
         return combined, everybody[:, -1].sum()
 
 
@@ -240,8 +248,8 @@ def factor_of_votes(optimizer: FusedALIAS) -> Tensor | float:
 
 def _negated(seen: Tensor) -> Tensor:
     """Return what gradients of the other sign say. The signs of the last step are of that sign, too."""
-    largest, smallest, inner = seen
-    return torch.stack([-smallest, -largest, -inner])
+    largest, smallest, inner, norm = seen
+    return torch.stack([-smallest, -largest, -inner, norm])
 
 
 def _recorded(before: Tensor | None, after: Tensor, seen: Tensor, group: Mapping[str, Any]) -> Tensor:

@@ -8,7 +8,7 @@ and unpacked behind them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from sage_ext import _loader, pieces
-from sage_ext.distributed.alias_scalars import AT, after_step, before_step, inner_products
+from sage_ext.distributed.alias_scalars import AT, after_step, before_step, observed_sums
 from sage_ext.distributed.exchange import Lines, Presence, Work
 from sage_ext.distributed.placements import cuts
 from sage_ext.optimizers.step import Call
 from sage_ext.reference._stages import COMMIT, Exchange, Stages
+from sage_ext.reference.alias import adds_distances
 
 _NOTHING = (-torch.inf, torch.inf, 0.0, 0.0)
-"""What no element says: the largest, the smallest, <g, sign(p)>, and the 1-norm of g - p."""
+"""What no element says: the largest, the smallest, <g, sign(p)>, and the 1-norm of g - p or of g."""
 
 
 @dataclass
@@ -116,7 +117,7 @@ def _alias_stages(
     rows = [[float(piece.presence.has_gradient), *_NOTHING] for piece in own]
     seen = torch.tensor(rows, dtype=torch.float64).to(scalars.device, non_blocking=True)
     for members in parts:
-        seen[members[0], 1:] = _observed([own[i] for i in members], arguments, scalars, scaling)
+        seen[members[0], 1:] = _observed(call, [own[i] for i in members], scalars, scaling)
     answers = yield [
         Exchange(seen[i], "gather", tuple(range(param.ndim)), i) for i, param in enumerate(call.params)
     ]
@@ -153,7 +154,7 @@ def _alias_stages(
         Exchange(went[i], "gather", tuple(range(param.ndim)), i) for i, param in enumerate(call.params)
     ]
     far = [torch.where(there, answer, 0.0) for there, answer in zip(exists, answers, strict=True)]
-    distance = torch.cat(far).sum() if arguments["memory_efficient"] else torch.cat(far).amax()
+    distance = torch.cat(far).sum() if adds_distances(arguments) else torch.cat(far).amax()
     new = after_step(after, whole, distance, arguments)
     happens = torch.stack(exists).any()
     if found_inf is not None:
@@ -180,11 +181,13 @@ def _lists(call: Call, own: Sequence[Piece]) -> list[list[Tensor]]:
 
 
 def _observed(
-    own: Sequence[Piece], arguments: Mapping[str, Any], scalars: Tensor, scaling: tuple[Any, Tensor | None]
+    call: Call, own: Sequence[Piece], scalars: Tensor, scaling: tuple[Any, Tensor | None]
 ) -> Tensor:
-    """Return what some gradients say: the largest and smallest element, <g, sign(p)>, the 1-norm of g - p."""
+    """Return what some gradients say, as ``_NOTHING`` has it."""
+    arguments = call.arguments
+    has_extrema = adds_distances(arguments)
     result = torch.tensor(_NOTHING, dtype=torch.float64).to(scalars.device, non_blocking=True)
-    if arguments["memory_efficient"]:
+    if has_extrema:
         extrema = [piece.grad.aminmax() for piece in own if piece.grad.numel()]
         if extrema:
             ends = torch.stack([torch.stack([each.max, each.min]).double() for each in extrema])
@@ -198,17 +201,16 @@ def _observed(
     scratch = torch.zeros_like(scalars)
     scratch[AT["step_size"]] = scratch[AT["displacement"]] = 1.0
     scratch[AT["grad_factor"]] = scalars[AT["grad_factor"]]
-    lists = [[piece.states[0] for piece in own], []]
     _loader.load().alias_(
         [piece.param for piece in own],
         [piece.grad for piece in own],
-        *(lists if arguments["memory_efficient"] else reversed(lists)),
+        *_lists(call, own),
         [scratch],
         **{**arguments, "phase": "refresh", "loss": None},
         grad_scale=scaling[0],
     )
     result[2] = scratch[AT["gap"]]
-    if not arguments["memory_efficient"]:
+    if not has_extrema:
         result[3] = scratch[AT["eta"]]
     return result
 
@@ -227,7 +229,7 @@ def _alias_adam_stages(call: Call, own: list[Piece], scaling: tuple[Any, Tensor 
     root = call.arguments["beta2"] ** 0.5
     inner = []
     for piece in own:
-        found = inner_products(
+        found, _ = observed_sums(
             _loader.load().alias_,
             [piece.param],
             [piece.grad],

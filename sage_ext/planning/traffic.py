@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sage_ext.planning.exchanges import Spread
+from sage_ext.reference.alias import adds_distances
 
 SIGN = 0.25
 """Bytes of an element's packed signs."""
@@ -56,8 +57,9 @@ def streams_of_piece(rule: str, group: Mapping[str, Any], piece: Spread) -> dict
         found["grad"] = (2 * group["iterations"] + 1, 0)
     if rule in ("alias", "alias_adam") and cut:
         reads = found["grad"][0] + 1
-        # The extrema of a gradient are a pass of their own.
-        found["grad"] = (reads + (rule == "alias" and "signs" in found), 0)
+        # The extrema of a gradient are a pass of their own, beside the inner product.
+        looks_again = rule == "alias" and "signs" in found and adds_distances(group)
+        found["grad"] = (reads + looks_again, 0)
         for key in ("signs", "prev_grad"):
             if key in found:
                 found[key] = (found[key][0] + 1, found[key][1])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,7 +31,10 @@ ALIAS_SCALARS = (
     "displacement",
     "grad_factor",
 )
-"""What the tensors of a group share, by the place in their float64 tensor."""
+"""What the tensors of a group share, by the place in their float64 tensor.
+
+With ``smoothness="sum"`` "grad_max" is the 1-norm of the last gradient, and "grad_min" 0.
+"""
 
 
 class _Observation(NamedTuple):
@@ -44,8 +47,17 @@ class _Observation(NamedTuple):
     grad_min: float
     inner: float
     """<g, sign(p)>"""
-    difference: float
-    """The 1-norm of g - p."""
+    norm: float
+    """The 1-norm: of g - p in the base form, of g with ``smoothness="sum"``."""
+
+
+def adds_distances(settings: Mapping[str, Any]) -> bool:
+    """Whether the displacement is the sum of how far the elements went, or the largest of that.
+
+    Args:
+        settings: ``memory_efficient`` and ``smoothness``.
+    """
+    return settings["memory_efficient"] and settings["smoothness"] == "extrema"
 
 
 @torch.no_grad()
@@ -64,6 +76,7 @@ def alias_(
     warmup_steps: int,
     update_every: int,
     weight_decay: float,
+    smoothness: str = "extrema",
     loss: float | Tensor | None = None,
     phase: str = "step",
     maximize: bool = False,
@@ -76,6 +89,8 @@ def alias_(
         base              eta <- eta + ||g_t - g_{t-1}||_1 / ||x_t - x_{t-1}||_inf
         memory-efficient  eta <- eta + B_t / ||x_t - x_{t-1}||_1
                           B_t = max(|max g_t - min g_{t-1}|, |max g_{t-1} - min g_t|)
+                          or, with smoothness="sum",
+                          eta <- eta + (||g_t||_1 + ||g_{t-1}||_1) / ||x_t - x_{t-1}||_inf
         descent           dt <- dt + gamma_{t-1} <g_t, sign(g_{t-1})> ;  d <- max(d, dt)
         lower bound       d = f(x_0) - lower_bound
         gamma = min(sqrt(d / eta), max_step) ;  W <- W (1 - gamma*wd) - gamma*sign(g)
@@ -84,7 +99,8 @@ def alias_(
     displacement ||x_t - x_{t-1}|| is that of what was stored. If nothing moved, eta stays as it is.
 
     Source: Medyakov et al., "Sign-SGD via Parameter-Free Optimization" (arXiv 2506.03725, ICLR 2026);
-    ``max_step``, warm-up and ``update_every`` are of the authors' code.
+    ``max_step``, warm-up and ``update_every`` are of the authors' code. ``smoothness="sum"`` is ours: a bound
+    of the base form's term, and so of its eta.
 
     Args:
         params: W, any shape and floating dtype.
@@ -102,6 +118,7 @@ def alias_(
         warmup_steps: how many steps take ``lr``.
         update_every: eta and d are brought up to date in step 2, and every so many steps from there.
         weight_decay: decoupled, with gamma in the learning rate's place.
+        smoothness: in the memory-efficient form, what eta comes from: ``"extrema"`` or ``"sum"``.
         loss: f(x_0), which the first step with the lower-bound gap needs; a number or one element.
         phase: ``"step"`` for all of it. ``"move"`` does the step without bringing eta and d up to date, and
             ``"refresh"`` only brings them up to date, from g and the gradient of the last step: with a
@@ -111,9 +128,16 @@ def alias_(
         found_inf: if non-zero, nothing changes.
 
     Raises:
-        ValueError: the lists differ in length, one is there that the form does not keep, or the loss is
-            missing.
+        ValueError: the lists differ in length, one is there that the form does not keep, the loss is missing,
+            or ``smoothness`` is not for this form.
     """
+    if smoothness not in ("extrema", "sum"):
+        raise ValueError(f"smoothness: got {smoothness!r}, expected 'extrema' or 'sum'")
+    if smoothness == "sum" and not memory_efficient:
+        raise ValueError(
+            "smoothness: got 'sum', expected 'extrema' with memory_efficient=False, which has the difference "
+            "of the gradients itself"
+        )
     descent = gap == "descent"
     check_lengths(params, grads=grads)
     _check_kept(params, "signs", signs, memory_efficient and descent)
@@ -137,6 +161,7 @@ def alias_(
             warmup_steps=warmup_steps,
             update_every=update_every,
             weight_decay=weight_decay,
+            smoothness=smoothness,
             loss=loss,
             phase=phase,
             maximize=maximize,
@@ -161,6 +186,7 @@ def alias_stages(
     warmup_steps: int,
     update_every: int,
     weight_decay: float,
+    smoothness: str,
     loss: float | Tensor | None,
     phase: str,
     maximize: bool,
@@ -175,6 +201,7 @@ def alias_stages(
             has, it has zeros here, and where no process has, the tensor is left out.
     """
     descent = gap == "descent"
+    adds_up = memory_efficient and smoothness == "sum"
     shared = dict(zip(ALIAS_SCALARS, scalars.tolist(), strict=True))
     step = shared["step"] + (phase != "refresh")
     if phase == "step":
@@ -199,7 +226,7 @@ def alias_stages(
         seen = [float(present is None or present[index])]
         if observes:
             kept = (tensors[index] if tensors else None for tensors in (signs, prev_grads))
-            seen += _observe(load(index), *kept, shared["grad_factor"])
+            seen += _observe(load(index), *kept, shared["grad_factor"], adds_up)
         numbers = torch.tensor(seen, dtype=torch.float64, device=param.device)
         requests.append(Exchange(numbers, "gather", tuple(range(param.ndim)), index))
     gathered = [answer.tolist() for answer in (yield requests)]
@@ -211,8 +238,10 @@ def alias_stages(
         whole = _combine([_Observation(*piece[1:]) for index in active for piece in gathered[index]])
         if refreshes:
             if shared["displacement"] != 0:
-                change = whole.difference
-                if memory_efficient:
+                change = whole.norm
+                if adds_up:
+                    change += shared["grad_max"]
+                elif memory_efficient:
                     change = _nan_max(
                         abs(whole.grad_max - shared["grad_min"]), abs(shared["grad_max"] - whole.grad_min)
                     )
@@ -221,7 +250,8 @@ def alias_stages(
                 shared["gap"] += shared["step_size"] * whole.inner
                 shared["d"] = _nan_max(shared["gap"], shared["d"])
         if records:
-            shared.update(grad_max=whole.grad_max, grad_min=whole.grad_min, grad_factor=factor)
+            largest = whole.norm if adds_up else whole.grad_max
+            shared.update(grad_max=largest, grad_min=whole.grad_min, grad_factor=factor)
             for index in active:
                 if signs:
                     write_signs(signs[index], load(index), store)
@@ -251,7 +281,8 @@ def alias_stages(
         moves = [piece for answer in (yield requests) for piece in answer.tolist()]
         total = sum(piece[0] for piece in moves)
         farthest = reduce(_nan_max, (piece[1] for piece in moves), 0.0)
-        shared["displacement"] = total if memory_efficient else farthest
+        settings = {"memory_efficient": memory_efficient, "smoothness": smoothness}
+        shared["displacement"] = total if adds_distances(settings) else farthest
     scalars.copy_(torch.tensor([shared[name] for name in ALIAS_SCALARS], dtype=torch.float64))
 
 
@@ -265,7 +296,7 @@ def _check_kept(params: Sequence[Tensor], name: str, tensors: Sequence[Tensor], 
 
 
 def _observe(
-    g: Tensor, signs: Tensor | None, prev_grad: Tensor | None, prev_factor: float
+    g: Tensor, signs: Tensor | None, prev_grad: Tensor | None, prev_factor: float, adds_up: bool
 ) -> tuple[float, float, float, float]:
     """Return what one tensor's gradient says, as an ``_Observation`` has it."""
     if signs is not None:
@@ -276,6 +307,8 @@ def _observe(
         return 0.0, 0.0, inner, float((g - p).abs().sum(dtype=torch.float64))
     else:
         inner = 0.0
+    if adds_up:
+        return 0.0, 0.0, inner, float(g.abs().sum(dtype=torch.float64))
     if not g.numel():
         return -math.inf, math.inf, inner, 0.0
     return float(g.max()), float(g.min()), inner, 0.0
@@ -288,7 +321,7 @@ def _combine(seen: Sequence[_Observation]) -> _Observation:
     if grad_max < grad_min:  # not one of them has an element
         grad_max = grad_min = 0.0
     return _Observation(
-        grad_max, grad_min, sum(piece.inner for piece in seen), sum(piece.difference for piece in seen)
+        grad_max, grad_min, sum(piece.inner for piece in seen), sum(piece.norm for piece in seen)
     )
 
 

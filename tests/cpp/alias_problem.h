@@ -14,7 +14,7 @@
 // any device take the same tensors.
 namespace sage_ext::testing {
 
-inline constexpr AliasOptions kAliasOptions{.memory_efficient = true,
+inline constexpr AliasOptions kAliasOptions{.form = AliasForm::extrema,
                                             .descent = true,
                                             .lower_bound = 0.25,
                                             .max_step = 1e-3,
@@ -26,10 +26,10 @@ inline constexpr AliasOptions kAliasOptions{.memory_efficient = true,
 // All forms and gaps.
 inline std::vector<AliasOptions> alias_forms() {
   std::vector<AliasOptions> forms;
-  for (const bool memory_efficient : {true, false}) {
+  for (const AliasForm form : {AliasForm::extrema, AliasForm::base, AliasForm::sum}) {
     for (const bool descent : {true, false}) {
       forms.push_back(kAliasOptions);
-      forms.back().memory_efficient = memory_efficient;
+      forms.back().form = form;
       forms.back().descent = descent;
     }
   }
@@ -37,8 +37,9 @@ inline std::vector<AliasOptions> alias_forms() {
 }
 
 inline std::string describe(const AliasOptions& o) {
-  return std::string(o.memory_efficient ? "memory-efficient" : "base") + (o.descent ? ", descent" : ", lower bound") +
-         ", warm-up " + std::to_string(o.warmup_steps) + ", every " + std::to_string(o.update_every) + ", phase " +
+  constexpr const char* kNames[] = {"base", "extrema", "sum"};
+  return std::string(kNames[static_cast<size_t>(o.form)]) + (o.descent ? ", descent" : ", lower bound") + ", warm-up " +
+         std::to_string(o.warmup_steps) + ", every " + std::to_string(o.update_every) + ", phase " +
          std::to_string(static_cast<int>(o.phase));
 }
 
@@ -118,11 +119,11 @@ struct AliasProblem {
   template <typename Tensor>
   std::vector<Tensor> views() {
     std::vector<Tensor> result;
-    const bool has_signs = options.memory_efficient && options.descent;
+    const bool has_signs = options.form != AliasForm::base && options.descent;
     for (AliasTensorProblem& t : tensors) {
       result.push_back({t.param.data(), t.grad.data(), has_signs ? t.signs.data() : nullptr,
-                        options.memory_efficient ? nullptr : t.prev_grad.data(), t.param.numel(), t.param.dtype(),
-                        t.grad.dtype()});
+                        options.form == AliasForm::base ? t.prev_grad.data() : nullptr, t.param.numel(),
+                        t.param.dtype(), t.grad.dtype()});
     }
     return result;
   }
@@ -214,7 +215,7 @@ class AliasExpected {
     const double got = after.shared().displacement;
     if (!moves_) {
       ASSERT_TRUE(is_near(got, before_.shared().displacement, 0)) << "displacement";
-    } else if (before_.options.memory_efficient) {
+    } else if (before_.options.form == AliasForm::extrema) {
       ASSERT_TRUE(is_near(got, sum, kSumAccuracy * sum)) << "displacement, a sum";
     } else {
       ASSERT_TRUE(is_near(got, largest, kUlp * largest)) << "displacement, a maximum";
@@ -229,7 +230,7 @@ class AliasExpected {
         const auto g = static_cast<double>(static_cast<float>(t.grad[i]) * factor_);
         const auto p =
             static_cast<double>(static_cast<float>(t.prev_grad[i]) * static_cast<float>(before_.shared().grad_factor));
-        const bool has_planes = before_.options.memory_efficient;
+        const bool has_planes = before_.options.form != AliasForm::base;
         inner_ += g * (has_planes ? t.signs.sign(i) : static_cast<double>(sign_or_zero(static_cast<float>(p))));
         magnitude_ += std::abs(g);
         difference_ += std::abs(g - p);
@@ -247,9 +248,10 @@ class AliasExpected {
     double eta = old.eta, eta_slack = 0, gap = old.gap, gap_slack = 0, d = old.d;
     if (refreshes_ && old.displacement != 0) {
       const double extrema = max_or_nan(std::abs(max_ - old.grad_min), std::abs(old.grad_max - min_));
-      const double change = (o.memory_efficient ? extrema : difference_) / old.displacement;
-      eta += change;
-      eta_slack = (o.memory_efficient ? 1e-15 : kSumAccuracy) * eta;
+      const double norms = magnitude_ + old.grad_max;
+      const double change = o.form == AliasForm::extrema ? extrema : o.form == AliasForm::sum ? norms : difference_;
+      eta += change / old.displacement;
+      eta_slack = (o.form == AliasForm::extrema ? 1e-15 : kSumAccuracy) * eta;
     }
     if (refreshes_ && o.descent) {
       gap += old.step_size * inner_;
@@ -268,7 +270,11 @@ class AliasExpected {
       step_size = -max_or_nan(-step_size, -o.max_step);
     }
     EXPECT_TRUE(is_near(got.step_size, step_size, 1e-15 * step_size)) << "step_size";
-    if (o.memory_efficient) {
+    if (o.form == AliasForm::sum) {
+      EXPECT_TRUE(is_near(got.grad_max, records_ ? magnitude_ : old.grad_max, records_ ? kSumAccuracy * magnitude_ : 0))
+          << "grad_max, the 1-norm";
+      EXPECT_EQ(got.grad_min, 0.0);
+    } else if (o.form == AliasForm::extrema) {
       EXPECT_TRUE(is_near(got.grad_max, records_ ? max_ : old.grad_max, 0)) << "grad_max";
       EXPECT_TRUE(is_near(got.grad_min, records_ ? min_ : old.grad_min, 0)) << "grad_min";
     } else {
@@ -281,12 +287,12 @@ class AliasExpected {
   void check_kept(const AliasTensorProblem& before, const AliasTensorProblem& after) const {
     const AliasOptions& o = before_.options;
     ASSERT_EQ(after.grad.bytes(), before.grad.bytes());
-    if (!o.memory_efficient && records_) {
+    if (o.form == AliasForm::base && records_) {
       ASSERT_TRUE(same_bits(after.prev_grad, before.grad)) << "prev_grad";
     } else {
       ASSERT_EQ(after.prev_grad.bytes(), before.prev_grad.bytes()) << "prev_grad";
     }
-    if (o.memory_efficient && o.descent && records_) {
+    if (o.form != AliasForm::base && o.descent && records_) {
       Values signs(static_cast<size_t>(before.grad.numel()));
       for (size_t i = 0; i < signs.size(); ++i) signs[i] = static_cast<double>(sign(before, static_cast<int64_t>(i)));
       ASSERT_EQ(after.signs.buffer().bytes(), planes_of(signs)) << "signs";

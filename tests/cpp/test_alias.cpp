@@ -38,23 +38,43 @@ TEST(Alias, ScalarsByHand) {
   AliasOptions o = kAliasOptions;
   o.max_step = 0.5;
   // In the first step nothing is known: the largest step.
-  alias_advance(s, {.grad_max = 3, .grad_min = -1, .inner = 99, .difference = 99}, 0.1, 7.0, 1.0, o);
+  alias_advance(s, {.grad_max = 3, .grad_min = -1, .inner = 99, .norm = 99}, 0.1, 7.0, 1.0, o);
   EXPECT_EQ(s.step, 1.0);
   EXPECT_EQ(s.step_size, 0.5);
   EXPECT_EQ(s.eta + s.d + s.gap, 0.0);
   s.displacement = 2.0;
   // max(|1 - -1|, |3 - -5|) / 2 = 4; 0.5 * 2 = 1; sqrt(1 / 4).
-  alias_advance(s, {.grad_max = 1, .grad_min = -5, .inner = 2, .difference = 99}, 0.1, 7.0, 1.0, o);
+  alias_advance(s, {.grad_max = 1, .grad_min = -5, .inner = 2, .norm = 99}, 0.1, 7.0, 1.0, o);
   EXPECT_EQ(s.eta, 4.0);
   EXPECT_EQ(s.d, 1.0);
   EXPECT_EQ(s.step_size, 0.5);
   // The gap falls, d stays; 12 more of eta make 16.
   s.displacement = 0.5;
-  alias_advance(s, {.grad_max = 1, .grad_min = -3, .inner = -4, .difference = 99}, 0.1, 7.0, 1.0, o);
+  alias_advance(s, {.grad_max = 1, .grad_min = -3, .inner = -4, .norm = 99}, 0.1, 7.0, 1.0, o);
   EXPECT_EQ(s.gap, -1.0);
   EXPECT_EQ(s.d, 1.0);
   EXPECT_EQ(s.eta, 16.0);
   EXPECT_EQ(s.step_size, 0.25);
+}
+
+TEST(Alias, TheSumByHand) {
+  AliasScalars s{};
+  AliasOptions o = kAliasOptions;
+  o.form = AliasForm::sum;
+  o.max_step = 0.5;
+  alias_advance(s, {.grad_max = 99, .grad_min = 0, .inner = 99, .norm = 3}, 0.1, 7.0, 1.0, o);
+  EXPECT_EQ(s.grad_max, 3.0);
+  s.displacement = 2.0;
+  // (5 + 3) / 2 = 4; 0.5 * 2 = 1; sqrt(1 / 4).
+  alias_advance(s, {.grad_max = 99, .grad_min = 0, .inner = 2, .norm = 5}, 0.1, 7.0, 1.0, o);
+  EXPECT_EQ(s.eta, 4.0);
+  EXPECT_EQ(s.step_size, 0.5);
+  // (1 + 5) / 0.5 = 12 more.
+  s.displacement = 0.5;
+  alias_advance(s, {.grad_max = 99, .grad_min = 0, .inner = -4, .norm = 1}, 0.1, 7.0, 1.0, o);
+  EXPECT_EQ(s.eta, 16.0);
+  EXPECT_EQ(s.step_size, 0.25);
+  EXPECT_EQ(s.grad_max, 1.0);
 }
 
 TEST(Alias, StepsThatRefreshAndRecord) {

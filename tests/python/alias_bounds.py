@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sage_ext.reference._signs import unpack_signs
-from sage_ext.reference.alias import ALIAS_SCALARS
+from sage_ext.reference.alias import ALIAS_SCALARS, adds_distances
 
 if TYPE_CHECKING:
     from support import Tensors
@@ -53,11 +53,14 @@ def alias_scalars(before: Tensors, after: Tensors, settings: dict[str, Any]) -> 
     old, new = (named(tensors.shared["scalars"][0]) for tensors in (before, after))
     grads = [loaded(grad, settings) for grad in before.grads]
     error = {name: EXACT * abs(value) for name, value in new.items()}
+    adds_up = settings["smoothness"] == "sum"
     for name in ("grad_max", "grad_min"):
-        error[name] = 2 * UNIT * abs(new[name])
+        error[name] = (SUM if adds_up else 2 * UNIT) * abs(new[name])
     if refreshes(new["step"], settings):
         size = sum(float(g.abs().sum()) for g in grads)
-        if settings["memory_efficient"]:
+        if adds_up:
+            change = SUM * size
+        elif settings["memory_efficient"]:
             extrema = [g.aminmax() for g in grads if g.numel()]
             change = 2 * UNIT * max((float(x.abs()) for pair in extrema for x in pair), default=0.0)
             change += 2 * UNIT * max(abs(old["grad_max"]), abs(old["grad_min"]))
@@ -101,10 +104,10 @@ def alias_param(
     return bound.nan_to_num(0.0, 0.0, 0.0)
 
 
-def displacement(old: Sequence[Tensor], new: Sequence[Tensor], memory_efficient: bool) -> float:
+def displacement(old: Sequence[Tensor], new: Sequence[Tensor], settings: dict[str, Any]) -> float:
     """How far the parameters went as they were stored, in float64."""
     moved = [(b.double() - a.double()).abs() for a, b in zip(old, new, strict=True) if a.numel()]
-    if memory_efficient:
+    if adds_distances(settings):
         return sum(float(m.sum()) for m in moved)
     return float(torch.stack([m.max() for m in moved]).max()) if moved else 0.0
 
@@ -121,9 +124,8 @@ def check_alias_scalars(
     got, expected = (named(t.shared["scalars"][0]) for t in (tensors, after))
     error = dict(errors)
     if settings["phase"] != "refresh" and tensors.params:
-        memory_efficient = settings["memory_efficient"]
-        expected["displacement"] = displacement(before.params, tensors.params, memory_efficient)
-        relative = SUM_OF_LIKE_TERMS if memory_efficient else 2 * UNIT
+        expected["displacement"] = displacement(before.params, tensors.params, settings)
+        relative = SUM_OF_LIKE_TERMS if adds_distances(settings) else 2 * UNIT
         error["displacement"] = relative * abs(expected["displacement"])
     for name, value in expected.items():
         said = f"{where}: {name} is {got[name]:.17g}, expected {value:.17g} up to {error[name]:.3g}"

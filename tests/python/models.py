@@ -89,6 +89,10 @@ def alias_lower_bound(model: nn.Module, **changes: Any) -> FusedALIAS:
     return alias(model, **{"gap": "lower_bound", **changes})
 
 
+def alias_sum(model: nn.Module, **changes: Any) -> FusedALIAS:
+    return alias(model, **{"smoothness": "sum", **changes})
+
+
 def alias_base(model: nn.Module, **changes: Any) -> FusedALIAS:
     return alias(model, **{"memory_efficient": False, **changes})
 

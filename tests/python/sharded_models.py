@@ -62,6 +62,10 @@ BUILDS: Mapping[str, Build] = {
     "alias": lambda p: FusedALIAS(p, eta0=1.0, d0=1e-4, max_step=100.0, weight_decay=0.1),
     "alias_base": lambda p: FusedALIAS(p, eta0=1.0, d0=1e-4, max_step=100.0, memory_efficient=False),
     "alias_lower_bound": lambda p: FusedALIAS(p, gap="lower_bound", eta0=1.0, max_step=100.0),
+    "alias_sum": lambda p: FusedALIAS(p, smoothness="sum", eta0=1.0, d0=1e-4, max_step=100.0),
+    "alias_sum_lower_bound": lambda p: FusedALIAS(
+        p, smoothness="sum", gap="lower_bound", eta0=1.0, max_step=100.0, update_every=2
+    ),
     "alias_seldom": lambda p: FusedALIAS(p, eta0=1.0, max_step=1.0, update_every=2),
     "alias_adam": lambda p: FusedALIASAdam(p, lr=0.01, weight_decay=0.1),
     "hybrid_sage": _hybrid("sage", weight_decay=0.1),

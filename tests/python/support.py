@@ -59,6 +59,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     # An eta0 and a max_step with which gamma is found and not the largest allowed.
     "alias": ("alias", {**_ALIAS, "gap": "descent"}),
     "alias_lower_bound": ("alias", {**_ALIAS, "gap": "lower_bound"}),
+    "alias_sum": ("alias", {**_ALIAS, "smoothness": "sum"}),
+    "alias_sum_lower_bound": ("alias", {**_ALIAS, "smoothness": "sum", "gap": "lower_bound"}),
     "alias_base": ("alias", {**_ALIAS, "memory_efficient": False}),
     "alias_base_lower_bound": ("alias", {**_ALIAS, "memory_efficient": False, "gap": "lower_bound"}),
 }

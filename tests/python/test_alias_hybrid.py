@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import models
+import pytest
 import support
 from models import TinyLanguageModel
 
@@ -35,10 +36,11 @@ def test_alias_has_one_group_with_one_step_size(backend: str) -> None:
     assert optimizer.describe().totals["alias"].state_bytes == expected
 
 
-def test_alias_hybrid_has_the_same_numbers_as_its_rules(backend: str) -> None:
+@pytest.mark.parametrize("form", [{"memory_efficient": False}, {"smoothness": "sum"}])
+def test_alias_hybrid_has_the_same_numbers_as_its_rules(backend: str, form: dict[str, Any]) -> None:
     model, twin = TinyLanguageModel(), TinyLanguageModel()
     twin.load_state_dict(model.state_dict())
-    changes = {"memory_efficient": False, "gap": "lower_bound", "max_step": 0.5}
+    changes = {**form, "gap": "lower_bound", "max_step": 0.5}
     hybrid = FusedHybrid(model, "alias", backend=backend, alias=changes, adamw={"lr": 0.25})
     others = [param for param in twin.parameters() if param is not twin.head.weight]
     apart = [

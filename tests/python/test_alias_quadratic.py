@@ -104,6 +104,22 @@ def test_memory_efficient_form_with_a_max_step_that_is_right(condition: float, f
             assert problem.alias(form, d0, max_step=max_step) <= 1.05 * constant, d0
 
 
+@quadratics
+def test_the_sum_is_as_good_as_the_best_constant_step(condition: float) -> None:
+    """As good, and with the lower bound wherever it begins (found: 0.7 to 0.9), without a gradient to keep.
+
+    What it asks for is a d0 of the order of f(x_0), or a first step that is long enough to find that: from a
+    millionth of it, and with the right smoothness from the start, its average is up to 16 times the best.
+    """
+    problem = Quadratic(condition, 0)
+    best, _ = problem.best()
+    for changes in ({"max_step": 0.1}, {"max_step": 1e3, "eta0": float(problem.h.sum())}):
+        assert problem.alias("alias_sum_lower_bound", 0.0, **changes) <= best
+        assert problem.alias("alias_sum", 1.0, **changes) <= best
+    for d0 in DECADES:
+        assert problem.alias("alias_sum", d0, max_step=0.1) <= best, d0
+
+
 def test_one_element_has_one_form() -> None:
     """There the bound of the largest difference is the difference, and all norms are the same."""
     for seed in range(3):

@@ -17,10 +17,17 @@ from models import TinyLanguageModel
 from torch import nn
 
 from sage_ext.optimizers import FusedALIAS, FusedALIASAdam, FusedHybrid
+from sage_ext.reference.alias import ALIAS_SCALARS
 
-BUILDERS = [models.alias, models.alias_lower_bound, models.alias_base, models.alias_adam]
+BUILDERS = [
+    models.alias,
+    models.alias_lower_bound,
+    models.alias_base,
+    models.alias_sum,
+    models.alias_adam,
+]
 every_builder = pytest.mark.parametrize("build", BUILDERS, ids=[build.__name__ for build in BUILDERS])
-every_form = pytest.mark.parametrize("build", BUILDERS[:3], ids=[build.__name__ for build in BUILDERS[:3]])
+every_form = pytest.mark.parametrize("build", BUILDERS[:4], ids=[build.__name__ for build in BUILDERS[:4]])
 Builder = Callable[..., Any]
 
 
@@ -46,6 +53,7 @@ class TestBytes:
             ({}, 8 * -(-count // 32)),
             ({"memory_efficient": False}, 4 * count),
             ({"gap": "lower_bound"}, 0),
+            ({"smoothness": "sum"}, 8 * -(-count // 32)),
             ({"memory_efficient": False, "gap": "lower_bound"}, 4 * count),
         ):
             param = nn.Parameter(torch.ones(count))
@@ -190,6 +198,39 @@ class TestFiles:
         support.assert_same_bits(before, models.snapshot(optimizer))
         optimizer.state.clear()
         optimizer.step()
+
+    def test_before_there_was_a_smoothness(self, backend: str) -> None:
+        """A file without the argument, from the form that there was: it goes on bit for bit."""
+        model, optimizer = trained(models.alias, backend)
+        saved = through_a_file(optimizer.state_dict())
+        del saved["param_groups"][0]["smoothness"]
+        twin = TinyLanguageModel()
+        twin.load_state_dict(model.state_dict())
+        other = models.alias(twin, backend=backend)
+        other.load_state_dict(saved)
+        for a, b in ((model, optimizer), (twin, other)):
+            models.train(a, b, range(3, 5))
+        support.assert_same_bits(models.snapshot(optimizer), models.snapshot(other))
+
+    @pytest.mark.parametrize("forms", [("extrema", "sum"), ("sum", "extrema")])
+    def test_smoothness_that_changes(self, backend: str, forms: tuple[str, str]) -> None:
+        """The signs are the same, and so it goes on: eta by a term of numbers of both forms, once."""
+        model, optimizer = trained(models.alias, backend, smoothness=forms[0])
+        scalars = optimizer.param_groups[0]["scalars"]
+        optimizer.param_groups[0]["smoothness"] = forms[1]
+        for seed in (3, 4):
+            old = dict(zip(ALIAS_SCALARS, scalars.tolist(), strict=True))
+            models.train(model, optimizer, [seed])
+            new = dict(zip(ALIAS_SCALARS, scalars.tolist(), strict=True))
+            assert new["eta"] > old["eta"]
+        grads = torch.cat([param.grad.flatten().double() for param in model.parameters()])
+        ends = float(grads.max()), float(grads.min())
+        if forms[1] == "sum":
+            change, expected = float(grads.abs().sum()) + old["grad_max"], (float(grads.abs().sum()), 0.0)
+        else:
+            change, expected = max(abs(ends[0] - old["grad_min"]), abs(old["grad_max"] - ends[1])), ends
+        assert (new["grad_max"], new["grad_min"]) == pytest.approx(expected, rel=1e-6)
+        assert new["eta"] - old["eta"] == pytest.approx(change / old["displacement"], rel=1e-5)
 
 
 class TestRefused:

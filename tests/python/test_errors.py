@@ -73,6 +73,7 @@ HYPERPARAMETERS: list[tuple[Any, str, Any]] = [
     *((FusedALIAS, "max_step", value) for value in (0.0, -1.0, float("inf"), float("nan"), None)),
     *((FusedALIAS, "warmup_steps", value) for value in (-1, 1.0, True, None)),
     *((FusedALIAS, "update_every", value) for value in (0, -1, 1.0, True, None)),
+    *((FusedALIAS, "smoothness", value) for value in ("max", None)),
     *((FusedALIAS, "gap", value) for value in ("upper", None)),
     *((FusedALIAS, name, 1) for name in ("memory_efficient", "same_batch", "capturable")),
     *((FusedALIASAdam, "d0", value) for value in (0.0, -1.0, float("nan"), None)),

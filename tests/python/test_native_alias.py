@@ -17,7 +17,7 @@ from support import BF16, FP16, FP32, FP64
 from sage_ext import reference
 
 MIXES = [(FP32, FP32, FP32), (BF16, FP32, FP32), (FP32, FP16, FP32)]
-FORMS = ["alias", "alias_lower_bound", "alias_base", "alias_base_lower_bound"]
+FORMS = [name for name, (rule, _) in support.VARIANTS.items() if rule == "alias"]
 
 
 def scalars_of(tensors: support.Tensors) -> dict[str, float]:
@@ -118,7 +118,7 @@ class TestAlias(NativeSuite):
         found, expected = scalars_of(tensors), scalars_of(exact)
         for name in ("eta", "d", "gap", "step_size"):
             assert found[name] == pytest.approx(expected[name], rel=alias_bounds.SUM_OF_LIKE_TERMS), name
-        moved = alias_bounds.displacement(before, tensors.params, "base" not in self.rule)
+        moved = alias_bounds.displacement(before, tensors.params, support.defaults_of(self.rule))
         assert found["displacement"] == pytest.approx(moved, rel=alias_bounds.SUM_OF_LIKE_TERMS)
 
     def test_gradients_seen_where_they_are_not_needed(self, native: ModuleType) -> None:  # noqa: F811
@@ -166,6 +166,40 @@ class TestLowerBound(TestAlias):
         with pytest.raises(ValueError, match=r"^loss.* None.*step\(closure\) or step\(loss="):
             support.call(rules, self.rule, tensors, loss=None)
         support.assert_same_bits(before.flat(), tensors.flat())
+
+
+class TestSum(TestAlias):
+    rule = "alias_sum"
+    test_thousands_of_small_tensors = None  # TestAlias has it, and tables do not know the form
+
+    def test_terms_of_either_sign(self, native: ModuleType) -> None:  # noqa: F811
+        """The sum is of magnitudes, recorded with the factor that its gradient was loaded with."""
+        for count in (5, 4099):
+            tensors = support.make(self.rule, [(count,), (3,)])
+            moved = 0.0
+            for scale, value in ((1.0, -2.0), (4.0, 8.0)):
+                tensors.grads = [torch.full_like(grad, value) for grad in tensors.grads]
+                support.call(native, self.rule, tensors, grad_scale=torch.tensor(scale), max_step=0.5)
+                assert scalars_of(tensors)["grad_max"] == 2.0 * (count + 3)
+                moved = moved or scalars_of(tensors)["displacement"]
+            assert scalars_of(tensors)["eta"] == pytest.approx(1.0 + 4.0 * (count + 3) / moved, rel=1e-12)
+
+
+@pytest.mark.usefixtures("device")
+class TestSumLowerBound:
+    """The kernel that looks at the gradient alone; the suite runs it for the extrema."""
+
+    @pytest.mark.parametrize("grad", support.DTYPES)
+    @pytest.mark.parametrize("value", [None, 0.0, math.nan, math.inf])
+    def test_of_every_dtype(self, native: ModuleType, grad: torch.dtype, value: float | None) -> None:  # noqa: F811
+        rule = "alias_sum_lower_bound"
+        tensors = support.make(rule, support.shapes_of(rule), (FP32, grad, FP32))
+        for step in range(3):
+            if value is not None and step == 1:
+                for each in tensors.grads:
+                    each.view(-1)[-1:] = value
+            support.step_and_compare(native, rule, tensors, weight_decay=0.1)
+            tensors.grads = support.new_grads(tensors, grad, seed=step)
 
 
 class TestBase(TestAlias):
@@ -269,6 +303,7 @@ def test_states_that_do_not_fit(native: ModuleType, changes: dict[str, Any], mat
     [
         ("gap", "upper"),
         ("phase", "half"),
+        ("smoothness", "max"),
         ("max_step", -1.0),
         ("max_step", math.nan),
         ("lower_bound", math.inf),
@@ -283,4 +318,12 @@ def test_arguments_that_cannot_be_used(native: ModuleType, name: str, value: Any
     settings = {**support.hyper("alias"), name: value}
     with pytest.raises(ValueError, match=rf"^{name} "):
         native.alias_(tensors.params, tensors.grads, *tensors.lists, **settings)
+    support.assert_same_bits(before.flat(), tensors.flat())
+
+
+def test_sum_is_no_base_form(rules: ModuleType) -> None:
+    tensors = support.make("alias_base", [(4, 5)])
+    before = tensors.clone()
+    with pytest.raises(ValueError, match=r"^smoothness.*'sum'.*'extrema' with memory_efficient=False"):
+        support.call(rules, "alias_base", tensors, smoothness="sum")
     support.assert_same_bits(before.flat(), tensors.flat())

@@ -18,9 +18,9 @@ struct AliasScalars {
   double d;             // never falls
   double gap;           // descent: the sum of gamma * <g_t, sign(g_{t-1})>, of which d is the largest so far
   double step_size;     // gamma of the last step
-  double grad_max;      // of the gradient that was last recorded
-  double grad_min;      //
-  double displacement;  // of the parameters in the last step: the sum (memory-efficient) or maximum (base) of |dW|
+  double grad_max;      // of the gradient that was last recorded; in the form "sum" its 1-norm
+  double grad_min;      // in the form "sum" 0
+  double displacement;  // of the parameters in the last step: the sum (extrema) or maximum of |dW|
   double grad_factor;   // of the recorded gradient in the base form, which is kept as it came
 };
 
@@ -33,19 +33,33 @@ enum class AliasPhase : uint8_t {
   refresh  // refresh eta and d from this gradient and the recorded one
 };
 
+// What eta grows by in a step, and what of the last gradient it takes to know that. All but base are memory-efficient.
+enum class AliasForm : uint8_t {
+  base,     // ||g - p||_1 / ||dW||_inf: the gradient
+  extrema,  // a bound of ||g - p||_inf over ||dW||_1: its largest and smallest element
+  sum       // (||g||_1 + ||p||_1) / ||dW||_inf, a bound of the base form's: its 1-norm
+};
+
 struct AliasOptions {
-  bool memory_efficient;
+  AliasForm form;
   bool descent;  // the gap proxy: descent, or the lower bound
   double lower_bound, max_step, weight_decay;
   int64_t warmup_steps, update_every;
   AliasPhase phase;
 };
 
+// What is kept of the gradient: all of it, or its signs, or nothing but numbers.
+SAGE_EXT_HD bool alias_keeps_grads(const AliasOptions& o) { return o.form == AliasForm::base; }
+SAGE_EXT_HD bool alias_keeps_signs(const AliasOptions& o) { return o.form != AliasForm::base && o.descent; }
+
+// Whether the displacement is the sum of |dW|, or the maximum.
+SAGE_EXT_HD bool alias_adds_distances(const AliasOptions& o) { return o.form == AliasForm::extrema; }
+
 // Sums over all elements of a gradient g and the one before it, p. A form fills in what it needs.
 struct AliasObservation {
-  double grad_max, grad_min;  // memory-efficient
+  double grad_max, grad_min;  // extrema
   double inner;               // descent: <g, sign(p)>
-  double difference;          // base: |g - p|, summed
+  double norm;                // the 1-norm: in base of g - p, in sum of g
 };
 
 // The number of the step that this call is about, from 1.
@@ -71,10 +85,11 @@ SAGE_EXT_HD bool alias_observes(double step, const AliasOptions& o) {
   return alias_refreshes(step, o) || alias_records(step, o);
 }
 
-// What eta grows by, times the displacement. The memory-efficient form has of the last gradient the extrema alone:
-// they bound the largest difference of any element.
+// What eta grows by, times the displacement. The extrema bound the largest difference of any element, the sum of the
+// 1-norms that of the difference.
 SAGE_EXT_HD double alias_change(const AliasScalars& s, const AliasObservation& seen, const AliasOptions& o) {
-  if (!o.memory_efficient) return seen.difference;
+  if (o.form == AliasForm::base) return seen.norm;
+  if (o.form == AliasForm::sum) return seen.norm + s.grad_max;
   return keep_nan_max(fabs(seen.grad_max - s.grad_min), fabs(s.grad_max - seen.grad_min));
 }
 
@@ -97,7 +112,7 @@ SAGE_EXT_HD void alias_advance(AliasScalars& s, const AliasObservation& seen, do
     }
   }
   if (alias_records(step, o)) {
-    s.grad_max = seen.grad_max;
+    s.grad_max = o.form == AliasForm::sum ? seen.norm : seen.grad_max;
     s.grad_min = seen.grad_min;
     s.grad_factor = grad_factor;
   }

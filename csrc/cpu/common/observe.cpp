@@ -19,12 +19,14 @@ using ObservePair = Observation (*)(const void* grad, Span, float factor, void* 
 
 namespace sage_ext::cpu {
 
-Observation observe_extrema(const void* grad, DType dtype, Span span, float factor) {
-  return SAGE_EXT_FOR_ACTIVE_ISA(select_observe_values<false>(dtype))(grad, span, factor, nullptr, false);
+Observation observe_extrema(const void* grad, DType dtype, Span span, float factor, uint32_t* signs, bool record) {
+  const ObserveValues observe = SAGE_EXT_FOR_ACTIVE_ISA(select_observe_values<false>(signs != nullptr, dtype));
+  return observe(grad, span, factor, signs, record);
 }
 
-Observation observe_signs(const void* grad, DType dtype, Span span, float factor, uint32_t* signs, bool record) {
-  return SAGE_EXT_FOR_ACTIVE_ISA(select_observe_values<true>(dtype))(grad, span, factor, signs, record);
+Observation observe_norm(const void* grad, DType dtype, Span span, float factor, uint32_t* signs, bool record) {
+  const ObserveValues observe = SAGE_EXT_FOR_ACTIVE_ISA(select_observe_values<true>(signs != nullptr, dtype));
+  return observe(grad, span, factor, signs, record);
 }
 
 Observation observe_difference(const void* grad, DType dtype, Span span, float factor, void* prev_grad,

@@ -2,32 +2,37 @@
 
 namespace {
 
-// Extrema and, with planes, the inner product with the signs in them.
-struct ExtremaSums {
+// Extrema or the 1-norm and, with planes, the inner product with the signs in them.
+struct ValueSums {
   Lanes max, min;
-  // Not finite where a gradient is not: only then a NaN has to be looked for.
+  Lanes norm;
+  // Not finite where a gradient is not: only then a NaN has to be looked for among the extrema.
   Lanes inner;
 };
 
 // One block; `valid` has a bit for each of its elements that exists.
-template <bool kSigns, typename G>
-SAGE_EXT_INLINE void observe_block(ExtremaSums& sums, const G* grad, float factor, uint32_t* positive,
-                                   uint32_t* negative, uint32_t valid, bool record) {
+template <bool kSigns, bool kNorm, typename G>
+SAGE_EXT_INLINE void observe_block(ValueSums& sums, const G* grad, float factor, uint32_t* positive, uint32_t* negative,
+                                   uint32_t valid, bool record) {
   uint32_t now_positive = 0;
   uint32_t now_negative = 0;
   SAGE_EXT_FOR_PARTS {
     Floats values;
     load_part(grad + k * kLanes, values);
     values *= factor;
-    sums.max.of(k) = larger(values, sums.max.of(k));
-    sums.min.of(k) = smaller(values, sums.min.of(k));
+    // What fills a block up may be infinite, and 0 times that is not 0.
+    const Floats terms = valid == ~0u ? values : (lane_bits(k) & valid) != 0 ? values : Floats{};
+    if constexpr (kNorm) {
+      sums.norm.of(k) += absolute(terms);
+    } else {
+      sums.max.of(k) = larger(values, sums.max.of(k));
+      sums.min.of(k) = smaller(values, sums.min.of(k));
+    }
     if constexpr (kSigns) {
-      // What fills a block up may be infinite, and 0 times that is not 0.
-      const Floats terms = valid == ~0u ? values : (lane_bits(k) & valid) != 0 ? values : Floats{};
       sums.inner.of(k) += terms * sign_of_bits(*positive, *negative, k);
       now_positive |= positive_bits(values) << (k * kLanes);
       now_negative |= negative_bits(values) << (k * kLanes);
-    } else {
+    } else if constexpr (!kNorm) {
       sums.inner.of(k) += values * 0.0f;
     }
   }
@@ -37,7 +42,7 @@ SAGE_EXT_INLINE void observe_block(ExtremaSums& sums, const G* grad, float facto
   }
 }
 
-template <bool kSigns, typename G>
+template <bool kSigns, bool kNorm, typename G>
 Observation observe_values(const void* data, Span span, float factor, uint32_t* signs, bool record) {
   const G* grad = static_cast<const G*>(data) + span.begin;
   const int64_t count = span.end - span.begin;
@@ -45,26 +50,34 @@ Observation observe_values(const void* data, Span span, float factor, uint32_t* 
   uint32_t* const positive = kSigns ? signs + span.begin / kBlock : nullptr;
   uint32_t* const negative = kSigns ? positive + sign_words(span.numel) : nullptr;
   const Lanes first(to_float(grad[0]) * factor);
-  ExtremaSums sums{first, first, Lanes(0.0f)};
-  WideLanes inner_lanes;
+  ValueSums sums{first, first, Lanes(0.0f), Lanes(0.0f)};
+  WideLanes inner_lanes, norm_lanes;
   const int64_t blocks = count / kBlock;
-  const auto flush = [&]() SAGE_EXT_ALWAYS_INLINE { inner_lanes.take(sums.inner); };
+  const auto flush = [&]() SAGE_EXT_ALWAYS_INLINE {
+    inner_lanes.take(sums.inner);
+    if constexpr (kNorm) norm_lanes.take(sums.norm);
+  };
   for_blocks(
       blocks,
       [&](int64_t block) SAGE_EXT_ALWAYS_INLINE {
         prefetch_strips(grad + block * kBlock);
-        observe_block<kSigns>(sums, grad + block * kBlock, factor, positive + block, negative + block, ~0u, record);
+        observe_block<kSigns, kNorm>(sums, grad + block * kBlock, factor, positive + block, negative + block, ~0u,
+                                     record);
       },
       flush);
   if (const int64_t left = count - blocks * kBlock; left > 0) {
     G part[kBlock];
     copy_part(grad + blocks * kBlock, left, grad[0], part);
-    observe_block<kSigns>(sums, part, factor, positive + blocks, negative + blocks, (1u << left) - 1u, record);
+    observe_block<kSigns, kNorm>(sums, part, factor, positive + blocks, negative + blocks, (1u << left) - 1u, record);
     flush();
   }
   const double inner = inner_lanes.sum();
   Observation seen;
   seen.inner = kSigns ? inner : 0.0;
+  if constexpr (kNorm) {
+    seen.norm = norm_lanes.sum();
+    return seen;
+  }
   seen.max = sums.max.at(0);
   seen.min = sums.min.at(0);
   for (int i = 1; i < Lanes::kCount; ++i) {
@@ -130,14 +143,18 @@ Observation observe_pair(const void* data, Span span, float factor, void* prev_d
   }
   Observation seen;
   seen.inner = inner.sum();
-  seen.difference = difference.sum();
+  seen.norm = difference.sum();
   return seen;
 }
 
-template <bool kSigns>
-ObserveValues select_observe_values(DType dtype) {
-  return visit_dtypes([](auto g) -> ObserveValues { return &observe_values<kSigns, typename decltype(g)::type>; },
-                      dtype);
+template <bool kNorm>
+ObserveValues select_observe_values(bool has_signs, DType dtype) {
+  return visit_dtypes(
+      [=](auto g) -> ObserveValues {
+        using G = typename decltype(g)::type;
+        return has_signs ? &observe_values<true, kNorm, G> : &observe_values<false, kNorm, G>;
+      },
+      dtype);
 }
 
 ObservePair select_observe_pair(DType dtype) {

@@ -138,7 +138,7 @@ void with_tensors(const Rule& rule, Model& model, const Use& use) {
                                t.param.dtype(),
                                t.grad.dtype()};
     });
-    const AliasOptions options{.memory_efficient = rule.states == 0,
+    const AliasOptions options{.form = rule.states == 0 ? AliasForm::extrema : AliasForm::base,
                                .descent = rule.signs,
                                .lower_bound = 0.0,
                                .max_step = 1e-3,

@@ -20,11 +20,12 @@ using Names = std::vector<std::string>;
 using Offsets = std::array<int64_t, 4>;
 
 const char* observe_name(const AliasOptions& o) {
-  if (!o.memory_efficient) return "alias_observe_difference";
-  return o.descent ? "alias_observe_signs" : "alias_observe_extrema";
+  if (o.form == AliasForm::base) return "alias_observe_difference";
+  if (o.descent) return "alias_observe_signs";
+  return o.form == AliasForm::sum ? "alias_observe_norm" : "alias_observe_extrema";
 }
 
-bool has_signs(const AliasOptions& o) { return o.memory_efficient && o.descent; }
+bool has_signs(const AliasOptions& o) { return o.form != AliasForm::base && o.descent; }
 
 // All forms and gaps.
 class CudaAliasLaunches : public ::testing::TestWithParam<AliasOptions> {};
@@ -66,7 +67,7 @@ TEST_P(CudaAliasLaunches, ExactBytes) {
         constexpr uint64_t kNumel = 20810, kBlocks = 2 + 1 + 1, kScalars = 72;
         const uint64_t planes = has_signs(o) ? 8 * (625 + 25 + 2) : 0;
         const auto w = static_cast<uint64_t>(itemsize(param)), g = static_cast<uint64_t>(itemsize(grad));
-        const uint64_t kept = o.memory_efficient ? planes : kNumel * g;
+        const uint64_t kept = o.form == AliasForm::base ? kNumel * g : planes;
         for (int step = 1; step <= 3; ++step) {
           const auto launches = launches_of([&] { cuda_alias_step(problem); });
           ASSERT_EQ(launches.size(), 3u);
@@ -82,7 +83,7 @@ TEST_P(CudaAliasLaunches, ExactBytes) {
           EXPECT_EQ(move.bytes_written, kNumel * w + (4 + 8) * kBlocks + 8);
           EXPECT_EQ(move.atomics, kBlocks);
           // found_inf, and the step, or gamma; the base form asks for the factor of the last gradient as well.
-          EXPECT_EQ(observe.uniform_bytes, (o.memory_efficient ? 12 : 20) * kBlocks);
+          EXPECT_EQ(observe.uniform_bytes, (o.form == AliasForm::base ? 20 : 12) * kBlocks);
           EXPECT_EQ(advance.uniform_bytes, 12u);
           EXPECT_EQ(move.uniform_bytes, 12 * kBlocks);
         }
@@ -97,7 +98,7 @@ TEST_P(CudaAliasLaunches, RareUpdatesReadLess) {
   problem.options.update_every = 3;
   const bool signs = has_signs(GetParam());
   const uint64_t grad = 2 * 4096, param = 2 * 4096, planes = signs ? 1024 : 0;
-  const uint64_t kept = GetParam().memory_efficient ? planes : grad;
+  const uint64_t kept = GetParam().form == AliasForm::base ? grad : planes;
   for (int step = 1; step <= 7; ++step) {
     SCOPED_TRACE(step);
     const bool records = step % 3 == 1, refreshes = step % 3 == 2;
@@ -171,20 +172,23 @@ TEST_P(CudaAliasLaunches, LargerBlocks) {
     cuda::ObserveTable observe{};
     observe.common = common;
     observe.count = 1;
-    observe.tensors[0] = {t.grad, problem.options.memory_efficient ? t.signs : t.prev_grad, seen.data(), kNumel};
+    observe.tensors[0] = {t.grad, t.prev_grad != nullptr ? t.prev_grad : t.signs, seen.data(), kNumel};
     const auto launch = [](auto kernel, const auto& table) {
       simt::launch("larger", 3, cuda::kMapThreads, 0, nullptr, kernel, table);
     };
-    launch(!problem.options.memory_efficient ? &cuda::alias_observe_difference_kernel<BFloat16>
-           : problem.options.descent         ? &cuda::alias_observe_signs_kernel<BFloat16>
-                                             : &cuda::alias_observe_extrema_kernel<BFloat16>,
+    const bool adds_up = problem.options.form == AliasForm::sum;
+    launch(problem.options.form == AliasForm::base ? &cuda::alias_observe_difference_kernel<BFloat16>
+           : !problem.options.descent
+               ? (adds_up ? &cuda::alias_observe_norm_kernel<BFloat16> : &cuda::alias_observe_extrema_kernel<BFloat16>)
+           : adds_up ? &cuda::alias_observe_signs_kernel<BFloat16, cuda::Norm>
+                     : &cuda::alias_observe_signs_kernel<BFloat16, cuda::Extrema>,
            observe);
     AliasObservation total = seen[0];
     for (int i : {1, 2}) {
       total.grad_max = std::max(total.grad_max, seen[static_cast<size_t>(i)].grad_max);
       total.grad_min = std::min(total.grad_min, seen[static_cast<size_t>(i)].grad_min);
       total.inner += seen[static_cast<size_t>(i)].inner;
-      total.difference += seen[static_cast<size_t>(i)].difference;
+      total.norm += seen[static_cast<size_t>(i)].norm;
     }
     alias_advance(problem.shared(), total, 0.0, 0.0, 1.0, problem.options);
     cuda::MoveTable move{};
