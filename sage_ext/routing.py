@@ -51,8 +51,8 @@ def route(
         embeddings: names of parameters that are embeddings, beside those that are known to be (see above).
             Required for pairs, which do not tell: an empty list says that there are none.
         lm_head: names of the parameters of the output head; ``[]`` says that there is none. For a module the
-            default is the weight of ``get_output_embeddings()`` where it has that method (Hugging Face models
-            do), and else nothing: the head is then a matrix like any other.
+            default is the weight of ``get_output_embeddings()`` where it or a module in it has that method
+            (Hugging Face models do), and else nothing: the head is then a matrix like any other.
         tied: the role of a parameter that is an embedding and the head (or that an ``nn.Linear`` shares with
             an embedding, where ``lm_head`` is not given): ``"embedding"`` or ``"lm_head"``; None refuses it.
         no_decay: names of parameters that weight decay is not for.
@@ -74,7 +74,7 @@ def route(
     if embeddings is None:
         raise ValueError(
             "embeddings: (name, parameter) pairs do not tell which parameters are embeddings; pass the model "
-            "itself, or embeddings=[names], or embeddings=[] if there are none"
+            "itself, or embeddings=[names] and lm_head=[names], or embeddings=[] if there are none"
         )
     params = dict(pairs)
     tables = _find(_names(embeddings), params, "embeddings")
@@ -160,17 +160,17 @@ def _assign(pairs: list[tuple[str, Tensor]], kinds: _Kinds, tied: str | None) ->
 
 
 def _output_weights(model: nn.Module) -> set[int]:
-    """The weight of the output head if the model, or what DistributedDataParallel wraps, names one."""
-    for candidate in (model, getattr(model, "module", None)):
-        getter = getattr(candidate, "get_output_embeddings", None)
-        if callable(getter):
-            try:
-                head = getter()
-            except NotImplementedError:  # the base class of Hugging Face models, for a model without a head
-                return set()
-            weight = getattr(head, "weight", None)
-            return {id(weight)} if isinstance(weight, Tensor) else set()
-    return set()
+    """The weights of the output heads that the model names, or where it has no word for that, modules in it:
+    what a wrapper wraps, or several models in one."""
+    getter = getattr(model, "get_output_embeddings", None)
+    if not callable(getter):
+        return set().union(*map(_output_weights, model.children()))
+    try:
+        head = getter()
+    except NotImplementedError:  # the base class of Hugging Face models, for a model without a head
+        return set()
+    weight = getattr(head, "weight", None)
+    return {id(weight)} if isinstance(weight, Tensor) else set()
 
 
 def _pairs(candidates: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
@@ -181,7 +181,8 @@ def _pairs(candidates: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]
     if any(isinstance(item, Tensor) for item in pairs):
         raise ValueError(
             "model_or_named_parameters: bare parameters have no names, so their roles cannot be known; pass "
-            'the model, model.named_parameters() with embeddings=[names], or group dicts with a "rule" each'
+            "the model, model.named_parameters() with embeddings=[names] and lm_head=[names], or group dicts "
+            'with a "rule" each'
         )
     seen: set[str] = set()
     for item in pairs:

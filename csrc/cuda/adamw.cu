@@ -31,7 +31,7 @@ struct AdamWCommon {
 using AdamWTable = TensorTable<AdamWCommon, AdamWEntry>;
 
 template <typename W, typename G, typename S>
-__global__ void __launch_bounds__(kMapThreads) adamw_kernel(const __grid_constant__ AdamWTable table) {
+__global__ void __launch_bounds__(kMapThreads) adamw_kernel(const AdamWTable __grid_constant__ table) {
   const StepScalars& scalars = table.common.scalars;
   if (skips_step(scalars)) return;
   const auto [index, block] = find_tensor(table, blockIdx.x);

@@ -29,7 +29,7 @@ using ObserveTable = TensorTable<ObserveCommon, ObserveEntry>;
 
 // Launch 1: <g, sign(p)>, where p is the gradient before g.
 template <typename G>
-__global__ void __launch_bounds__(kMapThreads) alias_adam_observe_kernel(const __grid_constant__ ObserveTable table) {
+__global__ void __launch_bounds__(kMapThreads) alias_adam_observe_kernel(const ObserveTable __grid_constant__ table) {
   const ObserveCommon& common = table.common;
   if (skips_step(common.scalars)) return;
   const auto [index, block] = find_tensor(table, blockIdx.x);
@@ -58,7 +58,7 @@ struct AdvanceCommon {
 using AdvanceTable = TensorTable<AdvanceCommon, AdvanceEntry>;
 
 // Launch 2: a block for each tensor.
-__global__ void __launch_bounds__(kMapThreads) alias_adam_advance_kernel(const __grid_constant__ AdvanceTable table) {
+__global__ void __launch_bounds__(kMapThreads) alias_adam_advance_kernel(const AdvanceTable __grid_constant__ table) {
   if (skips_step(table.common.scalars)) return;
   const AdvanceEntry& t = table.tensors[blockIdx.x];
   double inner[1] = {0.0};
@@ -90,7 +90,7 @@ using UpdateTable = TensorTable<UpdateCommon, UpdateEntry>;
 
 // Launch 3: the parameters and their moments.
 template <typename W, typename G, typename S>
-__global__ void __launch_bounds__(kMapThreads) alias_adam_kernel(const __grid_constant__ UpdateTable table) {
+__global__ void __launch_bounds__(kMapThreads) alias_adam_kernel(const UpdateTable __grid_constant__ table) {
   const StepScalars& scalars = table.common.scalars;
   if (skips_step(scalars)) return;
   const auto [index, block] = find_tensor(table, blockIdx.x);

@@ -53,7 +53,7 @@ __device__ __forceinline__ void store_scalars(AliasScalars* shared, const AliasS
 }
 
 // One block.
-__global__ void __launch_bounds__(kAdvanceThreads) alias_advance_kernel(const __grid_constant__ AdvanceParams p) {
+__global__ void __launch_bounds__(kAdvanceThreads) alias_advance_kernel(const AdvanceParams __grid_constant__ p) {
   if (skips_step(p.common.scalars)) return;
   const ObservePurpose purpose = purpose_of_step(p.common);
   AliasObservation seen{};

@@ -77,7 +77,7 @@ __device__ __forceinline__ void reduce_displacement(const MoveCommon& common, do
 
 // With signs from the planes: the gradient is not read again.
 template <typename W>
-__global__ void __launch_bounds__(kMapThreads) alias_move_signs_kernel(const __grid_constant__ MoveTable table) {
+__global__ void __launch_bounds__(kMapThreads) alias_move_signs_kernel(const MoveTable __grid_constant__ table) {
   const MoveCommon& common = table.common;
   const AliasCommon& alias = common.alias;
   if (skips_step(alias.scalars)) return;
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kMapThreads) alias_move_signs_kernel(const __g
 
 // With signs of the gradient.
 template <typename W, typename G>
-__global__ void __launch_bounds__(kMapThreads) alias_move_kernel(const __grid_constant__ MoveTable table) {
+__global__ void __launch_bounds__(kMapThreads) alias_move_kernel(const MoveTable __grid_constant__ table) {
   const MoveCommon& common = table.common;
   const AliasCommon& alias = common.alias;
   if (skips_step(alias.scalars)) return;

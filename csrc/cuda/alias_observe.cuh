@@ -67,7 +67,7 @@ __device__ __forceinline__ AliasObservation reduce_observation(double inner, con
 
 // The forms that keep signs. `Taken`: Extrema or Norm.
 template <typename G, typename Taken>
-__global__ void __launch_bounds__(kMapThreads) alias_observe_signs_kernel(const __grid_constant__ ObserveTable table) {
+__global__ void __launch_bounds__(kMapThreads) alias_observe_signs_kernel(const ObserveTable __grid_constant__ table) {
   const AliasCommon& common = table.common;
   if (skips_step(common.scalars)) return;
   const ObservePurpose purpose = purpose_of_step(common);
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kMapThreads) alias_observe_signs_kernel(const 
 // The forms that keep nothing.
 template <typename G>
 __global__ void __launch_bounds__(kMapThreads)
-    alias_observe_extrema_kernel(const __grid_constant__ ObserveTable table) {
+    alias_observe_extrema_kernel(const ObserveTable __grid_constant__ table) {
   const AliasCommon& common = table.common;
   if (skips_step(common.scalars)) return;
   const ObservePurpose purpose = purpose_of_step(common);
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kMapThreads)
 }
 
 template <typename G>
-__global__ void __launch_bounds__(kMapThreads) alias_observe_norm_kernel(const __grid_constant__ ObserveTable table) {
+__global__ void __launch_bounds__(kMapThreads) alias_observe_norm_kernel(const ObserveTable __grid_constant__ table) {
   const AliasCommon& common = table.common;
   if (skips_step(common.scalars)) return;
   const ObservePurpose purpose = purpose_of_step(common);
@@ -164,7 +164,7 @@ struct PreviousOperand : ArrayOperand<G, N, U> {
 // The base form. The gradient is kept as it came, so that nothing is lost to a rounding.
 template <typename G>
 __global__ void __launch_bounds__(kMapThreads)
-    alias_observe_difference_kernel(const __grid_constant__ ObserveTable table) {
+    alias_observe_difference_kernel(const ObserveTable __grid_constant__ table) {
   const AliasCommon& common = table.common;
   if (skips_step(common.scalars)) return;
   const ObservePurpose purpose = purpose_of_step(common);

@@ -19,7 +19,7 @@ struct LionCommon {
 using LionTable = TensorTable<LionCommon, SignEntry>;
 
 template <typename W, typename G, typename M>
-__global__ void __launch_bounds__(kMapThreads) lion_kernel(const __grid_constant__ LionTable table) {
+__global__ void __launch_bounds__(kMapThreads) lion_kernel(const LionTable __grid_constant__ table) {
   const StepScalars& scalars = table.common.scalars;
   if (skips_step(scalars)) return;
   const auto [index, block] = find_tensor(table, blockIdx.x);

@@ -33,7 +33,7 @@ using UpdateTable = TensorTable<UpdateCommon, UpdateEntry>;
 
 // Launch 3: W and exp_avg.
 template <typename W, typename G, typename M>
-__global__ void __launch_bounds__(kMapThreads) sage_update_kernel(const __grid_constant__ UpdateTable table) {
+__global__ void __launch_bounds__(kMapThreads) sage_update_kernel(const UpdateTable __grid_constant__ table) {
   const StepScalars& scalars = table.common.scalars;
   if (skips_step(scalars)) return;
   const auto [index, block] = find_tensor(table, blockIdx.x);

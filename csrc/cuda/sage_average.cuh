@@ -101,7 +101,7 @@ __device__ __forceinline__ AverageScalars average_scalars(const AverageEntry& t,
 }
 
 // Launch 2: adds up the slots, averages, and gives every column its step.
-__global__ void __launch_bounds__(kAverageThreads, 2) sage_average_kernel(const __grid_constant__ AverageTable table) {
+__global__ void __launch_bounds__(kAverageThreads, 2) sage_average_kernel(const AverageTable __grid_constant__ table) {
   const AverageCommon& common = table.common;
   if (skips_step(common.scalars)) return;
   const auto [index, block] = find_tensor(table, blockIdx.x);

@@ -16,7 +16,7 @@ struct ColumnsEntry {
 using ColumnsTable = TensorTable<StepScalars, ColumnsEntry>;
 
 // Adds up the slots.
-__global__ void __launch_bounds__(kAverageThreads) sage_columns_kernel(const __grid_constant__ ColumnsTable table) {
+__global__ void __launch_bounds__(kAverageThreads) sage_columns_kernel(const ColumnsTable __grid_constant__ table) {
   if (skips_step(table.common)) return;
   const auto [index, block] = find_tensor(table, blockIdx.x);
   const ColumnsEntry& t = table.tensors[index];
@@ -34,7 +34,7 @@ struct PieceEntry {
 using PieceTable = TensorTable<AverageCommon, PieceEntry>;
 
 // s, the average S, and their sums of squares.
-__global__ void __launch_bounds__(kAverageThreads, 2) sage_squares_kernel(const __grid_constant__ PieceTable table) {
+__global__ void __launch_bounds__(kAverageThreads, 2) sage_squares_kernel(const PieceTable __grid_constant__ table) {
   const AverageCommon& common = table.common;
   if (skips_step(common.scalars)) return;
   const auto [index, block] = find_tensor(table, blockIdx.x);
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kAverageThreads, 2) sage_squares_kernel(const 
 }
 
 // The step of every column: a block for each tensor. Also counts the step.
-__global__ void __launch_bounds__(kAverageThreads) sage_steps_kernel(const __grid_constant__ PieceTable table) {
+__global__ void __launch_bounds__(kAverageThreads) sage_steps_kernel(const PieceTable __grid_constant__ table) {
   if (skips_step(table.common.scalars)) return;
   const PieceEntry& piece = table.tensors[blockIdx.x];
   SAGE_EXT_SHARED(AverageScalars, shared_scalars);

@@ -41,7 +41,7 @@ struct AbsoluteGradients {
 };
 
 template <typename G>
-__global__ void __launch_bounds__(kSumThreads) sage_sums_kernel(const __grid_constant__ SumTable table) {
+__global__ void __launch_bounds__(kSumThreads) sage_sums_kernel(const SumTable __grid_constant__ table) {
   if (skips_step(table.common)) return;
   const auto [index, block] = find_tensor(table, blockIdx.x);
   const SumEntry& t = table.tensors[index];

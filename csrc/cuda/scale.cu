@@ -32,7 +32,7 @@ using UpdateTable = TensorTable<UpdateCommon, UpdateEntry>;
 
 // The last launch: W.
 template <typename W, typename X, template <int, int> typename Inverses>
-__global__ void __launch_bounds__(kMapThreads) scale_update_kernel(const __grid_constant__ UpdateTable table) {
+__global__ void __launch_bounds__(kMapThreads) scale_update_kernel(const UpdateTable __grid_constant__ table) {
   const UpdateCommon& common = table.common;
   if (skips_step(common.scalars)) return;
   const auto [index, block] = find_tensor(table, blockIdx.x);

@@ -18,7 +18,7 @@ struct ColumnEntry {
 using ColumnTable = TensorTable<ScaleCommon, ColumnEntry>;
 
 template <typename G>
-__global__ void __launch_bounds__(kSumThreads) scale_columns_kernel(const __grid_constant__ ColumnTable table) {
+__global__ void __launch_bounds__(kSumThreads) scale_columns_kernel(const ColumnTable __grid_constant__ table) {
   if (skips_step(table.common.scalars)) return;
   const auto [index, block] = find_tensor(table, blockIdx.x);
   const ColumnEntry& t = table.tensors[index];
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kSumThreads) scale_columns_kernel(const __grid
 
 template <typename G, typename M>
 __global__ void __launch_bounds__(kSumThreads, 2)
-    scale_momentum_columns_kernel(const __grid_constant__ ColumnTable table) {
+    scale_momentum_columns_kernel(const ColumnTable __grid_constant__ table) {
   if (skips_step(table.common.scalars)) return;
   const auto [index, block] = find_tensor(table, blockIdx.x);
   const ColumnEntry& t = table.tensors[index];
@@ -63,7 +63,7 @@ struct NormCommon {
 using NormTable = TensorTable<NormCommon, NormEntry>;
 
 template <typename X>
-__global__ void __launch_bounds__(kSlotThreads) scale_norms_kernel(const __grid_constant__ NormTable table) {
+__global__ void __launch_bounds__(kSlotThreads) scale_norms_kernel(const NormTable __grid_constant__ table) {
   const NormCommon& common = table.common;
   if (skips_step(common.scalars)) return;
   const auto [index, block] = find_tensor(table, blockIdx.x);
@@ -108,7 +108,7 @@ struct InvertCommon {
 using InvertTable = TensorTable<InvertCommon, InvertEntry>;
 
 // 1 / norm from the sums of all processes.
-__global__ void __launch_bounds__(kSlotThreads) scale_invert_kernel(const __grid_constant__ InvertTable table) {
+__global__ void __launch_bounds__(kSlotThreads) scale_invert_kernel(const InvertTable __grid_constant__ table) {
   if (skips_step(table.common.scalars)) return;
   const auto [index, block] = find_tensor(table, blockIdx.x);
   const InvertEntry& t = table.tensors[index];

@@ -115,7 +115,7 @@ __device__ __forceinline__ void invert_rows(Source& source, const RowEntry& t, i
 }
 
 template <typename G>
-__global__ void __launch_bounds__(kRowThreads) scale_rows_kernel(const __grid_constant__ RowTable table) {
+__global__ void __launch_bounds__(kRowThreads) scale_rows_kernel(const RowTable __grid_constant__ table) {
   if (skips_step(table.common.scalars)) return;
   const auto [index, block] = find_tensor(table, blockIdx.x);
   const RowEntry& t = table.tensors[index];
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kRowThreads) scale_rows_kernel(const __grid_co
 }
 
 template <typename G, typename M>
-__global__ void __launch_bounds__(kRowThreads) scale_momentum_rows_kernel(const __grid_constant__ RowTable table) {
+__global__ void __launch_bounds__(kRowThreads) scale_momentum_rows_kernel(const RowTable __grid_constant__ table) {
   if (skips_step(table.common.scalars)) return;
   const auto [index, block] = find_tensor(table, blockIdx.x);
   const RowEntry& t = table.tensors[index];

@@ -19,7 +19,7 @@ struct SignSGDCommon {
 using SignSGDTable = TensorTable<SignSGDCommon, SignEntry>;
 
 template <typename W, typename G>
-__global__ void __launch_bounds__(kMapThreads) sign_sgd_kernel(const __grid_constant__ SignSGDTable table) {
+__global__ void __launch_bounds__(kMapThreads) sign_sgd_kernel(const SignSGDTable __grid_constant__ table) {
   const StepScalars& scalars = table.common.scalars;
   if (skips_step(scalars)) return;
   const auto [index, block] = find_tensor(table, blockIdx.x);
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kMapThreads) sign_sgd_kernel(const __grid_cons
 }
 
 template <typename W, typename G, typename M>
-__global__ void __launch_bounds__(kMapThreads) signum_kernel(const __grid_constant__ SignSGDTable table) {
+__global__ void __launch_bounds__(kMapThreads) signum_kernel(const SignSGDTable __grid_constant__ table) {
   const StepScalars& scalars = table.common.scalars;
   if (skips_step(scalars)) return;
   const auto [index, block] = find_tensor(table, blockIdx.x);

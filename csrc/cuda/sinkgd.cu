@@ -23,7 +23,7 @@ constexpr int kColumnWarps = kColumnThreads / 32;
 // The column half of an iteration: adds up the blocks' shares and rescales. A warp takes every kColumnWarps-th
 // share, a lane kColumnsPerLane neighbouring columns.
 template <typename G>
-__global__ void __launch_bounds__(kColumnThreads) sinkgd_columns_kernel(const __grid_constant__ SinkGDTable table) {
+__global__ void __launch_bounds__(kColumnThreads) sinkgd_columns_kernel(const SinkGDTable __grid_constant__ table) {
   if (skips_step(table.common.scalars)) return;
   const auto [index, block] = place_of_block(table);
   const SinkGDEntry& e = table.tensors[index];
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kColumnThreads) sinkgd_columns_kernel(const __
 }
 
 template <typename W, typename G>
-__global__ void __launch_bounds__(kMapThreads) sinkgd_update_kernel(const __grid_constant__ SinkGDTable table) {
+__global__ void __launch_bounds__(kMapThreads) sinkgd_update_kernel(const SinkGDTable __grid_constant__ table) {
   const StepScalars& scalars = table.common.scalars;
   if (skips_step(scalars)) return;
   const auto [index, block] = place_of_block(table);

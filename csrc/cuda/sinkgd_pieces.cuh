@@ -15,7 +15,7 @@ inline constexpr int kPieceColumns = kPieceThreads * kPieceVectors;
 
 // Sums of squares of the iterate by row, into `out`, [matrices, rows] in fp64.
 template <typename G>
-__global__ void __launch_bounds__(kPieceThreads) sinkgd_row_sums_kernel(const __grid_constant__ SinkGDTable table) {
+__global__ void __launch_bounds__(kPieceThreads) sinkgd_row_sums_kernel(const SinkGDTable __grid_constant__ table) {
   const SinkGDCommon& common = table.common;
   if (skips_step(common.scalars)) return;
   const auto [index, block] = place_of_block(table);
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kPieceThreads) sinkgd_row_sums_kernel(const __
 
 // The share of a block of rows in the column sums, with the rows' new scales.
 template <typename G>
-__global__ void __launch_bounds__(kPieceThreads) sinkgd_row_shares_kernel(const __grid_constant__ SinkGDTable table) {
+__global__ void __launch_bounds__(kPieceThreads) sinkgd_row_shares_kernel(const SinkGDTable __grid_constant__ table) {
   if (skips_step(table.common.scalars)) return;
   const auto [index, block] = place_of_block(table);
   const SinkGDEntry& e = table.tensors[index];
@@ -114,7 +114,7 @@ struct ScalesCommon {
 // New scales of rows, or of columns.
 template <typename Sum>
 __global__ void __launch_bounds__(kScaleThreads)
-    sinkgd_scales_kernel(const __grid_constant__ TensorTable<ScalesCommon, ScalesEntry<Sum>> table) {
+    sinkgd_scales_kernel(const TensorTable<ScalesCommon, ScalesEntry<Sum>> __grid_constant__ table) {
   const ScalesCommon& common = table.common;
   if (skips_step(common.scalars)) return;
   const auto [index, block] = find_tensor(table, blockIdx.x);

@@ -29,7 +29,7 @@ __device__ __forceinline__ void sinkgd_block_rows(const SinkGDRows<G>& rows, Sin
 
 template <typename G, int kThreads>
 __global__ void __launch_bounds__(kThreads, 512 / kThreads)
-    sinkgd_rows_kernel(const __grid_constant__ SinkGDTable table) {
+    sinkgd_rows_kernel(const SinkGDTable __grid_constant__ table) {
   if (skips_step(table.common.scalars)) return;
   const auto [index, block] = place_of_block(table);
   const SinkGDEntry& e = table.tensors[index];

@@ -53,7 +53,7 @@ __device__ __forceinline__ void clear_rest(uint32_t* up, uint32_t* down, int64_t
 }
 
 template <typename G>
-__global__ void __launch_bounds__(kMapThreads) pack_votes_kernel(const __grid_constant__ PackParams params) {
+__global__ void __launch_bounds__(kMapThreads) pack_votes_kernel(const PackParams __grid_constant__ params) {
   const BlockPart part = part_of_block(params.pieces);
   uint32_t* const up = params.packed + part.word;
   uint32_t* const down = up + params.pieces.words;
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kMapThreads) pack_votes_kernel(const __grid_co
 }
 
 template <typename G, typename M>
-__global__ void __launch_bounds__(kMapThreads) pack_momentum_kernel(const __grid_constant__ PackParams params) {
+__global__ void __launch_bounds__(kMapThreads) pack_momentum_kernel(const PackParams __grid_constant__ params) {
   const BlockPart part = part_of_block(params.pieces);
   uint32_t* const up = params.packed + part.word;
   uint32_t* const down = up + params.pieces.words;
@@ -97,7 +97,7 @@ struct CountParams {
 
 // A thread counts the votes on kVoteWords words of coordinates. kDigits are enough for 2 * voters.
 template <int kDigits>
-__global__ void __launch_bounds__(kMapThreads) count_votes_kernel(const __grid_constant__ CountParams params) {
+__global__ void __launch_bounds__(kMapThreads) count_votes_kernel(const CountParams __grid_constant__ params) {
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * kMapThreads + threadIdx.x) * kVoteWords;
   if (first >= params.words) return;
   uint32_t digits[kVoteWords][kDigits] = {};
@@ -138,7 +138,7 @@ struct UnpackParams {
 };
 
 template <typename G>
-__global__ void __launch_bounds__(kMapThreads) unpack_votes_kernel(const __grid_constant__ UnpackParams params) {
+__global__ void __launch_bounds__(kMapThreads) unpack_votes_kernel(const UnpackParams __grid_constant__ params) {
   const BlockPart part = part_of_block(params.pieces);
   const uint32_t* const up = params.packed + part.word;
   constexpr int kN = kGroupSize<G>;

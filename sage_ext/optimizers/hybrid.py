@@ -149,6 +149,12 @@ class FusedHybrid(ReplicatedOptimizer):
                 source, embeddings=embeddings, lm_head=lm_head, tied=self._tied, no_decay=no_decay
             )
             groups = self._by_role(routed)
+            if rates := _rates_replaced(base, lr, overrides):
+                own = ", ".join(f"{rule!r}: {rate:g}" for rule, rate in rates.items())
+                tell(
+                    f"lr={lr:g} is the rate of every rule now. In preset {base!r} they have rates of their "
+                    f"own, as their updates differ in size; to keep them apart: lr={{{own}}}"
+                )
         # Of torch's defaults only lr is of use to others (loggers, schedulers); groups take theirs from
         # _rule_defaults.
         matrix = PRESETS[self._preset].rule_for("matrix")
@@ -300,6 +306,20 @@ def _rule_defaults(
         rule.validate(values, f" for rule {name!r}")
         result[name] = values
     return result
+
+
+def _rates_replaced(
+    preset: str | None, lr: Any, overrides: Mapping[str, Mapping[str, Any]]
+) -> dict[str, float]:
+    """Return the preset's own rates, by rule, where one number takes the place of several."""
+    if preset is None or not isinstance(lr, (int, float)) or lr == 0:
+        return {}
+    own = _rule_defaults(preset, None, {}, {})
+    rules = [
+        name for name in dict.fromkeys(map(PRESETS[preset].rule_for, routing.ROLES)) if RULES[name].lr_is_step
+    ]
+    rates = {name: own[name]["lr"] for name in rules if "lr" not in overrides.get(name, {})}
+    return rates if len(set(rates.values())) > 1 else {}
 
 
 def _check_rule_names(given: Mapping[str, Any], where: str, others: str = "") -> None:

@@ -22,13 +22,18 @@ from sage_ext.optimizers import validate
 from sage_ext.optimizers.rule import ALL_STATE_KEYS, Rule, StateSpec, allocate
 from sage_ext.reference._signs import pack_signs, sign_words, unpack_signs
 
-_TORCH_KEYS = frozenset(
-    {"max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "exp_inf", "acc_delta", "sum"}
+_FOREIGN_KEYS = frozenset(
+    {
+        *("max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "exp_inf", "acc_delta", "sum"),
+        *("state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2", "max1", "max2"),
+    }
 )
-"""What torch's own rules keep and none of ours does: their state is no wrapper's, and means another rule."""
+"""What the rules of torch and of bitsandbytes keep and none of ours does: their state is no wrapper's, and
+means another rule."""
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """What DistributedDataParallel, torch.compile and others put into the names of parameters."""
 _SHOWN = 3
+_GROUPS_SHOWN = 8
 
 
 def plan(
@@ -38,7 +43,7 @@ def plan(
     label: Callable[[int, int], str],
     *,
     native: bool,
-) -> tuple[dict[str, Any], defaultdict[Any, Any] | None]:
+) -> tuple[dict[str, Any], defaultdict[Any, Any]]:
     """Check ``state_dict`` against an optimizer and build the new state beside the old one. Changes nothing.
 
     Args:
@@ -50,16 +55,14 @@ def plan(
 
     Returns:
         The state dict for torch to load, with each group completed by what the optimizer's own group has and
-        without state; and the state to install afterwards. None in its place means that torch will refuse the
-        dict itself.
+        without state; and the state to install afterwards.
 
     Raises:
-        ValueError: a group has another rule, or other names, or the state of a parameter has other keys,
-            shapes or dtypes than the rule keeps for it.
+        ValueError: there are other groups, or a group has another rule, or other names, or the state of a
+            parameter has other keys, shapes or dtypes than the rule keeps for it.
     """
     saved_groups = state_dict["param_groups"]
-    if [len(group["params"]) for group in saved_groups] != [len(group["params"]) for group in groups]:
-        return dict(state_dict), None
+    _check_groups(saved_groups, groups)
     completed = [_complete(index, *pair) for index, pair in enumerate(zip(saved_groups, groups, strict=True))]
     for index, group in enumerate(completed):
         rule = rules[group["rule"]]
@@ -78,7 +81,9 @@ def plan(
         number, index = owners[key]
         param = groups[number]["params"][index]
         rule = rules[completed[number]["rule"]]
-        own = {name: value for name, value in saved.items() if name in ALL_STATE_KEYS or name in _TORCH_KEYS}
+        own = {
+            name: value for name, value in saved.items() if name in ALL_STATE_KEYS or name in _FOREIGN_KEYS
+        }
         state[param] = {name: _on_device(value, param) for name, value in saved.items() if name not in own}
         if own:
             layout = rule.state_layout(param, completed[number])
@@ -100,6 +105,32 @@ def known_losses(groups: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule])
 def places(groups: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
     """Return (index of the group, index in the group) of every parameter, in the order of a state dict."""
     return [(g, i) for g, group in enumerate(groups) for i in range(len(group["params"]))]
+
+
+def _check_groups(saved_groups: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError unless there are as many groups, with as many parameters."""
+    if [len(group["params"]) for group in saved_groups] == [len(group["params"]) for group in groups]:
+        return
+    cure = (
+        "build the optimizer as the one that was saved: with its preset, embeddings, lm_head, no_decay and "
+        "groups"
+        if any("rule" in group for group in saved_groups)
+        else "it names no rule, so another optimizer has saved it (torch.optim's?): begin with new state, or "
+        "build this optimizer with the groups of that one"
+    )
+    raise ValueError(
+        f"state_dict: it has {_sizes(saved_groups)}, and this optimizer has {_sizes(groups)}; {cure}"
+    )
+
+
+def _sizes(groups: Sequence[Mapping[str, Any]]) -> str:
+    """Return what a message says of groups."""
+    each = [
+        f"{len(group['params'])}" + (f" ({group['rule']})" if "rule" in group else "")
+        for group in groups[:_GROUPS_SHOWN]
+    ]
+    each += ["..."] * (len(groups) > _GROUPS_SHOWN)
+    return f"{len(groups)} group{'s' * (len(groups) != 1)} of {', '.join(each)} parameters"
 
 
 def _owners(

@@ -57,17 +57,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     model.add_argument("--list", action="store_true", help="print the published models and their sources")
     parser.add_argument(
-        "--preset", default="sage", help=f"{', '.join(PRESETS)}, or {', '.join(sources.SINGLE)} (sage)"
+        "--preset",
+        default="sage",
+        help=f"{', '.join(PRESETS)}, or {', '.join(sources.SINGLE)} (default: sage)",
     )
     parser.add_argument(
         "--devices",
         type=_devices,
         metavar="N|RxN",
-        help="FSDP2 over N devices; R replicas over N each; Rx1 is DDP",
+        help="FSDP2 over N devices; R replicas over N each; Rx1 is DDP (default: one device)",
     )
-    parser.add_argument("--precision", choices=sources.PRECISIONS, help="of parameters and gradients")
-    parser.add_argument("--hardware", default="h100", choices=[*CLUSTERS, "cpu"], help="(h100)")
-    parser.add_argument("--bandwidth", type=float, help="of the memory, in bytes a second")
+    parser.add_argument(
+        "--precision",
+        choices=sources.PRECISIONS,
+        help="of parameters and gradients (default: the model's own, bf16 for a published one)",
+    )
+    parser.add_argument(
+        "--hardware",
+        default="h100",
+        choices=[*CLUSTERS, "cpu"],
+        help="whose bandwidth and memory (default: h100); for another, sage_ext.plan(hardware=Cluster(...))",
+    )
+    parser.add_argument(
+        "--bandwidth", type=float, help="of the memory, in bytes a second, in place of the hardware's"
+    )
     parser.add_argument("--threads", type=int, help="of a CPU's step")
     parser.add_argument("--tied", choices=["embedding", "lm_head"], help="the role of a weight that is both")
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON")

@@ -79,7 +79,22 @@ class TestOneRate:
     def test_rates_that_were_the_same_say_nothing(self) -> None:
         model = TinyLanguageModel()
         models.train(model, FusedHybrid(model, "sage"), [0])
-        models.train(model, FusedHybrid(model, "lion", lr=1e-3), [0])
+        with pytest.warns(UserWarning, match="is the rate of every rule now"):
+            optimizer = FusedHybrid(model, "lion", lr=1e-3)
+        models.train(model, optimizer, [0])
+
+    def test_one_number_for_a_preset_with_several(self) -> None:
+        """Lion's size of step is a two hundredth of SinkGD's rate."""
+        model = TinyLanguageModel()
+        own = r"lr=\{'lion': 0.0001, 'sinkgd': 0.02\}"
+        with pytest.warns(UserWarning, match=rf"lr=0.001 is .* preset 'lion' .* {own}") as found:
+            FusedHybrid(model, "lion", lr=1e-3)
+        assert found[0].filename == __file__
+        FusedHybrid(model, "sage", lr=1e-3)
+        FusedHybrid(model, "alias", lr=1e-3)
+        FusedHybrid(model, "lion", lr={"lion": 1e-3, "sinkgd": 0.1})
+        FusedHybrid(model, "lion", lr=1e-3, sinkgd={"lr": 0.1})
+        FusedHybrid([{"params": list(model.parameters()), "rule": "lion"}], preset="lion", lr=1e-3)
 
     def test_of_one_rule_says_nothing(self) -> None:
         groups = [{"params": [nn.Parameter(torch.ones(2))], "lr": lr} for lr in (0.1, 0.2)]

@@ -76,6 +76,17 @@ def test_wrapped_model() -> None:
     assert roles(Wrapper(TinyLanguageModel())) == {f"module.{name}": role for name, role in EXPECTED.items()}
 
 
+def test_models_in_a_module_name_their_heads() -> None:
+    class Task(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleDict({"a": TinyLanguageModel(), "b": TinyLanguageModel()})
+            self.classifier = nn.Linear(3, 2, bias=False)
+
+    expected = {f"parts.{part}.{name}": role for part in "ab" for name, role in EXPECTED.items()}
+    assert roles(Task()) == {**expected, "classifier.weight": "matrix"}
+
+
 def test_frozen_parameters_are_left_out() -> None:
     model = TinyLanguageModel()
     model.embed.requires_grad_(False)

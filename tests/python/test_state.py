@@ -241,10 +241,37 @@ class TestRefused:
         models.train(model, theirs, [0])
         self.refuse(self.trained(models.adamw, backend), theirs.state_dict(), "max_exp_avg_sq")
 
+    def test_another_optimizers_groups(self, backend: str) -> None:
+        model = model_of(torch.float32)
+        theirs = torch.optim.AdamW(model.parameters())
+        message = (
+            r"state_dict: it has 1 group of \d+ parameters, and this optimizer has 4 groups of 1 \(sage\), "
+            r".*; it names no rule, so another optimizer has saved it \(torch.optim's\?\): begin "
+            "with new state"
+        )
+        self.refuse(self.trained(models.hybrid("sage"), backend), theirs.state_dict(), message)
+
+    @pytest.mark.parametrize("build", [models.adamw, models.hybrid("sinkgd")])
+    def test_state_of_bitsandbytes(self, build: Any, backend: str) -> None:
+        """Its file has other names for everything; the same groups are no reason to begin anew without a
+        word."""
+        optimizer = self.trained(build, backend)
+        saved = copy.deepcopy(optimizer.state_dict())
+        saved["state"] = {
+            index: {"step": 3, "state1": torch.zeros(4, dtype=torch.uint8), "absmax1": torch.ones(1)}
+            for group in saved["param_groups"]
+            for index in group["params"]
+        }
+        self.refuse(optimizer, saved, "the saved state has absmax1, state1, step; rule '.*' keeps")
+
     def test_another_number_of_parameters(self, backend: str) -> None:
         optimizer = self.trained(models.sage, backend)
         saved = FusedSAGE([nn.Parameter(torch.zeros(3))], backend=backend).state_dict()
-        self.refuse(optimizer, saved, "doesn't match the size")
+        self.refuse(
+            optimizer,
+            saved,
+            r"state_dict: it has 1 group of 1 \(sage\) parameters, and this optimizer has .*; build the",
+        )
 
     def test_hyperparameters_out_of_range(self, backend: str) -> None:
         optimizer = self.trained(models.sage, backend)

@@ -18,8 +18,16 @@ inline void check(cudaError_t status, const char* what) {
   throw std::runtime_error(std::string("sage_ext: ") + what + " failed: " + cudaGetErrorString(status));
 }
 
+#if defined(SAGE_EXT_SIMT)
 template <typename Params>
-void launch(const char* name, void (*kernel)(Params), int64_t blocks, int threads, cudaStream_t stream,
+using KernelArgument = const Params&;
+#else
+template <typename Params>
+using KernelArgument = Params;
+#endif
+
+template <typename Params>
+void launch(const char* name, void (*kernel)(KernelArgument<Params>), int64_t blocks, int threads, cudaStream_t stream,
             const Params& params) {
   static_assert(sizeof(Params) <= kMaxParamBytes);
   if (blocks <= 0) return;

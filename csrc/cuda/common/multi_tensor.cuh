@@ -58,8 +58,9 @@ __device__ __forceinline__ BlockPlace find_tensor(const Table& table, uint32_t b
 // Launches `kernel` over all tensors: once, unless they are more than a table holds. tensors[i] gets blocks[i]
 // blocks, at least 1.
 template <typename Common, typename Tensor>
-void launch_tensors(const char* name, void (*kernel)(TensorTable<Common, Tensor>), int threads, cudaStream_t stream,
-                    const Common& common, std::span<const Tensor> tensors, std::span<const int64_t> blocks) {
+void launch_tensors(const char* name, void (*kernel)(KernelArgument<TensorTable<Common, Tensor>>), int threads,
+                    cudaStream_t stream, const Common& common, std::span<const Tensor> tensors,
+                    std::span<const int64_t> blocks) {
   using Table = TensorTable<Common, Tensor>;
   for (const LaunchRange& range : plan_launches(blocks, Table::kCapacity, kMaxBlocks)) {
     Table table;

@@ -19,7 +19,7 @@ struct Params {
   float* singles;  // what load_one() gives for the head and the chunk
 };
 
-__global__ void read_columns(const __grid_constant__ Params p) {
+__global__ void read_columns(const Params __grid_constant__ p) {
   cuda::ColumnValues<kN, 2> columns(p.data, p.cols, p.range);
   const auto thread = static_cast<int>(threadIdx.x);
   for (int i = thread * kN; i + kN <= p.range.count; i += 32 * kN) {

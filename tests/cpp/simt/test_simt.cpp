@@ -14,7 +14,7 @@ struct IndexParams {
   unsigned* visits;
 };
 
-__global__ void visit(const __grid_constant__ IndexParams params) {
+__global__ void visit(const IndexParams __grid_constant__ params) {
   const unsigned block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
   const unsigned thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
   const unsigned i = block * blockDim.x * blockDim.y * blockDim.z + thread;

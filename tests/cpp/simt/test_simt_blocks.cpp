@@ -59,7 +59,7 @@ struct SumParams {
 };
 
 // The last block to arrive adds the blocks' sums.
-__global__ void __launch_bounds__(256) sum_all(const __grid_constant__ SumParams params) {
+__global__ void __launch_bounds__(256) sum_all(const SumParams __grid_constant__ params) {
   SAGE_EXT_SHARED(bool, is_last);
   const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
   simt::on_load(params.in + i, 4);
@@ -133,7 +133,7 @@ struct ReverseParams {
 };
 
 template <int kUnused>
-__global__ void reverse(const __grid_constant__ ReverseParams params) {
+__global__ void reverse(const ReverseParams __grid_constant__ params) {
   SAGE_EXT_DYNAMIC_SHARED(uint64_t, buffer);
   SAGE_EXT_SHARED(float, untouched);
   const unsigned base = blockIdx.x * blockDim.x, i = threadIdx.x;
@@ -162,7 +162,7 @@ struct LargeParams {
   int* out;
 };
 
-__global__ void large(const __grid_constant__ LargeParams params) {
+__global__ void large(const LargeParams __grid_constant__ params) {
   std::array<int, 2000> local;
   local.fill(static_cast<int>(threadIdx.x));
   __syncthreads();

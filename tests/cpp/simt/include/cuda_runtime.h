@@ -16,7 +16,8 @@
 #define __constant__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
-#define __grid_constant__
+// const T __grid_constant__ name: a copy of a table for each thread would be most of a launch's time.
+#define __grid_constant__ &
 #define __align__(bytes) __attribute__((aligned(bytes)))
 // Nothing, because the standard library's headers spell __attribute__((__noinline__)).
 #define __noinline__
@@ -113,16 +114,33 @@ void launch(const char* name, dim3 grid, dim3 block, size_t dynamic_shared_bytes
 
 }  // namespace detail
 
-template <typename Params>
-void launch(const char* name, dim3 grid, dim3 block, size_t dynamic_shared_bytes, cudaStream_t /*stream*/,
-            void (*kernel)(Params), const Params& params) {
+namespace detail {
+
+// A kernel's argument is Params by value, or where it is a __grid_constant__, a reference.
+template <typename Argument, typename Params>
+void launch_with(const char* name, dim3 grid, dim3 block, size_t dynamic_shared_bytes, void (*kernel)(Argument),
+                 const Params& params) {
   static_assert(std::is_trivially_destructible_v<Params>, "kernel parameters own nothing");
   static_assert(sizeof(Params) <= 32764, "more than a kernel's parameters may have");
   const auto invoke = [](void (*function)(), const void* argument) {
-    reinterpret_cast<void (*)(Params)>(function)(*static_cast<const Params*>(argument));
+    reinterpret_cast<void (*)(Argument)>(function)(*static_cast<const Params*>(argument));
   };
-  detail::launch(name, grid, block, dynamic_shared_bytes,
-                 {invoke, reinterpret_cast<void (*)()>(kernel), static_cast<const void*>(&params)});
+  launch(name, grid, block, dynamic_shared_bytes,
+         {invoke, reinterpret_cast<void (*)()>(kernel), static_cast<const void*>(&params)});
+}
+
+}  // namespace detail
+
+template <typename Params>
+void launch(const char* name, dim3 grid, dim3 block, size_t dynamic_shared_bytes, cudaStream_t /*stream*/,
+            void (*kernel)(Params), const Params& params) {
+  detail::launch_with(name, grid, block, dynamic_shared_bytes, kernel, params);
+}
+
+template <typename Params>
+void launch(const char* name, dim3 grid, dim3 block, size_t dynamic_shared_bytes, cudaStream_t /*stream*/,
+            void (*kernel)(const Params&), const Params& params) {
+  detail::launch_with(name, grid, block, dynamic_shared_bytes, kernel, params);
 }
 
 }  // namespace simt
