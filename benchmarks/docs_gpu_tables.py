@@ -96,14 +96,14 @@ def timing() -> dict[str, Any] | None:
     return None if place["dry_run"] else place
 
 
-def in_short() -> str:
-    """The README's sentence on GPUs."""
+def in_short(page: str = "docs/gpu.md") -> str:
+    """The sentence on GPUs, with a link to ``page``."""
     found = timing()
     if found is not None:
-        return prose(f"On a GPU ({found['setting']['gpu']}): see [GPUs](docs/gpu.md).")
+        return prose(f"On a GPU ({found['setting']['gpu']}): see [GPUs]({page}).")
     return prose(
         "**No GPU has run this yet.** The CUDA kernels are tested on an emulator, built for real",
-        "architectures, and their machine code is audited: [GPUs](docs/gpu.md).",
+        f"architectures, and their machine code is audited: [GPUs]({page}).",
     )
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
+import docs_report
 from docs_tables import ADAMW, load, prose, size, table, verdict
-
-PAGES = Path(__file__).resolve().parent.parent / "docs"
 
 # Page -> what the benchmarks call the optimizers of a method, and the demo its runs.
 ROWS: dict[str, tuple[list[str], list[str]]] = {
@@ -78,11 +76,10 @@ def trained(labels: Sequence[str]) -> str:
     """How runs of these labels ended in the demo, and where more of it is."""
     results = load("demo.json")["results"]
     said = [line for line in verdict(results) if any(line.startswith(f"`{label}`") for label in labels)]
-    if (PAGES / "results.md").is_file():
-        return prose(*said, "How it trains beside an AdamW that was tuned as long: [results](../results.md).")
     if said:
         said.insert(0, "One seed of a small model, [the demo](../training.md):")
-    return prose(*said, "How it trains beside an AdamW that was tuned as long is not measured yet.")
+    longer = docs_report.link("../results.md")
+    return prose(*said, f"How it trains beside an AdamW that was tuned as long: {longer}.")
 
 
 def makers(page: str) -> list[Callable[[], str]]:

@@ -1,6 +1,6 @@
 """Draws the pictures of docs/: python benchmarks/docs_pictures.py
 
-``state.svg`` is made of benchmarks/results/memory.json, ``choose.svg`` of docs/choose.md's five questions.
+``state.svg`` is made of benchmarks/results/memory.json, ``choose.svg`` of docs/choose.md's six questions.
 Each has in its metadata a digest of what it was made of, so that a test sees whether it still is.
 """
 
@@ -20,12 +20,17 @@ PICTURES = Path(__file__).resolve().parent.parent / "docs" / "pictures"
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
 
 QUESTIONS = [
-    ("1  Flat pieces?\nZeRO, Megatron, FSDP1", "yes", "FusedLion, FusedSignSGD\nFusedAdamW"),
-    ("2  Is it the state\nthat does not fit?", "no", "FusedAdamW"),
-    ("3  Can you tune\na learning rate?", "no", 'FusedHybrid(model, "alias")\nFusedALIASAdam'),
-    ("4  Fine-tuning, where\nLion or AdamW worked?", "yes", 'FusedLion\nFusedHybrid(model, "lion")'),
+    ("1  A LoRA?", "yes", "FusedAdamW"),
+    ("2  Flat pieces?\nZeRO, Megatron, FSDP1", "yes", "FusedLion, FusedSignSGD\nFusedAdamW"),
+    ("3  Is it the state\nthat does not fit?", "no", "FusedAdamW\nFusedALIASAdam"),
+    ("4  Can you tune\na learning rate?", "no", 'FusedHybrid(model, "alias")'),
     (
-        "5  May embeddings\nand head keep state?",
+        "5  Fine-tuning fp32 weights,\nwhere Lion or AdamW worked?",
+        "yes",
+        'FusedLion\nFusedHybrid(model, "lion")',
+    ),
+    (
+        "6  May embeddings\nand head keep state?",
         "yes",
         'FusedHybrid(model, "sage")\nFusedHybrid(model, "sinkgd")',
     ),
@@ -79,7 +84,7 @@ def draw_questions(axes: Any) -> None:
 # File -> what it is made of, what draws it, and its size in inches.
 ALL: dict[str, tuple[Callable[[], Any], Callable[[Any], None], tuple[float, float]]] = {
     "state.svg": (state_of, draw_state, (7.5, 4.4)),
-    "choose.svg": (lambda: [QUESTIONS, LAST], draw_questions, (7.5, 6.6)),
+    "choose.svg": (lambda: [QUESTIONS, LAST], draw_questions, (7.5, 7.8)),
 }
 
 

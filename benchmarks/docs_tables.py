@@ -14,6 +14,8 @@ from typing import Any
 from contenders import EMBEDDING, ITERATIONS, ONE_ITERATION, SINKGD
 from docs_markdown import prose, table
 
+from sage_ext.optimizers.presets import PRESETS
+
 RESULTS = Path(__file__).resolve().parent / "results"
 GIB, MIB = 1 << 30, 1 << 20
 
@@ -68,11 +70,12 @@ def costs() -> str:
     state, setting = own["bf16"]["state_bytes"], times["setting"]
     small = found[SMALL, "FusedLion"]
     text = prose(
-        f"For a Llama with {own['bf16']['parameters'] / 1e9:.2f} billion parameters in bf16, AdamW keeps",
-        f"{size(state[ADAMW])} GiB of state, `FusedHybrid(model)` {size(state[HYBRID])} GiB: one part in",
-        f"{state[ADAMW] / state[HYBRID]:.0f}. Step times are of a Llama with 53 million parameters on",
-        f"{setting['threads']} cores (torch {setting['torch']}), in brackets the ratio to torch's fused",
-        f"AdamW. With 2,000 tensors of 256 numbers each, `FusedLion` takes {small['ratio']:.2f} of its time.",
+        f"For a Llama with {own['bf16']['parameters'] / 1e9:.2f} billion parameters in bf16, torch's AdamW",
+        f"keeps {size(state[ADAMW])} GiB of state (moments in bf16), `FusedHybrid(model)`",
+        f"{size(state[HYBRID])} GiB: one part in {state[ADAMW] / state[HYBRID]:.0f}. Step times are of a",
+        f"Llama with 53 million parameters on {setting['threads']} cores (torch {setting['torch']}), in",
+        "brackets the ratio to torch's fused AdamW. With 2,000 tensors of 256 numbers each, `FusedLion`",
+        f"takes {small['ratio']:.2f} of its time.",
     )
     return f"{text}\n\n{table(columns, rows)}"
 
@@ -179,7 +182,7 @@ def verdict(results: Sequence[dict[str, Any]]) -> list[str]:
 
 def caution(results: Sequence[dict[str, Any]]) -> str:
     """What must be said beside the verdict."""
-    text = "One seed and a small model: it shows that they train, and is no ranking."
+    text = "One seed and a small model: this shows that they train. It ranks nobody."
     if has_one_rate(base := baseline(results)):
         text += (
             f" `{base['label']}` had one learning rate for all tensors here, and does better when the "
@@ -196,10 +199,17 @@ def training_in_short() -> str:
     """The README's sentences on `make demo`."""
     found = load("demo.json")
     settings, results = found["settings"], found["results"]
+    own = [
+        f"`{r['label']}` is {r['about']}: [its code](docs/methods/hybrids.md#a-hybrid-of-your-own)."
+        for r in results
+        if r["optimizer"] == "sinkgd-scale"
+    ]
     return prose(
-        f"`make demo` trains a Llama with {results[0]['parameters'] / 1e6:.1f} million parameters on",
+        "**How much quality for how much memory.** `make demo` trains a Llama with",
+        f"{results[0]['parameters'] / 1e6:.1f} million parameters on",
         f"{settings['steps'] * tokens_a_step(settings) / 1e3:,.0f} thousand tokens.",
         *verdict(results),
+        *own,
         caution(results),
     )
 
@@ -279,6 +289,18 @@ def low_precision_in_short() -> str:
     )
 
 
+def low_precision_to_choose() -> str:
+    """What bf16 weights mean for the choice of an optimizer, in docs/choose.md."""
+    rows = load("low_precision.json")["losses"]
+    found = {(row["rule"], row["state"]): row for row in rows if row["weights"] == "bfloat16"}
+    lion, hybrid = (100 * found[rule, "default"]["never_moved"] for rule in ("Lion", "SAGE hybrid"))
+    return prose(
+        "**Are your weights bf16?** A step of a small rate is lost in their rounding. Of a small model's",
+        f"bf16 weights {lion:.0f} % never moved under Lion's default rate, and {hybrid:.0f} % under the",
+        "SAGE hybrid ([low precision](numerics.md#measured)).",
+    )
+
+
 def low_precision_losses() -> str:
     """A small model in each dtype: loss and weights that never moved."""
     found = load("low_precision.json")
@@ -323,8 +345,12 @@ def lora() -> str:
         for name in names
     ]
     columns = ["rule of A and B", *(f"rank {rank}: loss (lr)" for rank in ranks)]
+    as_preset = 'SinkGD on both, as in "sage"'
+    default = PRESETS["sage"].hyperparameters["sinkgd"]["lr"]
+    wanted = [f"{losses[as_preset, rank]['lr']:.3g} at rank {rank}" for rank in ranks]
     outro = prose(
-        f"SinkGD on both ends between {100 * min(gaps):+.1f} % and {100 * max(gaps):+.1f} % of AdamW's loss."
+        f"SinkGD on both ends between {100 * min(gaps):+.1f} % and {100 * max(gaps):+.1f} % of AdamW's loss.",
+        f'The preset "sage" begins with a rate of {default:g}. The best here were {", ".join(wanted)}.',
     )
     return f"{intro}\n\n{table(columns, cells)}\n\n{outro}"
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import docs_gpu_tables as gpu
@@ -25,9 +26,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # Page -> name of the part -> what makes its paragraphs.
 PARTS: dict[str, dict[str, list[Callable[[], str]]]] = {
     "README.md": {
+        "training": [runs.in_short],
         "costs": [cpu.costs, gpu.in_short],
         "low-precision": [cpu.low_precision_in_short],
-        "training": [cpu.training_in_short],
+    },
+    "docs/choose.md": {
+        "low-precision": [cpu.low_precision_to_choose],
+        "rates": [runs.rates],
+        "gpu": [partial(gpu.in_short, "gpu.md")],
     },
     "docs/measurements.md": {
         "memory": [cpu.memory],

@@ -50,7 +50,7 @@ class FusedSAGE(FusedOptimizer):
         W   <- W - lr * H * sign(b1*m + (1-b1)*g) ;   m <- b2*m + (1-b2)*g
 
     A parameter's state is ``exp_avg`` (m), ``s_range`` (S: float32, shape ``W.shape[1:]``, or ``W.shape``
-    below two dimensions) and ``step`` (0-dim float32).
+    below two dimensions, so as large as W there) and ``step`` (0-dim float32).
 
     float32 has to hold the sum of ``|g|`` over a column: the mean may be up to 3.4e38 divided by the rows.
     Beyond, that column turns to NaN, as it does where a gradient is not finite.
@@ -59,10 +59,14 @@ class FusedSAGE(FusedOptimizer):
         params: parameters, named parameters or groups, as any torch optimizer takes them. float32, bfloat16
             or float16 in any mix; float64 with ``backend="reference"``. Parameters must be contiguous for
             native kernels.
-        lr: a number or a one-element tensor. One on the parameter's GPU is read by the kernels alone, so a
-            captured CUDA graph follows its value; any other is read on the host at each step.
-        betas: (b1, b2), each in [0, 1).
-        eps: added to the damper's denominators; may be 0.
+        lr: the most that an element moves in a step, but for weight decay; a number or a one-element tensor.
+            One on the parameter's GPU is read by the kernels alone, so a captured CUDA graph follows its
+            value; any other is read on the host at each step.
+        betas: (b1, b2), each in [0, 1). b1 is the share of m in the sign, and 1 - b1 that of the gradient. b2
+            is how long m and S remember.
+        eps: added to the damper's denominators; may be 0. It stands beside the mean of ``|g|`` over all rows
+            of a column, rows without a gradient included, so a large vocabulary divides that mean. About
+            mean / (mean + eps) of a step is left: keep eps below a hundredth of the smallest mean.
         weight_decay: decoupled, as in AdamW.
         momentum_first: form the sign from the updated momentum (the authors' released code) instead of the
             old one (the paper).

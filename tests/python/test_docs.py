@@ -8,10 +8,9 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -19,11 +18,13 @@ from models import TinyLanguageModel, batch
 from torch import nn
 
 import sage_ext
+from sage_ext.optimizers.presets import PRESETS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import docs_gpu_tables
 import docs_pictures
+import docs_report
 import docs_tables
 import update_docs
 
@@ -165,6 +166,16 @@ def test_nobody_is_ahead_of_an_adamw_with_one_rate() -> None:
     assert "`adamw` had one learning rate" in docs_tables.caution(results)
 
 
+@pytest.mark.parametrize("ranked", [[], ["adamw"]])
+def test_results_are_said_to_be_begun_until_something_is_ranked(
+    ranked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(docs_tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(docs_report.data, "ranked", lambda _: ranked)
+    begun = "" if ranked else " (begun; nothing is ranked yet)"
+    assert docs_report.link("there.md") == f"[results](there.md){begun}"
+
+
 # --- what is said about GPUs ---
 
 
@@ -199,7 +210,7 @@ def test_times_of_a_gpu_take_the_place_of_no_gpu(copied: Path) -> None:
     assert "| 53M bf16 | FusedLion | 2.000 | 0.800 | 0.80 | 0.62 | 1.00 | 3.0 |" in text.splitlines()
     assert "| 53M bf16 | eager | 2.000 |  |  |  | 1.00 | 3.0 |" in text.splitlines()
     assert "- 7B fp32: FusedLion: the budget was used up." in text.splitlines()
-    assert stale_in(copied) == ["README.md", "docs/gpu.md"]
+    assert stale_in(copied) == ["README.md", "docs/choose.md", "docs/gpu.md"]
 
     found["dry_run"] = True
     (copied / "results" / "on_gpu.json").write_text(json.dumps({"time": found}))
@@ -305,6 +316,24 @@ def test_arguments_are_said_as_they_are(page: Path) -> None:
             assert (ast.literal_eval(row[2]) if row[2] else None) == theirs, argument
 
 
+def said_of_rules(cell: str, rules: Iterable[str]) -> dict[str, float]:
+    """What a cell says: "0 for all", or "SAGE 0.01; SinkGD 0"."""
+    if for_all := re.fullmatch(r"(\S+) for all", cell):
+        return dict.fromkeys(rules, float(for_all[1]))
+    return {rule.lower(): float(value) for rule, value in re.findall(r"(\w+) (\d[\d.e-]*)", cell)}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_rates_and_weight_decay_of_a_preset_are_said_as_they_are(preset: str) -> None:
+    text = (DOCS / "methods" / "hybrids.md").read_text()
+    (row,) = re.findall(rf'^\| `"{preset}"` \|(.*)\|$', text, re.MULTILINE)
+    rates, decays = (cell.strip() for cell in row.split("|")[-2:])
+    groups = {group["rule"]: group for group in sage_ext.FusedHybrid(MyLlama(), preset).param_groups}
+    found = {rule: group["lr"] for rule, group in groups.items() if rule != "alias"}
+    assert said_of_rules(rates, found) == found
+    assert said_of_rules(decays, groups) == {rule: group["weight_decay"] for rule, group in groups.items()}
+
+
 def test_every_class_has_a_page() -> None:
     said = [name for page in METHODS for name, _ in TABLE.findall(page.read_text())]
     assert sorted(said) == sorted(name for name in sage_ext.__all__ if name.startswith("Fused"))
@@ -333,7 +362,7 @@ def test_a_picture_of_other_numbers_is_noticed(copied: Path) -> None:
 def test_the_questions_are_those_of_the_picture() -> None:
     """Each question of the page leads to what the picture leads to."""
     answers = re.findall(r"^\d\. (.*(?:\n   .*)*)", (DOCS / "choose.md").read_text(), re.MULTILINE)
-    assert len(answers) == len(docs_pictures.QUESTIONS) == 5
+    assert len(answers) == len(docs_pictures.QUESTIONS) == 6
     for answer, (_, _, optimizers) in zip(answers, docs_pictures.QUESTIONS, strict=True):
         for name in re.findall(r"\w+$|\w+(?=[,(\n])|\"\w+\"", optimizers, re.MULTILINE):
             assert name in answer
@@ -343,6 +372,10 @@ def test_the_questions_are_those_of_the_picture() -> None:
 # --- examples ---
 
 
+class Output(NamedTuple):
+    loss: torch.Tensor
+
+
 class MyLlama(nn.Module):
     """What the examples call a model: it returns its loss as transformers' models do."""
 
@@ -350,9 +383,9 @@ class MyLlama(nn.Module):
         super().__init__()
         self.model = TinyLanguageModel()
 
-    def forward(self, tokens: torch.Tensor) -> SimpleNamespace:
+    def forward(self, tokens: torch.Tensor) -> Output:
         logits = self.model(tokens)
-        return SimpleNamespace(loss=nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten()))
+        return Output(nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten()))
 
     def get_output_embeddings(self) -> nn.Module:
         return self.model.get_output_embeddings()

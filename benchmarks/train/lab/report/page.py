@@ -82,8 +82,8 @@ def opening(store: Store, scale: Scale) -> str:
     return prose(
         f"{len(store.results):,} runs of small Llamas on real text, each a JSON in `{folder}`. All below",
         f"is made from them by `{command}`, which runs what is missing first. Embedding, matrices and",
-        "head have rates of their own for every contender, AdamW too, found by the same search in as",
-        "many runs.",
+        "head have rates of their own for every contender, AdamW too, found by the same search: in as",
+        "many runs, once it is finished.",
     )
 
 

@@ -18,8 +18,11 @@ from lab.store import Store
 ANCHOR = "adamw"
 
 
+STAR = "A star: the rate lies at an end of its range, and the best may be beyond it."
+
+
 def rates(result: data.Result) -> str:
-    """ "0.005 / 0.001 / 0.001", a star at what lies at an end of its range."""
+    """ "0.005 / 0.001 / 0.001", with the ``STAR`` at what lies at an end of its range."""
     values = result["config"].get("rates")
     if not values:
         return "finds its own"
@@ -76,8 +79,8 @@ def table_of_ranked(store: Store, scale: Scale) -> str:
         "processor time, so that what else the machine did counts little;"
         if scale.device == "cpu"
         else "seconds by the clock;",
-        "a step is the median of a run, mean over seeds. A star: the rate lies at an end of its range, and",
-        "the best may be beyond it.",
+        "a step is the median of a run, mean over seeds.",
+        STAR,
     )
     return f"{text}\n\n{table(columns, rows, left=2, text_last=True)}"
 
@@ -123,8 +126,11 @@ def table_of_others(store: Store, scale: Scale) -> str | None:
             "runs it again",
         ]
         text = prose(
-            f"**Not ranked**: fewer than {len(SEEDS)} seeds. The search has another budget than the",
-            "table above, so that its numbers are no result; they only say how far it has come.",
+            f"**Not ranked**: fewer than {len(SEEDS)} seeds. Runs of the search end at",
+            f"{data.millions(scale.search_tokens)} tokens, runs that count at",
+            f"{data.millions(scale.final_tokens)}. So the search's numbers are no result: they only say how",
+            "far it has come.",
+            *([STAR] if any(r"\*" in row[3] for row in rows) else []),
         )
         parts.append(f"{text}\n\n{table(columns, rows, text_last=True)}")
     if waiting:
