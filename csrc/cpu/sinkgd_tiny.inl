@@ -60,7 +60,6 @@ bool sinkgd_tiny(const SinkGDMatrix& matrix, const SinkGDTinyStep& step) {
   alignas(64) float sums[kTinySide];
   for (int64_t i = 0; i < rows; ++i) row_scale[i] = step.grad_factor;
   for (int64_t j = 0; j < cols; ++j) col_rounded[j] = 1.0f;
-  for (int64_t j = 0; j < cols; ++j) col_scale[j] = 1.0;
   for (int iteration = 0; iteration < step.iterations; ++iteration) {
     const SinkGDNorms& norm =
         iteration == step.iterations - 1 ? step.last : (iteration == 0 ? step.first : step.middle);

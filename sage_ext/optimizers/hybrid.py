@@ -149,11 +149,11 @@ class FusedHybrid(ReplicatedOptimizer):
                 source, embeddings=embeddings, lm_head=lm_head, tied=self._tied, no_decay=no_decay
             )
             groups = self._by_role(routed)
-            if rates := _rates_replaced(base, lr, overrides):
+            if rates := _rates_replaced(self._preset, lr, overrides):
                 own = ", ".join(f"{rule!r}: {rate:g}" for rule, rate in rates.items())
                 tell(
-                    f"lr={lr:g} is the rate of every rule now. In preset {base!r} they have rates of their "
-                    f"own, as their updates differ in size; to keep them apart: lr={{{own}}}"
+                    f"lr={lr:g} is the rate of every rule now. In preset {self._preset!r} they have rates of "
+                    f"their own, as their updates differ in size; to keep them apart: lr={{{own}}}"
                 )
         # Of torch's defaults only lr is of use to others (loggers, schedulers); groups take theirs from
         # _rule_defaults.
@@ -308,11 +308,9 @@ def _rule_defaults(
     return result
 
 
-def _rates_replaced(
-    preset: str | None, lr: Any, overrides: Mapping[str, Mapping[str, Any]]
-) -> dict[str, float]:
+def _rates_replaced(preset: str, lr: Any, overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Return the preset's own rates, by rule, where one number takes the place of several."""
-    if preset is None or not isinstance(lr, (int, float)) or lr == 0:
+    if not isinstance(lr, (int, float)) or lr == 0:
         return {}
     own = _rule_defaults(preset, None, {}, {})
     rules = [
