@@ -46,6 +46,7 @@ class Scale:
     warmup: float = 0.1  # share of the steps in which the rate rises linearly
     final_factor: float = 0.0  # cosine from there to this share of the rate at the last step
     clip: float = 1.0  # largest norm of the whole gradient
+    compile: str | None = "inductor"  # backend of torch.compile for the model; None: eager
     micro_batch: int = 16  # windows that go through the model at once; changes memory, not the batch
     validation_windows: int = 64  # of each kind of text
     evaluations: int = 4  # evenly spread, the last one at the end
@@ -63,6 +64,7 @@ class Scale:
             "final_factor": self.final_factor,
             "clip": self.clip,
             "amp": self.amp,
+            "compile": self.compile,
             "device": self.device,
             "threads": self.threads,
             "validation_windows": self.validation_windows,
@@ -122,6 +124,7 @@ SCALES = {
             long_tokens=256,
             validation_windows=4,
             evaluations=2,
+            compile=None,
         ),
     )
 }

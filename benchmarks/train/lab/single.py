@@ -44,6 +44,11 @@ class Run:
         self.steps = config["tokens"] // (config["batch_size"] * config["seq_len"])
         self.warmup = max(round(config["warmup"] * self.steps), 1)
         self.averager = _averager(self.model, config["groups"])
+        # Runs from before there was the choice have no entry: they were eager.
+        backend = config.get("compile")
+        self.loss = (
+            torch.compile(next_token_loss, backend=backend, dynamic=False) if backend else next_token_loss
+        )
 
     def train(self) -> dict[str, Any]:
         """All steps, or as many as there are before the loss is not finite."""
@@ -124,7 +129,7 @@ class Run:
         pieces = batch.split(self.config["micro_batch"])
         for piece in pieces:
             with self._autocast():
-                loss = next_token_loss(self.model, piece) * (len(piece) / len(batch))
+                loss = self.loss(self.model, piece) * (len(piece) / len(batch))
             loss.backward()
             total += float(loss.detach())
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config["clip"])
@@ -141,7 +146,7 @@ class Run:
             total = count = 0.0
             for batch in batches:
                 with self._autocast():
-                    loss = next_token_loss(model, batch.to(self.device))
+                    loss = self.loss(model, batch.to(self.device))
                 total += float(loss) * len(batch)
                 count += len(batch)
             means[kind] = total / count
