@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest_plugins = ["example_support"]
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "train"
 sys.path.insert(0, str(BENCHMARK))
 
-from lab import packages, plan, runner, search, single, store, studies, text, worker  # noqa: E402
+from lab import build, packages, plan, runner, search, single, store, studies, text, worker  # noqa: E402
 from lab.contenders import EVERYTHING, contenders  # noqa: E402
 from lab.scales import SCALES  # noqa: E402
 from llama.errors import UsageError  # noqa: E402
@@ -292,6 +293,57 @@ def test_pieces_of_a_batch_change_nothing_but_rounding(tokens: Any, threads: Non
     assert single.execute({**config, "micro_batch": 3}, tokens)["result"]["loss"] == pytest.approx(
         whole, rel=1e-5
     )
+
+
+def test_a_compiled_run_is_an_eager_one_but_for_rounding(tokens: Any, threads: None) -> None:
+    config = plan.configured(TINY, contenders()["adamw"], tokens=64, seed=0)(search.rates((0.5,) * 3))
+    eager = single.execute(config, tokens)["result"]["loss"]
+    compiled = single.execute({**config, "compile": "eager"}, tokens)["result"]["loss"]
+    assert compiled == pytest.approx(eager, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("rule", "tall", "wide"),  # of [4, 1] and [1, 4] where the model is 4 wide
+    [("rms", 1, 1), ("unit", 1, 2), ("fan-in", 4, 1), ("spectral", 8 / 3, 2 / 3)],
+)
+def test_the_rate_by_the_shape_of_a_matrix(rule: str, tall: float, wide: float) -> None:
+    assert build.shape_factor(rule, (4, 1), 4) == pytest.approx(tall)
+    assert build.shape_factor(rule, (1, 4), 4) == pytest.approx(wide)
+    assert build.shape_factor(rule, (4, 4), 4) == 1
+
+
+def test_a_shape_rule_gives_each_shape_its_rate(tokens: Any, threads: None) -> None:
+    config = plan.configured(TINY, contenders()["adamw-sinkgd-scale"], tokens=32, seed=0)(
+        search.rates((0.5,) * 3)
+    )
+    (matrices,) = (group for group in config["groups"] if group["roles"] == ["matrix"])
+    matrices["shape_rule"] = {"rule": "fan-in", "width": TINY.model.hidden}
+    (optimizer,) = single.Run(config, tokens).optimizers
+    rates = {
+        tuple(p.shape): group["lr"] / matrices["lr"]
+        for group in optimizer.param_groups
+        if group["rule"] == "sinkgd"
+        for p in group["params"]
+    }
+    hidden, ffn = TINY.model.hidden, TINY.model.ffn
+    assert rates == {(hidden, hidden): 1, (ffn, hidden): 1, (hidden, ffn): hidden / ffn}
+
+
+def test_matrices_on_a_sphere_keep_their_norm_and_move_across(threads: None) -> None:
+    torch.manual_seed(0)
+    held, free = torch.nn.Parameter(torch.randn(5, 3)), torch.nn.Parameter(torch.randn(5, 3))
+    start = held.detach().clone()
+    optimizer = torch.optim.SGD([held, free], lr=0.1)
+    build.on_sphere(optimizer, {held})
+    for p in (held, free):
+        p.grad = start.clone() + torch.eye(5, 3)
+    expected = start - 0.1 * torch.eye(5, 3) * 1.0
+    along = (torch.eye(5, 3) * start).sum() / start.norm() ** 2
+    expected += 0.1 * along * start  # only what is across moves it
+    before = free.detach().clone()
+    optimizer.step()
+    assert torch.allclose(held, expected * start.norm() / expected.norm(), atol=1e-6)
+    assert torch.allclose(free, before - 0.1 * free.grad)
 
 
 def test_a_run_that_diverges_is_kept_as_such(tokens: Any, tmp_path: Path, threads: None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-NOT_SETTINGS = frozenset({"by", "roles"})
+NOT_SETTINGS = frozenset({"by", "roles", "shape_rule", "constraint"})
 
 
 def optimizers(model: nn.Module, groups: list[dict[str, Any]]) -> list[Optimizer]:
@@ -27,11 +28,47 @@ def optimizers(model: nn.Module, groups: list[dict[str, Any]]) -> list[Optimizer
     if len(set(owners)) != len(owners) or not roles <= set(owners):
         raise ValueError(f"groups: roles {sorted(owners)}, expected each of {sorted(roles)} once")
     made: dict[str, list[dict[str, Any]]] = {}
+    held: set[nn.Parameter] = set()
     for group in groups:
         params = [entry.param for entry in routed if entry.role in group["roles"]]
         settings = {key: _value(value) for key, value in group.items() if key not in NOT_SETTINGS}
-        made.setdefault(group["by"], []).append({"params": params, **settings})
-    return [_build(by, of) for by, of in made.items()]
+        for factor, of in _by_factor(params, group.get("shape_rule")).items():
+            made.setdefault(group["by"], []).append({"params": of, **settings, "lr": settings["lr"] * factor})
+        if group.get("constraint") == "sphere":
+            held |= set(params)
+    optimizers = [_build(by, of) for by, of in made.items()]
+    for optimizer in optimizers:
+        on_sphere(optimizer, held)
+    return optimizers
+
+
+def _by_factor(params: list[nn.Parameter], rule: dict[str, Any] | None) -> dict[float, list[nn.Parameter]]:
+    """The parameters by the factor on their rate."""
+    if rule is None:
+        return {1.0: params}
+    made: dict[float, list[nn.Parameter]] = {}
+    for param in params:
+        made.setdefault(shape_factor(rule["rule"], tuple(param.shape), rule["width"]), []).append(param)
+    return made
+
+
+def shape_factor(rule: str, shape: tuple[int, int], width: int) -> float:
+    """What a rate is multiplied by for a matrix ``[rows, columns]``; 1 for a square one of ``width``.
+
+    "rms": 1, so that updates of all shapes have the same root mean square. "unit": SinkGD's unit form,
+    1 / sqrt(rows). "fan-in": 1 / columns. "spectral": the update's largest singular value goes as
+    sqrt(rows / columns), where a full-rank update's of root mean square 1 is sqrt(rows) + sqrt(columns).
+    """
+    rows, columns = shape
+    if rule == "rms":
+        return 1.0
+    if rule == "unit":
+        return math.sqrt(width / rows)
+    if rule == "fan-in":
+        return width / columns
+    if rule == "spectral":
+        return math.sqrt(rows / columns) * 2 * math.sqrt(width) / (math.sqrt(rows) + math.sqrt(columns))
+    raise ValueError(f"shape_rule: got {rule!r}, expected 'rms', 'unit', 'fan-in' or 'spectral'")
 
 
 def _value(value: Any) -> Any:
@@ -55,6 +92,31 @@ def _build(by: str, groups: list[dict[str, Any]]) -> Optimizer:
     shared = {key: value for key, value in first.items() if all(key in group for group in groups)}
     shared.pop("params")
     return cls(groups, **shared)
+
+
+def on_sphere(optimizer: Optimizer, held: set[nn.Parameter]) -> None:
+    """Keeps the Frobenius norm of the parameters in ``held``: after a step, its part along the parameter is
+    taken out and the result scaled to the norm from before. Eager: for the question what it does to a loss.
+    """
+    params = [p for group in optimizer.param_groups for p in group["params"] if p in held]
+    if not params:
+        return
+    norms = {p: p.detach().norm() for p in params}
+    before: list[torch.Tensor] = []
+
+    def remember(*_: Any) -> None:
+        before[:] = [p.detach().clone() for p in params]
+
+    @torch.no_grad()
+    def hold(*_: Any) -> None:
+        for p, old in zip(params, before, strict=True):
+            update = p - old
+            update -= (update * old).sum() / norms[p] ** 2 * old
+            moved = old + update
+            p.copy_(moved * (norms[p] / moved.norm()))
+
+    optimizer.register_step_pre_hook(remember)
+    optimizer.register_step_post_hook(hold)
 
 
 def settings(optimizers: Iterable[Optimizer]) -> dict[str, list[dict[str, Any]]]:

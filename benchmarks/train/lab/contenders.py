@@ -220,6 +220,14 @@ _OURS = [
         searched=False,
         feature=("alias", "smoothness"),
     ),
+    Contender(
+        "alias-sum-descent",
+        "ALIAS with the sum of gradients' 1-norms for its smoothness, gap by descent",
+        alias(smoothness="sum"),
+        2,
+        searched=False,
+        feature=("alias", "smoothness"),
+    ),
     Contender("alias-adam", "ALIAS-Adam at its own rate, 1e-3", alias_adam, 2, searched=False),
     Contender(
         "sage-sinkgd-adamw",

@@ -135,6 +135,30 @@ def run_at_best(
     )
 
 
+def run_at_rates(
+    scale: Scale,
+    contender: Contender,
+    study: str,
+    stage: str,
+    *parts: object,
+    variant: dict[str, Any],
+    rates: Rates,
+    **given: Any,
+) -> Run:
+    """A run at given rates: it waits for nothing."""
+    return Run(
+        id=run_id(study, contender.name, stage, *parts),
+        study=study,
+        contender=contender.name,
+        stage=stage,
+        variant={**variant, "seed": given["seed"]},
+        needs=(),
+        tokens=given["tokens"],
+        rates=lambda store: rates,
+        configure=configured(scale, contender, **given),
+    )
+
+
 def round_robin(lists: Iterable[Sequence[Run]]) -> list[Run]:
     """First the first of each list, then the second of each, and so on."""
     lists = list(lists)

@@ -43,13 +43,13 @@ def _iterate(count: int) -> Callable[[list[dict[str, Any]]], None]:
     return change
 
 
-BATCHES = (1, 4, 16)
-BATCHED = ("adamw", "adamw-sinkgd-scale", "sage-hybrid", "lion", "sign-sgd", "scale")
-BATCH_FACTORS = (1.0, 2.0, 4.0, 0.5)
+BATCHES = (4, 16)  # and 1: the first seed of study "main"
+BATCHED = ("adamw", "adamw-sinkgd-scale", "scale", "sage-hybrid", "sign-sgd", "lion")
+BATCH_FACTORS = (1.0, 2.0, 4.0)
 
 
 def batch(scale: Scale) -> list[Run]:
-    """1, 4 and 16 times the batch at the same budget of tokens, with factors on all rates, one seed."""
+    """4 and 16 times the batch at the same budget of tokens, with factors on all rates, one seed."""
     runs = []
     for multiple in BATCHES:
         runs += round_robin(
@@ -71,53 +71,6 @@ def batch(scale: Scale) -> list[Run]:
             for name in BATCHED
         )
     return runs
-
-
-WIDTH_FACTORS = (1.0, 0.5, 2.0, 0.25, 4.0)
-WIDENED = ("adamw", "adamw-sinkgd-scale", "sinkgd-unit", "scale")
-
-
-def widths(scale: Scale) -> list[Run]:
-    """The matrices' rate times 1/4 to 4 on widths from 64 to 512, the other rates as they are.
-
-    "sinkgd-unit" is "adamw-sinkgd-scale" with the unit form, at rates that agree with the sqrt form's for
-    square matrices of the scale's own width.
-    """
-    runs = []
-    for model in scale.widths:
-        lists = []
-        for name in WIDENED:
-            unit = name == "sinkgd-unit"
-            lists.append(
-                [
-                    run_at_best(
-                        scale,
-                        available()["adamw-sinkgd-scale" if unit else name],
-                        "widths",
-                        "unit" if unit else "width",
-                        model.hidden,
-                        f"x{factor:g}",
-                        variant={"form": "unit" if unit else "", "width": model.hidden, "factor": factor},
-                        factors={"matrix": factor},
-                        change=_unit(scale.model.hidden) if unit else None,
-                        tokens=scale.search_tokens,
-                        seed=1,
-                        model=model,
-                    )
-                    for factor in WIDTH_FACTORS
-                ]
-            )
-        runs += round_robin(lists)
-    return runs
-
-
-def _unit(width: int) -> Callable[[list[dict[str, Any]]], None]:
-    def change(groups: list[dict[str, Any]]) -> None:
-        for group in groups:
-            if group.get("rule") == "sinkgd":
-                group.update(normalization="unit", alpha=round(width**0.5, 4))
-
-    return change
 
 
 SWEPT = ("sage-hybrid", "lion-hybrid", "sage", "lion")
@@ -194,14 +147,22 @@ def ablation(scale: Scale) -> list[Run]:
     )
 
 
-ALIAS_FORMS = ("alias", "alias-base-descent", "alias-lower-bound", "alias-base", "alias-sum")
-ALIAS_D0 = (1e-6, 1e-4, 1e-2, 1e-8)
+ALIAS_FORMS = (
+    "alias",
+    "alias-base-descent",
+    "alias-sum-descent",
+    "alias-lower-bound",
+    "alias-base",
+    "alias-sum",
+)
+ALIAS_D0 = (1e-6, 1e-4, 1e-2, 1e-8)  # the first is the contenders' own
 
 
 def alias(scale: Scale, everyone: dict[str, Contender] | None = None) -> list[Run]:
-    """ALIAS: where it begins (d0, for the gap by descent), batch and length, one seed; what step it finds.
+    """ALIAS at the small budget, one seed: where it begins (d0, for the gap by descent), batch and length.
 
-    ``everyone``: the contenders there are; default: those that this installation has.
+    The longer run is the first seed of study "main". ``everyone``: the contenders there are; default: those
+    that this installation has.
     """
 
     def begin(d0: float) -> Callable[[list[dict[str, Any]]], None]:
@@ -213,25 +174,45 @@ def alias(scale: Scale, everyone: dict[str, Contender] | None = None) -> list[Ru
         if name not in everyone:
             continue
         by_descent = any(group.get("gap") == "descent" for group in everyone[name].make({}, 10))
-        runs = []
-        for d0 in ALIAS_D0 if by_descent else (None,):
-            for multiple in BATCHES:
-                for length in ("short", "full"):
-                    tokens = scale.search_tokens if length == "short" else scale.final_tokens
-                    parts = [f"d{d0:g}"] if d0 else []
-                    run = run_at_best(
-                        scale,
-                        everyone[name],
-                        "alias",
-                        *parts,
-                        f"{multiple}x",
-                        length,
-                        variant={**({"d0": d0} if d0 else {}), "batch": multiple, "length": length},
-                        change=begin(d0) if d0 else None,
-                        tokens=tokens,
-                        seed=1,
-                        batch=multiple,
-                    )
-                    runs.append(run)
-        lists.append(runs)
+        cases = [(d0, 1) for d0 in (ALIAS_D0 if by_descent else (None,))]
+        cases += [(cases[0][0], multiple) for multiple in BATCHES]
+        lists.append(
+            [
+                run_at_best(
+                    scale,
+                    everyone[name],
+                    "alias",
+                    *([f"d{d0:g}"] if d0 else []),
+                    f"{multiple}x",
+                    variant={**({"d0": d0} if d0 else {}), "batch": multiple},
+                    change=begin(d0) if d0 else None,
+                    tokens=scale.search_tokens,
+                    seed=1,
+                    batch=multiple,
+                )
+                for d0, multiple in cases
+            ]
+        )
     return round_robin(lists)
+
+
+CONSTRAINED = (("adamw-sinkgd-scale", ("matrix",)), ("sage-hybrid", MATRICES))
+SPHERE_FACTORS = (1.0, 2.0, 0.5, 4.0)
+
+
+def sphere(scale: Scale) -> list[Run]:
+    """Matrices held on the sphere where they begin: each its own rate, then three seeds."""
+
+    def on(roles: tuple[str, ...]) -> Callable[[list[dict[str, Any]]], None]:
+        def change(groups: list[dict[str, Any]]) -> None:
+            for group in groups:
+                if set(group["roles"]) <= set(roles):
+                    group["constraint"] = "sphere"
+
+        return change
+
+    runs = []
+    for name, roles in CONSTRAINED:
+        cases = [(name, {}, on(roles), {})]
+        runs.append(grid_then_seeds(scale, "sphere", cases, SPHERE_FACTORS, roles))
+    return round_robin(runs)

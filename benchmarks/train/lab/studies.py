@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from llama.errors import UsageError
 
-from lab import questions, search
+from lab import questions, search, transfer
 from lab.contenders import MATRICES
 from lab.packages import available
 from lab.plan import SEEDS, Run, grid_then_seeds, round_robin, run_at_best, search_run
@@ -44,7 +44,7 @@ def main(scale: Scale) -> list[Run]:
     return runs
 
 
-CONFIRMED = ("adamw", "adamw-sinkgd-scale", "sage-hybrid", "scale", "sinkgd-hybrid", "scale-sinkgd-scale")
+CONFIRMED = ("adamw", "adamw-sinkgd-scale", "scale", "sage-hybrid")
 CONFIRM_FACTORS = (1.0, 0.5, 2.0)
 
 
@@ -87,7 +87,10 @@ STUDIES: dict[str, Callable[[Scale], list[Run]]] = {
     "confirm": confirm,
     "iterations": questions.iterations,
     "batch": questions.batch,
-    "widths": questions.widths,
+    "widths": transfer.widths,
+    "shapes": transfer.shapes,
+    "one-rate": transfer.one_rate,
+    "sphere": questions.sphere,
     "sweep": questions.sweep,
     "ablation": questions.ablation,
     "alias": questions.alias,

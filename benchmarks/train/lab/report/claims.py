@@ -171,10 +171,11 @@ class Batch:
         for multiple in (self.low, self.high):
             sides = []
             for name in (self.left, "adamw"):
-                runs = data.select(store, "batch", name, batch=multiple)
+                runs = data.of_batch(store, name, multiple)
                 spread = data.spread_of(store, name)
-                if len(runs) < len(BATCH_FACTORS) or spread is None:
-                    so_far = f"`{name}` at {multiple} x: {len(runs)} of {len(BATCH_FACTORS)} factors"
+                factors = 1 if multiple == 1 else len(BATCH_FACTORS)
+                if len(runs) < factors or spread is None:
+                    so_far = f"`{name}` at {multiple} x: {len(runs)} of {factors} factors"
                     return Verdict(NOT_RUN, so_far, command)
                 sides.append(data.estimate([min(runs, key=data.loss)], spread))
             distances.append(sides[0] - sides[1])

@@ -59,6 +59,13 @@ def seeds(store: Store, contender: str) -> list[Result]:
     return select(store, "main", contender, "seed")
 
 
+def of_batch(store: Store, contender: str, multiple: int) -> list[Result]:
+    """The runs of study "batch" at a multiple of the batch; at 1 the first seed of study "main"."""
+    if multiple == 1:
+        return select(store, "main", contender, "seed", seed=SEEDS[0])
+    return select(store, "batch", contender, batch=multiple)
+
+
 def ranked(store: Store) -> list[str]:
     """The contenders of study "main" with all seeds, the best first."""
     whole = [name for name in contenders() if len(seeds(store, name)) >= len(SEEDS)]

@@ -231,7 +231,7 @@ def widths(found: Data) -> Figure:
             points = [(x, y) for x, y in line["points"] if y is not None]
             if not points:
                 continue
-            color = shade(CONTENDERS[panel["style"]].color, number, len(known))
+            color = shade(CONTENDERS[panel["name"]].color, number, len(known))
             axes.plot(*zip(*points, strict=True), color=color, marker="os^Dv"[number % 5])
             x, y = min(points, key=lambda point: point[1])
             axes.plot(x, y, "o", markersize=12, markerfacecolor="none", color=color)
@@ -249,6 +249,31 @@ def widths(found: Data) -> Figure:
             for i, width in enumerate(known)
         ],
     )
+    return made
+
+
+def one_rate(found: Data) -> Figure:
+    panels = found["panels"]
+    made, all_axes = figure(3.9, columns=len(panels))
+    every = [y for panel in panels for line in panel["lines"] for _, y in line["points"]]
+    for i, (axes, panel) in enumerate(zip(all_axes, panels, strict=True)):
+        color = CONTENDERS[panel["name"]].color
+        for line in panel["lines"]:
+            points = [(x, y) for x, y in line["points"] if y is not None]
+            one = line["ratio"] == 1
+            axes.plot(
+                *zip(*points, strict=True), color=color, marker="os"[not one], linestyle="--" if one else "-"
+            )
+        if panel["search"]:
+            axes.axhline(panel["search"], color=color, linestyle=":")
+        axes.set_xscale("log")
+        _perplexity(axes, every, label=i == 0)
+        axes.set_title(panel["name"], fontsize=10.5)
+        axes.set_xlabel("rate")
+    keys = [({"color": GREY, "marker": "o", "linestyle": "--"}, "one rate for all roles")]
+    keys += [({"color": GREY, "marker": "s", "linestyle": "-"}, "the embedding's ten times that")]
+    keys += [({"color": GREY, "linestyle": ":"}, "a rate for each role")]
+    _legend(made, keys)
     return made
 
 
@@ -292,6 +317,7 @@ DRAWN = {
     "alias-starts": alias_starts,
     "iterations": iterations,
     "widths": widths,
+    "one-rate": one_rate,
     "batch": batch,
     "sweep": sweep,
 }

@@ -18,11 +18,12 @@ from typing import Any
 
 from lab import questions, search
 from lab.contenders import contenders
-from lab.questions import ALIAS_FORMS, BATCHED, ITERATED, ITERATIONS, SWEPT, WIDENED
+from lab.questions import ALIAS_FORMS, BATCHED, ITERATED, ITERATIONS, SWEPT
 from lab.report import data
 from lab.report.style import CONTENDERS
 from lab.scales import Scale
 from lab.store import Store
+from lab.transfer import SHARED, SHARED_RATES, WIDENED
 
 Data = dict[str, Any]
 MANY = 8  # curves in one picture at most: one of each colour
@@ -139,11 +140,11 @@ def alias_steps(store: Store, scale: Scale) -> Data | None:
 
 
 def alias_starts(store: Store, scale: Scale) -> Data | None:
-    """Study "alias": a panel a form; a line a start and a batch, at the full length."""
+    """Study "alias": a panel a form; a line a start and a batch."""
     panels = []
     for name in ALIAS_FORMS:
         lines = []
-        for run in data.select(store, "alias", name, length="full"):
+        for run in data.select(store, "alias", name):
             sizes = run["curve"]["step_size"]
             if sizes:
                 about = {"d0": run["variant"].get("d0"), "batch": run["variant"]["batch"]}
@@ -183,29 +184,39 @@ def widths(store: Store, scale: Scale) -> Data | None:
     for name in WIDENED:
         lines = []
         for model in scale.widths:
-            runs = width_runs(store, name, model.hidden)
+            runs = data.select(store, "widths", name, width=model.hidden)
             points = sorted([run["config"]["rates"]["matrix"], short(data.perplexity(run))] for run in runs)
             if points:
                 lines.append({"width": model.hidden, "points": points})
         if lines:
-            style = "adamw-sinkgd-scale" if name == "sinkgd-unit" else name
-            panels.append({"name": name, "style": style, "lines": lines})
+            panels.append({"name": name, "lines": lines})
     return {"panels": panels} if panels else None
 
 
-def width_runs(store: Store, name: str, width: int) -> list[data.Result]:
-    """The runs of a contender of study "widths", "sinkgd-unit" among them, at one width."""
-    unit = name == "sinkgd-unit"
-    contender = "adamw-sinkgd-scale" if unit else name
-    return data.select(store, "widths", contender, form="unit" if unit else "", width=width)
+def one_rate(store: Store, scale: Scale) -> Data | None:
+    """Perplexity against the one rate, a line for each factor on the embedding's; and the search's best."""
+    panels = []
+    for name in SHARED:
+        lines = []
+        for ratio in SHARED_RATES:
+            runs = data.select(store, "one-rate", name, ratio=ratio)
+            points = sorted([run["variant"]["rate"], short(data.perplexity(run))] for run in runs)
+            if points:
+                lines.append({"ratio": ratio, "points": points})
+        if lines:
+            found = data.found(store, name)
+            panels.append({"name": name, "lines": lines, "search": found and short(data.perplexity(found))})
+    return {"panels": panels} if panels else None
 
 
 def batch(store: Store, scale: Scale) -> Data | None:
+    if not data.select(store, "batch"):
+        return None
     lines = []
     for name in BATCHED:
         points = []
-        for multiple in questions.BATCHES:
-            run = data.best(data.select(store, "batch", name, batch=multiple))
+        for multiple in (1, *questions.BATCHES):
+            run = data.best(data.of_batch(store, name, multiple))
             if run and data.loss(run) < math.inf:
                 points.append(
                     [run["config"]["batch_size"] * run["config"]["seq_len"], short(data.perplexity(run))]
@@ -236,6 +247,7 @@ PICTURES = {
         Picture("alias-starts", "ALIAS's step sizes over a run, by start and batch", alias_starts),
         Picture("iterations", "Perplexity against SinkGD's number of iterations", iterations),
         Picture("widths", "Perplexity against the matrices' rate, a line a width", widths),
+        Picture("one-rate", "Perplexity against one rate for all roles, a panel an optimizer", one_rate),
         Picture("batch", "Perplexity against tokens a step, a line an optimizer", batch),
         Picture("sweep", "Perplexity against the rate of embedding and head, SAGE and Lion", sweep),
     )

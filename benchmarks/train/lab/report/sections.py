@@ -9,27 +9,14 @@ from docs_markdown import prose, table
 
 from lab import questions, studies
 from lab.plan import SEEDS
-from lab.questions import ALIAS_FORMS, BATCHED, ITERATED, ITERATIONS, SWEPT, WIDENED
-from lab.report import claims, data, pictures
+from lab.questions import ALIAS_FORMS, BATCHED, ITERATED, ITERATIONS, SWEPT
+from lab.report import claims, data, pictures, transfer
 from lab.report.data import millions, number, with_spread
+from lab.report.tables import AGAIN, again, grid_cells
 from lab.scales import Scale
 from lab.store import Store
 
 Section = Callable[[Store, Scale], str]
-AGAIN = "runs it again"
-
-
-def again(runs: Sequence[data.Result]) -> str:
-    return f"`{runs[0]['command']}`" if runs else ""
-
-
-def _grid(runs: Sequence[data.Result], of: int) -> list[str]:
-    """The best factor of a grid and its perplexity; how much of the grid is there, if not all."""
-    if not runs:
-        return ["-", "-"]
-    chosen = min(runs, key=data.loss)
-    note = f" ({len(runs)} of {of})" if len(runs) < of else ""
-    return [f"{chosen['variant']['factor']:g}{note}", number(data.perplexity(chosen))]
 
 
 def iterations(store: Store, scale: Scale) -> str:
@@ -43,7 +30,7 @@ def iterations(store: Store, scale: Scale) -> str:
         row = [str(count), _labelled(runs), difference]
         for case in ("batch4", "large"):
             grid = data.select(store, "iterations", ITERATED, "search", iterations=count, case=case)
-            factor, value = _grid(grid, len(questions.ITERATION_FACTORS))
+            factor, value = grid_cells(grid, len(questions.ITERATION_FACTORS))
             row.append(value if value == "-" else f"{value} (rate x {factor})")
         anything = data.select(store, "iterations", ITERATED, iterations=count)
         rows.append([*row, again(runs or anything)])
@@ -76,43 +63,30 @@ def _labelled(runs: Sequence[data.Result]) -> str:
     return with_spread(runs) + (f" ({len(runs)} of {len(SEEDS)} seeds)" if len(runs) < len(SEEDS) else "")
 
 
-def widths(store: Store, scale: Scale) -> str:
-    rows = []
-    for name in WIDENED:
-        for model in scale.widths:
-            runs = pictures.width_runs(store, name, model.hidden)
-            if not runs:
-                continue
-            chosen = min(runs, key=data.loss)
-            row = [f"`{name}`", str(model.hidden), *_grid(runs, len(questions.WIDTH_FACTORS))]
-            rows.append([*row, f"{chosen['config']['rates']['matrix']:g}", again([chosen])])
-    columns = ["contender", "width", "best factor", "perplexity there", "rate of the matrices there", AGAIN]
-    text = prose(
-        "The matrices' rate that study `main` found, times",
-        f"{', '.join(f'{factor:g}' for factor in sorted(questions.WIDTH_FACTORS))}, on other widths; one",
-        f"seed, {millions(scale.search_tokens)} tokens. `sinkgd-unit` is the unit form of SinkGD, whose",
-        "update shrinks with the rows of a matrix. If the best factor stays, one rate serves all",
-        "widths.",
-    )
-    return f"{text}\n\n{table(columns, rows, text_last=True)}"
-
-
 def batch(store: Store, scale: Scale) -> str:
     rows = []
     for name in BATCHED:
         cells, chosen = [], []
-        for multiple in questions.BATCHES:
-            runs = data.select(store, "batch", name, batch=multiple)
-            factor, value = _grid(runs, len(questions.BATCH_FACTORS))
+        for multiple in (1, *questions.BATCHES):
+            runs = data.of_batch(store, name, multiple)
+            if multiple == 1:
+                cells.append(number(data.perplexity(runs[0])) if runs else "-")
+                continue
+            factor, value = grid_cells(runs, len(questions.BATCH_FACTORS))
             cells.append(value if value == "-" else f"{value} (rates x {factor})")
             chosen += [min(runs, key=data.loss)] if runs else []
         if chosen:
             rows.append([f"`{name}`", *cells, again(chosen)])
-    columns = ["contender", *(f"{multiple} x the batch" for multiple in questions.BATCHES), AGAIN]
+    columns = [
+        "contender",
+        "main's batch",
+        *(f"{multiple} x the batch" for multiple in questions.BATCHES),
+        AGAIN,
+    ]
     text = prose(
         f"The same {millions(scale.final_tokens)} tokens in batches of",
-        f"{scale.batch_size * scale.seq_len:,} tokens and multiples of that, all rates of study `main`",
-        f"times {', '.join(f'{factor:g}' for factor in sorted(questions.BATCH_FACTORS))}: the best of",
+        f"{scale.batch_size * scale.seq_len:,} tokens (study `main`) and multiples of that, there with all",
+        f"rates times {', '.join(f'{factor:g}' for factor in sorted(questions.BATCH_FACTORS))}: the best of",
         "these. One seed.",
     )
     return f"{text}\n\n{table(columns, rows, text_last=True)}"
@@ -154,42 +128,31 @@ def ablation(store: Store, scale: Scale) -> str:
 
 def alias(store: Store, scale: Scale) -> str:
     rows = []
-    short, full = scale.search_tokens, scale.final_tokens
     for name in ALIAS_FORMS:
         every = data.select(store, "alias", name)
-        cases = {(run["variant"].get("d0", 0.0), run["variant"]["batch"]) for run in every}
-        for d0, multiple in sorted(cases):
-            of_case = [run for run in every if run["variant"].get("d0", 0.0) == d0]
-            of_case = [run for run in of_case if run["variant"]["batch"] == multiple]
-            by_length = {run["config"]["tokens"]: run for run in of_case}
-            values = [
-                number(data.perplexity(by_length[tokens])) if tokens in by_length else "-"
-                for tokens in (short, full)
-            ]
-            last = by_length.get(full) or by_length.get(short)
+        every.sort(key=lambda run: (run["variant"]["batch"], run["variant"].get("d0", 0.0)))
+        longer = data.select(store, "main", name, "seed", seed=SEEDS[0])
+        for run in (*every, *longer):
+            d0, multiple = run["variant"].get("d0"), run["variant"].get("batch", 1)
+            if run in longer:
+                d0 = next((g["d0"] for g in run["config"]["groups"] if g.get("gap") == "descent"), None)
             rows.append(
                 [
                     f"`{name}`",
                     f"{d0:g}" if d0 else "-",
                     f"{multiple} x",
-                    *values,
-                    *_steps(by_length.get(full)),
-                    again([last] if last else []),
+                    millions(run["config"]["tokens"]),
+                    number(data.perplexity(run)),
+                    *_steps(run),
+                    again([run]),
                 ]
             )
-    columns = [
-        "form",
-        "d0",
-        "batch",
-        *(f"perplexity, {millions(tokens)} tokens" for tokens in (short, full)),
-        "largest step",
-        "last step",
-        AGAIN,
-    ]
+    columns = ["form", "d0", "batch", "tokens", "perplexity", "largest step", "last step", AGAIN]
     text = prose(
         "Where ALIAS begins (d0, where it takes the gap by descent), how large its batches are and how",
-        "long it runs: one seed. Steps are means of a thirty-second part of the longer run; its cap is",
-        f"`max_step`, {' or '.join(f'{cap:g}' for cap in _caps(store))}.",
+        "long it runs: one seed; the longer runs are the first seeds of study `main`. Steps are means of a",
+        "thirty-second part of a run; their cap is `max_step`,",
+        f"{' or '.join(f'{cap:g}' for cap in _caps(store))}.",
     )
     return f"{text}\n\n{table(columns, rows, left=2, text_last=True)}"
 
@@ -210,6 +173,28 @@ def _caps(store: Store) -> list[float]:
     return sorted({group["max_step"] for group in groups if group.get("rule") == "alias"})
 
 
+def sphere(store: Store, scale: Scale) -> str:
+    rows = []
+    for name, roles in questions.CONSTRAINED:
+        grid = data.select(store, "sphere", name, "search")
+        if not grid:
+            continue
+        seeds, plain = data.select(store, "sphere", name, "seed"), data.seeds(store, name)
+        difference = from_to(seeds, plain)
+        verdict = "-" if difference == "-" else claims.better(data.estimate(seeds) - data.estimate(plain))
+        factor, _ = grid_cells(grid, len(questions.SPHERE_FACTORS))
+        cells = [" ".join(roles), factor, _labelled(plain), _labelled(seeds), difference, verdict]
+        rows.append([f"`{name}`", *cells, again(seeds or grid)])
+    columns = ["contender", "held", "rates x", "free", "on the sphere", "difference", "does it help?", AGAIN]
+    text = prose(
+        "After each step the part of the update along the matrix is taken out and the matrix scaled back to",
+        "the Frobenius norm that it began with. Of the rates of study `main` those of the roles held are",
+        f"multiplied by {', '.join(f'{factor:g}' for factor in sorted(questions.SPHERE_FACTORS))} at",
+        f"{millions(scale.search_tokens)} tokens; three seeds at the best of these.",
+    )
+    return f"{text}\n\n{table(columns, rows, left=2, text_last=True)}"
+
+
 def confirm(store: Store, scale: Scale) -> str:
     rows = []
     every = {name: data.select(store, "confirm", name, "seed") for name in studies.CONFIRMED}
@@ -217,7 +202,7 @@ def confirm(store: Store, scale: Scale) -> str:
     for name in order:
         grid = data.select(store, "confirm", name, "search")
         if grid:
-            cells = _grid(grid, len(studies.CONFIRM_FACTORS))
+            cells = grid_cells(grid, len(studies.CONFIRM_FACTORS))
             difference = "-" if name == "adamw" else from_to(every[name], every["adamw"])
             rows.append([f"`{name}`", _labelled(every[name]), difference, *cells, again(every[name] or grid)])
     columns = [
@@ -243,7 +228,7 @@ def _parameters(store: Store, study: str) -> str:
 
 def long(store: Store, scale: Scale) -> str:
     rows = [
-        [f"`{name}`", *_grid(runs, 2), again([min(runs, key=data.loss)])]
+        [f"`{name}`", *grid_cells(runs, 2), again([min(runs, key=data.loss)])]
         for name in studies.LONG
         if (runs := data.select(store, "long", name))
     ]
@@ -258,7 +243,10 @@ def long(store: Store, scale: Scale) -> str:
 SECTIONS: dict[str, tuple[str, Section, tuple[str, ...]]] = {
     "alias": ("The steps that ALIAS finds", alias, ("alias-starts",)),
     "iterations": ("SinkGD's iterations", iterations, ("iterations",)),
-    "widths": ("Does the best rate stay as the width grows?", widths, ("widths",)),
+    "widths": ("Does the best rate stay as the width grows?", transfer.widths, ("widths",)),
+    "shapes": ("Does the best rate depend on a matrix's shape?", transfer.shapes, ()),
+    "one-rate": ("One rate for all roles", transfer.one_rate, ("one-rate",)),
+    "sphere": ("Matrices held on a sphere", sphere, ()),
     "batch": ("Batch size", batch, ("batch",)),
     "sweep": ("Does SAGE bear higher rates than Lion?", sweep, ("sweep",)),
     "ablation": ("Parts of the methods, taken out or changed", ablation, ()),

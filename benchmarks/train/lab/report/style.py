@@ -51,6 +51,7 @@ CONTENDERS: dict[str, Style] = {
     "alias-base-descent": Style(SKY, "^", ":"),
     "alias-head-adamw": Style(SKY, "D", "--"),
     "alias-sum": Style(SKY, "P"),
+    "alias-sum-descent": Style(SKY, "*", "-."),
     "alias-adam": Style(SKY, "v", "--"),
     "muon": Style(WINE, "o"),
     "prodigy": Style(WINE, "s", "--"),

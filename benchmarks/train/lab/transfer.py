@@ -1,0 +1,108 @@
+"""Does a rate serve elsewhere: on other widths, on matrices of other shapes, on every role at once?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lab.contenders import MATRICES, Contender
+from lab.packages import available
+from lab.plan import Run, round_robin, run_at_best, run_at_rates
+from lab.scales import Scale
+
+WIDTH_FACTORS = (1.0, 0.5, 2.0, 0.25, 4.0)
+WIDENED = ("adamw-sinkgd-scale", "adamw", "scale")
+
+
+def widths(scale: Scale) -> list[Run]:
+    """The matrices' rate times 1/4 to 4 on widths from 64 to 512, the other rates as they are, one seed.
+
+    How the best factor moves with the width says which rule for rates is right: the same root mean square
+    for all (it stays), the unit form or a constant spectral norm (1 / sqrt(width)), 1 / fan-in (1 / width).
+    """
+    runs = []
+    for model in scale.widths:
+        runs += round_robin(
+            [
+                run_at_best(
+                    scale,
+                    available()[name],
+                    "widths",
+                    "width",
+                    model.hidden,
+                    f"x{factor:g}",
+                    variant={"width": model.hidden, "factor": factor},
+                    factors={"matrix": factor},
+                    tokens=scale.search_tokens,
+                    seed=1,
+                    model=model,
+                )
+                for factor in WIDTH_FACTORS
+            ]
+            for name in WIDENED
+        )
+    return runs
+
+
+SHAPED = "adamw-sinkgd-scale"
+SHAPE_RULES = ("rms", "unit", "fan-in", "spectral")  # as in build.shape_factor
+SHAPE_FACTORS = (1.0, 0.5, 2.0)
+
+
+def shapes(scale: Scale) -> list[Run]:
+    """SinkGD's rate by the shape of a matrix, by four rules that agree on the square ones: one seed."""
+
+    def by(rule: str) -> Callable[[list[dict[str, Any]]], None]:
+        def change(groups: list[dict[str, Any]]) -> None:
+            for group in groups:
+                if group["roles"] == ["matrix"]:
+                    group["shape_rule"] = {"rule": rule, "width": scale.model.hidden}
+
+        return change
+
+    return round_robin(
+        [
+            run_at_best(
+                scale,
+                available()[SHAPED],
+                "shapes",
+                rule,
+                f"x{factor:g}",
+                variant={"rule": rule, "factor": factor},
+                factors={"matrix": factor},
+                change=by(rule),
+                tokens=scale.search_tokens,
+                seed=0,
+            )
+            for factor in SHAPE_FACTORS
+        ]
+        for rule in SHAPE_RULES
+    )
+
+
+SHARED = ("adamw", "adamw-sinkgd-scale", "scale", "sage-hybrid")
+SHARED_RATES = {1: (1e-3, 2e-3, 5e-4, 4e-3, 8e-3), 10: (5e-4, 1e-3, 2.5e-4, 2e-3)}
+"""The embedding's rate over that of all others -> the others' rates: as many runs as a search has."""
+
+
+def one_rate(scale: Scale) -> list[Run]:
+    """One rate for all roles, and one with ten times that for the embedding: nine runs, as a search has."""
+
+    def one(contender: Contender, ratio: int, rate: float) -> Run:
+        rates = {role: float(f"{rate * (ratio if role == 'embedding' else 1):g}") for role in MATRICES}
+        return run_at_rates(
+            scale,
+            contender,
+            "one-rate",
+            f"embedding{ratio}",
+            f"{rate:g}",
+            variant={"ratio": ratio, "rate": rate},
+            rates=rates,
+            tokens=scale.search_tokens,
+            seed=0,
+        )
+
+    return round_robin(
+        [one(available()[name], ratio, rate) for ratio, rates in SHARED_RATES.items() for rate in rates]
+        for name in SHARED
+    )
