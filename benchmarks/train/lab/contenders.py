@@ -104,6 +104,15 @@ def alone(rule: str, **changes: Any) -> Make:
     return by_role((rule, changes), (rule, changes), (rule, changes))
 
 
+def stateless(rates: dict[str, float], steps: int) -> list[Group]:
+    """SCALE's normalisations and SinkGD, no momentum anywhere, and Sign-SGD on 1-D parameters."""
+    made = by_role(COLUMNS, SINKGD, ROWS)(rates, steps)
+    return [
+        *(group for group in made if group["roles"] != ["vector"]),
+        ours("sign_sgd", "vector", VECTOR_RATE),
+    ]
+
+
 def adamw_of_torch(rates: dict[str, float], steps: int) -> list[Group]:
     del steps
     values = {**rates, "vector": VECTOR_RATE}
@@ -175,6 +184,12 @@ _OURS = [
         2,
     ),
     Contender("sinkgd", "SinkGD on every matrix, embedding and head too: no state", alone("sinkgd"), 2),
+    Contender(
+        "stateless",
+        "SCALE by columns on the embedding, by rows on the head, SinkGD on matrices, Sign-SGD on 1-D",
+        stateless,
+        2,
+    ),
     Contender("sage", "SAGE on everything", alone("sage"), 2),
     Contender(
         "lion-hybrid",

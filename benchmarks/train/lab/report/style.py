@@ -35,6 +35,7 @@ CONTENDERS: dict[str, Style] = {
     "sage-sinkgd-adamw": Style(BLUE, "^", ":"),
     "adamw-sinkgd-scale": Style(VERMILION, "^"),
     "scale-sinkgd-scale": Style(VERMILION, "v", "--"),
+    "stateless": Style(VERMILION, "X", ":"),
     "adamw-scale-scale": Style(GREEN, "s", "--"),
     "scale": Style(GREEN, "D"),
     "lion-hybrid": Style(PURPLE, "v"),
