@@ -1,4 +1,4 @@
-"""What the pages in docs/methods say that was measured: state, time of a step, and how the demo ended."""
+"""What the pages in docs/methods say that was measured: state, time of a step, and how it trained."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import docs_report
-from docs_tables import ADAMW, load, prose, size, table, verdict
+from docs_tables import ADAMW, load, prose, size, table
+from lab.questions import ALIAS_FORMS
 
-# Page -> what the benchmarks call the optimizers of a method, and the demo its runs.
+# Page -> what the benchmarks call the optimizers of a method, and the training runs its contenders.
 ROWS: dict[str, tuple[list[str], list[str]]] = {
-    "sage": (["SAGE hybrid", "FusedSAGE", "FusedSAGE (embedding)"], ["sage-hybrid"]),
+    "sage": (
+        ["SAGE hybrid", "FusedSAGE", "FusedSAGE (embedding)"],
+        ["sage-hybrid", "sage", "lion", "lion-hybrid"],
+    ),
     "sinkgd": (
         [
             "SAGE hybrid",
@@ -19,22 +23,22 @@ ROWS: dict[str, tuple[list[str], list[str]]] = {
             "FusedSinkGD (matrices)",
             "FusedSinkGD (matrices), 1 iteration",
         ],
-        ["sage-hybrid", "sinkgd-scale"],
+        ["sinkgd", "sinkgd-hybrid", "adamw-sinkgd-scale", "sage-hybrid", "stateless"],
     ),
     "scale": (
         ["SCALE hybrid", "FusedSCALE", "FusedSCALE (columns)", "FusedSCALE (matrices)"],
-        ["scale", "sinkgd-scale"],
+        ["scale", "adamw-sinkgd-scale", "scale-sinkgd-scale", "adamw-scale-scale", "stateless"],
     ),
     "alias": (
         ["ALIAS hybrid", "FusedALIAS", "FusedALIAS (lower bound)", "FusedALIAS (base)", "FusedALIASAdam"],
-        [],
+        ["alias-adam", "prodigy", "sign-sgd", *ALIAS_FORMS],
     ),
-    "lion": (["FusedLion", "Lion hybrid"], []),
-    "sign_sgd": (["FusedSignSGD"], []),
-    "adamw": (["FusedAdamW"], []),
+    "lion": (["FusedLion", "Lion hybrid"], ["lion", "lion-hybrid"]),
+    "sign_sgd": (["FusedSignSGD"], ["sign-sgd", "signum", "alias-lower-bound"]),
+    "adamw": (["FusedAdamW"], ["adamw-8bit", "muon", "schedule-free"]),
     "hybrids": (
         [f"{name} hybrid" for name in ("SAGE", "Lion", "SinkGD", "SCALE", "ALIAS")],
-        ["sage-hybrid", "sinkgd-scale", "scale"],
+        ["adamw-sinkgd-scale", "sage-hybrid", "sinkgd-hybrid", "lion-hybrid", "scale", "stateless"],
     ),
 }
 # Case -> its column, and what the text calls it.
@@ -72,16 +76,6 @@ def costs(names: Sequence[str]) -> str:
     return f"{text}\n\n{table(['optimizer', 'state, GiB', *(CASES[case][0] for case in cases)], rows)}"
 
 
-def trained(labels: Sequence[str]) -> str:
-    """How runs of these labels ended in the demo, and where more of it is."""
-    results = load("demo.json")["results"]
-    said = [line for line in verdict(results) if any(line.startswith(f"`{label}`") for label in labels)]
-    if said:
-        said.insert(0, "One seed of a small model, [the demo](../training.md):")
-    longer = docs_report.link("../results.md")
-    return prose(*said, f"How it trains beside an AdamW that was tuned as long: {longer}.")
-
-
 def makers(page: str) -> list[Callable[[], str]]:
-    names, labels = ROWS[page]
-    return [partial(costs, names), partial(trained, labels)]
+    names, contenders = ROWS[page]
+    return [partial(costs, names), partial(docs_report.of_method, [docs_report.ANCHOR, *contenders])]

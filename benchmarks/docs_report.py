@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 
 import docs_tables
-from docs_markdown import prose
+from docs_markdown import prose, table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "train"))
 
+from lab import search
+from lab.contenders import contenders
+from lab.plan import SEEDS
 from lab.report import data, page
 from lab.scales import SCALES
 from lab.search import RANGES
@@ -35,13 +40,76 @@ def link(target: str) -> str:
     return f"[results]({target}){begun}"
 
 
+ANCHOR = "adamw"
+IN_SHORT = (ANCHOR, "adamw-sinkgd-scale", "sage-hybrid", "scale", "lion", "stateless", "sign-sgd")
+
+
 def in_short() -> str:
-    """The README's sentences on training."""
-    return prose(
-        docs_tables.training_in_short(),
-        "Each has rates by role, which presets have not: [training](docs/training.md). Longer runs:",
-        f"{link('docs/results.md')}.",
+    """The README's paragraph on training."""
+    return "\n\n".join(
+        filter(
+            None,
+            [
+                prose(f"**How much quality for how much memory.** {setting(IN_SHORT)}"),
+                standing(IN_SHORT),
+                prose(
+                    "Not shown: larger models, longer runs, other text, any GPU.",
+                    f"All contenders, rates, and what the papers claim: {link('docs/results.md')}.",
+                    "`make demo` is far shorter and ranks nobody: [training](docs/training.md).",
+                ),
+            ],
+        )
     )
+
+
+def of_method(names: Sequence[str]) -> str:
+    """What a page of a method says of training: how these contenders did."""
+    return "\n\n".join(
+        filter(None, [prose(setting(names)), standing(names), prose(f"All of it: {link('../results.md')}.")])
+    )
+
+
+def _ranked(names: Sequence[str]) -> tuple[Store, list[str]]:
+    store = Store(docs_tables.RESULTS / "train")
+    shown = [name for name in data.ranked(store) if name in names]
+    return store, shown if set(shown) != {ANCHOR} else []
+
+
+def setting(names: Sequence[str]) -> str:
+    """What the numbers of ``standing`` are; empty without any."""
+    store, shown = _ranked(names)
+    if not shown:
+        return ""
+    run = data.seeds(store, shown[0])[0]
+    everyone = contenders()
+    own = "" if all(everyone[name].searched for name in shown) else "; what finds its own has had no search"
+    return (
+        f"Validation perplexity of a Llama with {data.millions(run['result']['parameters'])} parameters "
+        f"after {data.millions(run['config']['tokens'])} tokens of real text, mean and standard deviation "
+        f"of {len(SEEDS)} seeds. {search.RUNS} shorter runs have found a rate each for embedding, matrices "
+        f"and head, AdamW's too{own}."
+    )
+
+
+def standing(names: Sequence[str]) -> str:
+    """Those of ``names`` that are ranked, the best first; empty without any."""
+    store, shown = _ranked(names)
+    if not shown:
+        return ""
+    everyone = contenders()
+    level = mean(map(data.perplexity, data.seeds(store, ANCHOR)))
+    rows = []
+    for name in shown:
+        runs = data.seeds(store, name)
+        rows.append(
+            [
+                everyone[name].about.removesuffix(": no state"),
+                f"{data.state_per_parameter(runs[0]):.2f}",
+                data.with_spread(runs),
+                f"{mean(map(data.perplexity, runs)) / level:.2f}",
+            ]
+        )
+    return table(["optimizer", "state, bytes a parameter", "perplexity", "of AdamW's"], rows)
 
 
 def rates() -> str:

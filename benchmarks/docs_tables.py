@@ -195,25 +195,6 @@ def tokens_a_step(settings: dict[str, Any]) -> int:
     return settings["batch_size"] * settings["seq_len"] * settings["accumulate"]
 
 
-def training_in_short() -> str:
-    """The README's sentences on `make demo`."""
-    found = load("demo.json")
-    settings, results = found["settings"], found["results"]
-    own = [
-        f"`{r['label']}` is {r['about']}: [its code](docs/methods/hybrids.md#a-hybrid-of-your-own)."
-        for r in results
-        if r["optimizer"] == "sinkgd-scale"
-    ]
-    return prose(
-        "**How much quality for how much memory.** `make demo` trains a Llama with",
-        f"{results[0]['parameters'] / 1e6:.1f} million parameters on",
-        f"{settings['steps'] * tokens_a_step(settings) / 1e3:,.0f} thousand tokens.",
-        *verdict(results),
-        *own,
-        caution(results),
-    )
-
-
 def shown(value: Any) -> str:
     return "/".join(map(shown, value)) if isinstance(value, (list, tuple)) else str(value)
 
@@ -272,20 +253,13 @@ def low_precision_in_short() -> str:
     """What low-precision weights and state cost, in the README's words."""
     found = load("low_precision.json")
     losses = {(row["rule"], row["weights"], row["state"]): row for row in found["losses"]}
-    moments = {(row["weights"], row["state"], row["case"]): row for row in found["second_moment"]}
     narrow, wide = losses["Lion", "bfloat16", "default"], losses["Lion", "float32", "float32"]
     return prose(
         "**Low precision.** A step smaller than half the last digit of a bf16 weight is lost:",
         f"{100 * narrow['never_moved']:.0f} % of a small model's bf16 weights never moved under Lion's "
         "default rate (loss",
-        f"{narrow['loss']:.2f}, {wide['loss']:.2f} with fp32 weights). Adam's moments are fp32 beside 16-bit "
-        "weights",
-        "unless you say otherwise: in fp16, gradients of 1e-3 made AdamW's step",
-        f"{moments['float16', 'float16', 'small']['step_over_lr']:.0f} times its rate, and in bf16 gradients "
-        "ten times smaller",
-        "than before left `exp_avg_sq` "
-        f"{moments['bfloat16', 'bfloat16', 'shrinking']['exp_avg_sq_over_exact']:.0f} times",
-        "too large after 3,000 steps. Momenta are kept in the weights' dtype: no loss from that was seen.",
+        f"{narrow['loss']:.2f}, {wide['loss']:.2f} with fp32 weights). What low-precision state costs:",
+        "[numerics](docs/numerics.md).",
     )
 
 

@@ -49,38 +49,41 @@ _SCALED = ("alpha",)
 class FusedHybrid(ReplicatedOptimizer):
     """Several rules in one optimizer: one parameter group for each role that the model has, with its rule.
 
-    ======== ============ ================================ ============ ======
-    preset   embeddings   other matrices                   lm_head      1-D
-    ======== ============ ================================ ============ ======
-    "sage"   SAGE         SinkGD, "unit", alpha 10         SAGE         SAGE
-    "lion"   Lion         SinkGD                           Lion         Lion
-    "sinkgd" AdamW        SinkGD                           AdamW        AdamW
-    "scale"  SCALE, dim 0 SCALE, dim 1                     SCALE, dim 1 AdamW
-    "alias"  ALIAS        ALIAS                            AdamW        ALIAS
-    ======== ============ ================================ ============ ======
+    ============== ============ ======================== ============ ========
+    preset         embeddings   other matrices           lm_head      1-D
+    ============== ============ ======================== ============ ========
+    "sage"         SAGE         SinkGD, "unit", alpha 10 SAGE         SAGE
+    "lion"         Lion         SinkGD                   Lion         Lion
+    "sinkgd"       AdamW        SinkGD                   AdamW        AdamW
+    "scale"        SCALE, dim 0 SCALE, dim 1             SCALE, dim 1 AdamW
+    "alias"        ALIAS        ALIAS                    AdamW        ALIAS
+    "sinkgd-scale" AdamW        SinkGD, 1 iteration      SCALE, dim 1 AdamW
+    "stateless"    SCALE, dim 0 SinkGD, 1 iteration      SCALE, dim 1 Sign-SGD
+    ============== ============ ======================== ============ ========
 
-    In "scale" the head has momentum 0.9, and nothing else has any; ``dim`` is the one across which an output
-    unit lies, so 0 for transformers' ``Conv1D``, too. In "alias" all that is not the head is one group, with
-    one step size.
+    The last two are this library's own, with the rates and for the reasons of ``docs/results.md``; the others
+    are their papers'. In "scale" and "sinkgd-scale" the head has momentum 0.9; SCALE has none elsewhere.
+    ``dim`` is the one across which an output unit lies, so 0 for transformers' ``Conv1D``, too. In "alias"
+    all that is not the head is one group, with one step size.
 
-    A head that is tied to the embedding is the same parameter and counts as an embedding, but not in "scale":
-    there it has to be said with ``tied``. ``describe()`` shows which parameter got which rule. Groups carry
-    ``"role"`` beside ``"rule"``, so a single one is easily found and changed.
+    A head that is tied to the embedding is the same parameter and counts as an embedding, but not in "scale"
+    and "stateless": there it has to be said with ``tied``. ``describe()`` shows which parameter got which
+    rule. Groups carry ``"role"`` beside ``"rule"``, so a single one is easily found and changed.
 
     Args:
         model_or_named_parameters_or_groups: a module; (name, parameter) pairs together with ``embeddings``;
             or dicts with ``"params"`` and ``"rule"``, taken as they are: what they leave out has its rule's
             own default, or the preset's if one is named. Frozen parameters of a module or of pairs are left
             out.
-        preset: ``"sage"``, ``"lion"``, ``"sinkgd"``, ``"scale"`` or ``"alias"``; None is "sage" for a module
-            or pairs, and none at all for dicts.
+        preset: a name of the table; None is "sage" for a module or pairs, and none at all for dicts.
         lr: None takes the preset's own learning rate for each rule ("sage": 2e-3 for all; "lion": Lion 1e-4,
             SinkGD 0.02; "sinkgd": AdamW 1e-3, SinkGD 0.02; "scale": 1e-3 for all; "alias": AdamW 1e-3, and
-            ALIAS finds its own); a number or one-element tensor goes to every group; a dict maps rules to
-            learning rates.
+            ALIAS finds its own; ours: one for each role, see ``describe()``); a number or one-element tensor
+            goes to every group; a dict maps rules or roles ("embedding", "matrix", "lm_head", "vector") to
+            learning rates, a role's going before its rule's. What a dict leaves out keeps the preset's.
         embeddings, lm_head: names of parameters with that role; see :func:`sage_ext.routing.route`.
         tied: ``"embedding"`` or ``"lm_head"``, the role of a weight that is both. None takes the preset's
-            choice; "scale" has none, because the paper's last layer is not an embedding as well.
+            choice; "scale" and "stateless" have none: SCALE's last layer is not an embedding as well.
         betas, eps, weight_decay: as trainers pass them: they go to every rule that has an argument of this
             name. None leaves the preset's.
         no_decay: names of parameters without weight decay, whatever the others have (usually norms and
@@ -139,8 +142,14 @@ class FusedHybrid(ReplicatedOptimizer):
         common: dict[str, Any] = {"maximize": maximize, "state_dtype": state_dtype, "capturable": capturable}
         spread = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
         common.update((name, value) for name, value in spread.items() if value is not None)
+        role_rates = (
+            {role: lr[role] for role in routing.ROLES if role in lr} if isinstance(lr, Mapping) else {}
+        )
+        if isinstance(lr, Mapping):
+            lr = {name: value for name, value in lr.items() if name not in role_rates}
         self._rule_defaults = _rule_defaults(base, lr, common, overrides)
-        self._overridden = {name: tuple(values) for name, values in overrides.items()}
+        self._role_rates = _role_rates(base, role_rates, groups)
+        self._overridden = _overridden(lr, overrides)
         if groups is None:
             _check_rules_of(base, overrides, "argument ")
             if isinstance(lr, Mapping):
@@ -150,10 +159,10 @@ class FusedHybrid(ReplicatedOptimizer):
             )
             groups = self._by_role(routed)
             if rates := _rates_replaced(self._preset, lr, overrides):
-                own = ", ".join(f"{rule!r}: {rate:g}" for rule, rate in rates.items())
+                own = ", ".join(f"{name!r}: {rate:g}" for name, rate in rates.items())
                 tell(
-                    f"lr={lr:g} is the rate of every rule now. In preset {self._preset!r} they have rates of "
-                    f"their own, as their updates differ in size; to keep them apart: lr={{{own}}}"
+                    f"lr={lr:g} is the rate of every group now. In preset {self._preset!r} they have rates "
+                    f"of their own; to keep them apart: lr={{{own}}}"
                 )
         # Of torch's defaults only lr is of use to others (loggers, schedulers); groups take theirs from
         # _rule_defaults.
@@ -242,6 +251,8 @@ class FusedHybrid(ReplicatedOptimizer):
             role, rule = "+".join(roles), preset.rule_for(roles[0])
             own = {**preset.roles.get(role, {}), **self._of_layout(rule, entries[0])}
             own = {k: v for k, v in own.items() if k not in self._overridden.get(rule, ()) or k in _SCALED}
+            if role in self._role_rates:
+                own["lr"] = self._role_rates[role]
             if not self._decays(rule, entries[0]):
                 own["weight_decay"] = 0.0
             groups.append({"params": params, "role": role, "rule": rule, **own})
@@ -266,7 +277,7 @@ class FusedHybrid(ReplicatedOptimizer):
         return self._rule_defaults[rule]
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_preset", "_tied", "_rule_defaults", "_overridden")
+        own = ("_preset", "_tied", "_rule_defaults", "_role_rates", "_overridden")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
 
@@ -308,16 +319,50 @@ def _rule_defaults(
     return result
 
 
+def _role_rates(preset: str | None, rates: Mapping[str, Any], groups: object) -> dict[str, Any]:
+    """Return role -> learning rate, checked."""
+    if rates and groups is not None:
+        raise ValueError(f'lr: got {", ".join(map(repr, rates))}, but group dicts say their own "lr"')
+    result = {}
+    for role, value in rates.items():
+        rule = PRESETS[preset or "sage"].rule_for(role)
+        if rule in PRESETS[preset or "sage"].joint:
+            raise ValueError(
+                f"lr: {role!r} is in one group with all other parameters of rule {rule!r}, which have one "
+                f"learning rate; pass lr={{{rule!r}: ...}}"
+            )
+        value = validate.plain(value)
+        RULES[rule].validate({**RULES[rule].defaults, "lr": value}, f" for role {role!r}")
+        result[role] = value
+    return result
+
+
+def _overridden(lr: Any, overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
+    """Return rule -> the hyperparameters in which the caller's word goes before what a preset's role has."""
+    of_all = lr is not None and not isinstance(lr, Mapping)
+    of_rule = lr if isinstance(lr, Mapping) else {}
+    return {
+        name: (*overrides.get(name, {}), *(("lr",) if of_all or name in of_rule else ())) for name in RULES
+    }
+
+
 def _rates_replaced(preset: str, lr: Any, overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Return the preset's own rates, by rule, where one number takes the place of several."""
+    """Return the preset's own rates where one number takes the place of several: by rule, or by role where a
+    rule has several."""
     if not isinstance(lr, (int, float)) or lr == 0:
         return {}
+    chosen = PRESETS[preset]
     own = _rule_defaults(preset, None, {}, {})
-    rules = [
-        name for name in dict.fromkeys(map(PRESETS[preset].rule_for, routing.ROLES)) if RULES[name].lr_is_step
-    ]
-    rates = {name: own[name]["lr"] for name in rules if "lr" not in overrides.get(name, {})}
-    return rates if len(set(rates.values())) > 1 else {}
+    rules = {role: chosen.rule_for(role) for role in routing.ROLES}
+    rates = {
+        role: chosen.roles.get(role, {}).get("lr", own[rule]["lr"])
+        for role, rule in rules.items()
+        if RULES[rule].lr_is_step and "lr" not in overrides.get(rule, {})
+    }
+    by_rule = {rules[role]: rate for role, rate in rates.items()}
+    if len(set(rates.values())) < 2:
+        return {}
+    return by_rule if all(by_rule[rules[role]] == rate for role, rate in rates.items()) else rates
 
 
 def _check_rule_names(given: Mapping[str, Any], where: str, others: str = "") -> None:

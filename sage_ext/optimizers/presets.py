@@ -63,6 +63,34 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             roles={"lm_head": {"momentum": 0.9}},
             tied=None,
         ),
+        # Ours: what did best with little state, and with none, in the runs of docs/results.md, at their
+        # rates.
+        # SinkGD's alpha is 1, so that every rate is the root mean square of an update.
+        "sinkgd-scale": Preset(
+            embedding="adamw",
+            matrix="sinkgd",
+            lm_head="scale",
+            vector="adamw",
+            hyperparameters={
+                "adamw": {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.0},
+                "sinkgd": {"lr": 5e-4, "alpha": 1.0, "iterations": 1},
+                "scale": {"lr": 1e-3, "momentum": 0.9},
+            },
+            roles={"embedding": {"lr": 1e-2}},
+        ),
+        "stateless": Preset(
+            embedding="scale",
+            matrix="sinkgd",
+            lm_head="scale",
+            vector="sign_sgd",
+            hyperparameters={
+                "scale": {"lr": 1e-3},
+                "sinkgd": {"lr": 5e-4, "alpha": 1.0, "iterations": 1},
+                "sign_sgd": {"lr": 1e-3},
+            },
+            roles={"embedding": {"lr": 1e-2}},
+            tied=None,
+        ),
         # ALIAS has no learning rate to tune; the head is on AdamW in the LLaMA runs of its authors.
         "alias": Preset(
             embedding="alias",

@@ -79,7 +79,7 @@ class TestOneRate:
     def test_rates_that_were_the_same_say_nothing(self) -> None:
         model = TinyLanguageModel()
         models.train(model, FusedHybrid(model, "sage"), [0])
-        with pytest.warns(UserWarning, match="is the rate of every rule now"):
+        with pytest.warns(UserWarning, match="is the rate of every group now"):
             optimizer = FusedHybrid(model, "lion", lr=1e-3)
         models.train(model, optimizer, [0])
 

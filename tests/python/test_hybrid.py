@@ -23,6 +23,8 @@ RULES_OF = {
     "sinkgd": {"embedding": "adamw", "lm_head": "adamw", "matrix": "sinkgd", "vector": "adamw"},
     "scale": {"embedding": "scale", "lm_head": "scale", "matrix": "scale", "vector": "adamw"},
     "alias": {"embedding+matrix+vector": "alias", "lm_head": "adamw"},
+    "sinkgd-scale": {"embedding": "adamw", "lm_head": "scale", "matrix": "sinkgd", "vector": "adamw"},
+    "stateless": {"embedding": "scale", "lm_head": "scale", "matrix": "sinkgd", "vector": "sign_sgd"},
 }
 
 
@@ -123,6 +125,57 @@ def test_lr_for_all_for_some_and_as_tensor() -> None:
     assert (some["matrix"]["lr"], some["embedding"]["lr"]) == (0.5, 2e-3)
     lr = torch.tensor(0.5)
     assert all(group["lr"] is lr for group in FusedHybrid(model, lr=lr).param_groups)
+
+
+class TestLearningRatesByRole:
+    def rates(self, preset: str = "sinkgd-scale", **arguments: Any) -> dict[str, Any]:
+        groups = by_role(FusedHybrid(TinyLanguageModel(), preset, **arguments))
+        return {role: group["lr"] for role, group in groups.items()}
+
+    def test_of_the_preset(self) -> None:
+        own = {"embedding": 1e-2, "matrix": 5e-4, "lm_head": 1e-3, "vector": 1e-3}
+        assert self.rates() == own
+
+    def test_go_before_their_rules(self) -> None:
+        own = self.rates()
+        assert self.rates(lr={"embedding": 0.5}) == {**own, "embedding": 0.5}
+        assert self.rates(lr={"adamw": 0.5}) == {**own, "embedding": 0.5, "vector": 0.5}
+        assert self.rates(lr={"adamw": 0.5, "embedding": 0.25}) == {**own, "embedding": 0.25, "vector": 0.5}
+        assert self.rates(adamw={"lr": 0.5}) == {**own, "embedding": 0.5, "vector": 0.5}
+        assert self.rates(adamw={"lr": 0.5}, lr={"vector": 0.25}) == {**own, "embedding": 0.5, "vector": 0.25}
+        lr = torch.tensor(0.5)
+        assert self.rates(lr={"lm_head": lr})["lm_head"] is lr
+
+    def test_one_number_is_for_all_and_warns_by_role(self) -> None:
+        own = r"'embedding': 0.01, 'lm_head': 0.001, 'matrix': 0.0005, 'vector': 0.001"
+        with pytest.warns(UserWarning, match=own):
+            assert set(self.rates(lr=0.5).values()) == {0.5}
+
+    def test_of_added_layers(self) -> None:
+        model = TinyLanguageModel()
+        model.embed.requires_grad_(False)
+        optimizer = pickle.loads(pickle.dumps(FusedHybrid(model, "sinkgd-scale", lr={"embedding": 0.5})))
+        model.embed.requires_grad_(True)
+        optimizer.add_parameters(model.embed)
+        assert by_role(optimizer)["embedding"]["lr"] == 0.5
+
+    def test_errors(self) -> None:
+        with pytest.raises(ValueError, match=r"lr: got -1\.0 for role 'embedding'"):
+            self.rates(lr={"embedding": -1.0})
+        with pytest.raises(ValueError, match=r"lr: 'matrix' is in one group .* lr=\{'alias': \.\.\.\}"):
+            self.rates("alias", lr={"matrix": 0.1})
+        with pytest.raises(ValueError, match=r"lr: got 'matrix', but group dicts say their own"):
+            FusedHybrid([{"params": [torch.ones(2, 2)], "rule": "sinkgd"}], lr={"matrix": 0.1})
+
+
+def test_a_stateless_hybrid_keeps_nothing(backend: str) -> None:
+    model = TinyLanguageModel()
+    optimizer = FusedHybrid(model, "stateless", backend=backend)
+    before = [p.detach().clone() for p in model.parameters()]
+    models.train(model, optimizer, range(2))
+    assert not any(optimizer.state.values())
+    assert optimizer.describe().state_bytes == 0
+    assert all(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
 
 
 def test_overrides_go_to_their_rule() -> None:

@@ -24,6 +24,7 @@ from sage_ext.optimizers import (
     FusedSAGE,
     FusedSignSGD,
 )
+from sage_ext.optimizers.presets import PRESETS
 
 ELEMENTWISE = (FusedLion, FusedSignSGD, FusedAdamW)
 OTHERS = (FusedSAGE, FusedALIAS, FusedALIASAdam)
@@ -98,10 +99,7 @@ def test_real_fsdp(one_process: None, use_orig_params: bool) -> None:
             TinyLanguageModel(), use_orig_params=use_orig_params, device_id=torch.device("cpu")
         )
         for build in (
-            *(
-                lambda m, p=preset: FusedHybrid(m, p)
-                for preset in ("sage", "lion", "sinkgd", "scale", "alias")
-            ),
+            *(lambda m, p=preset: FusedHybrid(m, p) for preset in PRESETS),
             lambda m: FusedSAGE(m.parameters()),
         ):
             with pytest.raises(ValueError, match="flat piece"):

@@ -25,7 +25,7 @@ from torch.distributed.tensor.parallel import (
 
 from sage_ext.optimizers import FusedAdamW, FusedHybrid, FusedSAGE
 
-PRESETS = ("sage", "lion", "sinkgd", "scale", "alias")
+PRESETS = ("sage", "lion", "sinkgd", "scale", "alias", "sinkgd-scale")
 STEPS = 4
 
 

@@ -65,7 +65,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def hybrids() -> None:
-    for preset in ("sage", "lion", "sinkgd", "scale", "alias"):
+    for preset in ("sage", "lion", "sinkgd", "scale", "alias", "sinkgd-scale", "stateless"):
         model = Model()
         train(model, FusedHybrid(model, preset, lm_head="head.weight"))
     model = Model()

@@ -10,6 +10,7 @@ epoch it has little to do; study "ablation" looks at it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 Group = dict[str, Any]
 Make = Callable[[dict[str, float], int], list[Group]]
 
+PRESET = "preset-"  # of the names of presets that run as they are
 MATRICES = ("embedding", "matrix", "lm_head")
 EVERYTHING = (*MATRICES, "vector")
 VECTOR_RATE = 1e-3
@@ -66,7 +68,7 @@ class Contender:
     """What to install from PyPI, where it is not this library or torch."""
     module: str | None = None
     feature: tuple[str, str] | None = None
-    """A hyperparameter, as (rule, name), that this library has to have."""
+    """What this library has to have: (rule, hyperparameter) or ("preset", name)."""
 
 
 def ours(rule: str, roles: tuple[str, ...] | str, lr: float, **changes: Any) -> Group:
@@ -111,6 +113,31 @@ def stateless(rates: dict[str, float], steps: int) -> list[Group]:
         *(group for group in made if group["roles"] != ["vector"]),
         ours("sign_sgd", "vector", VECTOR_RATE),
     ]
+
+
+def preset(name: str) -> Make:
+    """A preset of ``FusedHybrid`` as it is: its rules, their settings and rates, written out."""
+
+    def make(rates: dict[str, float], steps: int) -> list[Group]:
+        del rates, steps
+        from sage_ext.optimizers import FusedHybrid
+        from sage_ext.optimizers.presets import PRESETS
+
+        row, groups = PRESETS[name], []
+        for role in EVERYTHING:
+            rule = row.rule_for(role)
+            values = {
+                **FusedHybrid.rules[rule].defaults,
+                **({"dim": 0 if role == "embedding" else 1} if rule == "scale" else {}),
+                **row.hyperparameters.get(rule, {}),
+                **row.roles.get(role, {}),
+            }
+            lr = values.pop("lr")
+            known = {key: value for key, value in values.items() if key in RULES[rule]}
+            groups.append(ours(rule, role, lr, **known))
+        return json.loads(json.dumps(groups))
+
+    return make
 
 
 def adamw_of_torch(rates: dict[str, float], steps: int) -> list[Group]:
@@ -189,6 +216,17 @@ _OURS = [
         "SCALE by columns on the embedding, by rows on the head, SinkGD on matrices, Sign-SGD on 1-D",
         stateless,
         2,
+    ),
+    *(
+        Contender(
+            f"{PRESET}{name}",
+            f'`FusedHybrid(model, "{name}")` as it is',
+            preset(name),
+            2,
+            searched=False,
+            feature=("preset", name),
+        )
+        for name in ("sinkgd-scale", "stateless", "scale", "sage", "sinkgd")
     ),
     Contender("sage", "SAGE on everything", alone("sage"), 2),
     Contender(

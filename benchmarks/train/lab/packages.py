@@ -40,10 +40,11 @@ def _installed(module: str) -> bool:
 
 
 @functools.cache
-def _has(rule: str, hyperparameter: str) -> bool:
+def _has(what: str, name: str) -> bool:
     from sage_ext.optimizers import FusedHybrid
+    from sage_ext.optimizers.presets import PRESETS
 
-    return hyperparameter in FusedHybrid.rules[rule].defaults
+    return name in (PRESETS if what == "preset" else FusedHybrid.rules[what].defaults)
 
 
 def muon(rates: dict[str, float], steps: int) -> list[Group]:

@@ -8,7 +8,7 @@ from statistics import mean
 from docs_markdown import prose, table
 
 from lab import search
-from lab.contenders import contenders
+from lab.contenders import PRESET, contenders
 from lab.plan import SEEDS
 from lab.report import claims, data
 from lab.report.data import with_spread
@@ -24,6 +24,8 @@ STAR = "A star: the rate lies at an end of its range, and the best may be beyond
 def rates(result: data.Result) -> str:
     """ "0.005 / 0.001 / 0.001", with the ``STAR`` at what lies at an end of its range."""
     values = result["config"].get("rates")
+    if result["contender"].startswith(PRESET):
+        return "the preset's"
     if not values:
         return "finds its own"
     edge = search.at_edge(values)
@@ -106,7 +108,7 @@ def table_of_others(store: Store, scale: Scale) -> str | None:
                 f"`{name}`",
                 f"{len(found)} of {search.RUNS}" if contender.searched else "none needed",
                 f"{data.number(data.perplexity(lead))} (search only)" if lead else "",
-                rates(lead) if lead else "finds its own",
+                rates(lead or runs[-1]),
                 f"{len(runs)} of {len(SEEDS)}",
                 with_spread(runs),
                 f"{data.state_per_parameter((runs or [lead])[-1]):.2f}",
