@@ -158,6 +158,10 @@ class FusedHybrid(ReplicatedOptimizer):
                 source, embeddings=embeddings, lm_head=lm_head, tied=self._tied, no_decay=no_decay
             )
             groups = self._by_role(routed)
+            if absent := set(self._role_rates) - {entry.role for entry in routed}:
+                tell(
+                    f"lr: no parameter has role {' or '.join(map(repr, sorted(absent)))}, whose rate is idle"
+                )
             if rates := _rates_replaced(self._preset, lr, overrides):
                 own = ", ".join(f"{name!r}: {rate:g}" for name, rate in rates.items())
                 tell(
