@@ -73,7 +73,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             vector="adamw",
             hyperparameters={
                 "adamw": {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.0},
-                "sinkgd": {"lr": 5e-4, "alpha": 1.0, "iterations": 1},
+                "sinkgd": {"lr": 1e-3, "alpha": 1.0, "iterations": 1},
                 "scale": {"lr": 1e-3, "momentum": 0.9},
             },
             roles={"embedding": {"lr": 1e-2}},
@@ -85,7 +85,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             vector="sign_sgd",
             hyperparameters={
                 "scale": {"lr": 1e-3},
-                "sinkgd": {"lr": 5e-4, "alpha": 1.0, "iterations": 1},
+                "sinkgd": {"lr": 1e-3, "alpha": 1.0, "iterations": 1},
                 "sign_sgd": {"lr": 1e-3},
             },
             roles={"embedding": {"lr": 1e-2}},

@@ -133,7 +133,7 @@ class TestLearningRatesByRole:
         return {role: group["lr"] for role, group in groups.items()}
 
     def test_of_the_preset(self) -> None:
-        own = {"embedding": 1e-2, "matrix": 5e-4, "lm_head": 1e-3, "vector": 1e-3}
+        own = {"embedding": 1e-2, "matrix": 1e-3, "lm_head": 1e-3, "vector": 1e-3}
         assert self.rates() == own
 
     def test_go_before_their_rules(self) -> None:
@@ -147,7 +147,7 @@ class TestLearningRatesByRole:
         assert self.rates(lr={"lm_head": lr})["lm_head"] is lr
 
     def test_one_number_is_for_all_and_warns_by_role(self) -> None:
-        own = r"'embedding': 0.01, 'lm_head': 0.001, 'matrix': 0.0005, 'vector': 0.001"
+        own = r"'embedding': 0.01, 'lm_head': 0.001, 'matrix': 0.001, 'vector': 0.001"
         with pytest.warns(UserWarning, match=own):
             assert set(self.rates(lr=0.5).values()) == {0.5}
 
