@@ -106,13 +106,26 @@ def alone(rule: str, **changes: Any) -> Make:
     return by_role((rule, changes), (rule, changes), (rule, changes))
 
 
-def stateless(rates: dict[str, float], steps: int) -> list[Group]:
+ADAMW: tuple[str, Group] = ("adamw", {})
+SAGE: tuple[str, Group] = ("sage", {})
+LION: tuple[str, Group] = ("lion", {})
+SINKGD: tuple[str, Group] = ("sinkgd", {})
+ROWS: tuple[str, Group] = ("scale", {"dim": 1})  # an output unit of a matrix or of the head
+COLUMNS: tuple[str, Group] = ("scale", {"dim": 0})  # a dimension of an embedding
+MOMENTUM: tuple[str, Group] = ("scale", {"dim": 1, "momentum": 0.9})
+
+
+def stateless(lm_head: tuple[str, Group]) -> Make:
     """SCALE's normalisations and SinkGD, no momentum anywhere, and Sign-SGD on 1-D parameters."""
-    made = by_role(COLUMNS, SINKGD, ROWS)(rates, steps)
-    return [
-        *(group for group in made if group["roles"] != ["vector"]),
-        ours("sign_sgd", "vector", VECTOR_RATE),
-    ]
+
+    def make(rates: dict[str, float], steps: int) -> list[Group]:
+        made = by_role(COLUMNS, SINKGD, lm_head)(rates, steps)
+        return [
+            *(group for group in made if group["roles"] != ["vector"]),
+            ours("sign_sgd", "vector", VECTOR_RATE),
+        ]
+
+    return make
 
 
 def preset(name: str) -> Make:
@@ -168,14 +181,6 @@ def alias_adam(rates: dict[str, float], steps: int) -> list[Group]:
     return [ours("alias_adam", EVERYTHING, 1e-3)]
 
 
-ADAMW: tuple[str, Group] = ("adamw", {})
-SAGE: tuple[str, Group] = ("sage", {})
-LION: tuple[str, Group] = ("lion", {})
-SINKGD: tuple[str, Group] = ("sinkgd", {})
-ROWS: tuple[str, Group] = ("scale", {"dim": 1})  # an output unit of a matrix or of the head
-COLUMNS: tuple[str, Group] = ("scale", {"dim": 0})  # a dimension of an embedding
-MOMENTUM: tuple[str, Group] = ("scale", {"dim": 1, "momentum": 0.9})
-
 _OURS = [
     Contender("adamw", "torch.optim.AdamW on everything", adamw_of_torch, 1),
     Contender(
@@ -214,7 +219,13 @@ _OURS = [
     Contender(
         "stateless",
         "SCALE by columns on the embedding, by rows on the head, SinkGD on matrices, Sign-SGD on 1-D",
-        stateless,
+        stateless(ROWS),
+        2,
+    ),
+    Contender(
+        "stateless-columns",
+        "SCALE by columns on embedding and head, SinkGD on matrices, Sign-SGD on 1-D",
+        stateless(COLUMNS),
         2,
     ),
     *(

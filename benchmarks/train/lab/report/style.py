@@ -36,6 +36,7 @@ CONTENDERS: dict[str, Style] = {
     "adamw-sinkgd-scale": Style(VERMILION, "^"),
     "scale-sinkgd-scale": Style(VERMILION, "v", "--"),
     "stateless": Style(VERMILION, "X", ":"),
+    "stateless-columns": Style(VERMILION, "P", ":"),
     "preset-sinkgd-scale": Style(VERMILION, "s", "-."),
     "preset-stateless": Style(VERMILION, "o", "-."),
     "preset-scale": Style(GREEN, "o", "-."),
