@@ -23,11 +23,18 @@ ROWS: dict[str, tuple[list[str], list[str]]] = {
             "FusedSinkGD (matrices)",
             "FusedSinkGD (matrices), 1 iteration",
         ],
-        ["sinkgd", "sinkgd-hybrid", "adamw-sinkgd-scale", "sage-hybrid", "stateless"],
+        ["sinkgd", "sinkgd-hybrid", "adamw-sinkgd-scale", "sage-hybrid", "stateless-columns"],
     ),
     "scale": (
         ["SCALE hybrid", "FusedSCALE", "FusedSCALE (columns)", "FusedSCALE (matrices)"],
-        ["scale", "adamw-sinkgd-scale", "scale-sinkgd-scale", "adamw-scale-scale", "stateless"],
+        [
+            "scale",
+            "adamw-sinkgd-scale",
+            "scale-sinkgd-scale",
+            "adamw-scale-scale",
+            "stateless",
+            "stateless-columns",
+        ],
     ),
     "alias": (
         ["ALIAS hybrid", "FusedALIAS", "FusedALIAS (lower bound)", "FusedALIAS (base)", "FusedALIASAdam"],
@@ -38,7 +45,7 @@ ROWS: dict[str, tuple[list[str], list[str]]] = {
     "adamw": (["FusedAdamW"], ["adamw-8bit", "muon", "schedule-free"]),
     "hybrids": (
         [f"{name} hybrid" for name in ("SAGE", "Lion", "SinkGD", "SCALE", "ALIAS")],
-        ["adamw-sinkgd-scale", "sage-hybrid", "sinkgd-hybrid", "lion-hybrid", "scale", "stateless"],
+        ["adamw-sinkgd-scale", "sage-hybrid", "sinkgd-hybrid", "lion-hybrid", "scale", "stateless-columns"],
     ),
 }
 # Case -> its column, and what the text calls it.

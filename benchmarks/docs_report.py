@@ -41,7 +41,7 @@ def link(target: str) -> str:
 
 
 ANCHOR = "adamw"
-IN_SHORT = (ANCHOR, "adamw-sinkgd-scale", "sage-hybrid", "scale", "lion", "stateless", "sign-sgd")
+IN_SHORT = (ANCHOR, "adamw-sinkgd-scale", "sage-hybrid", "scale", "lion", "stateless-columns")
 
 
 def in_short() -> str:

@@ -58,17 +58,17 @@ class FusedHybrid(ReplicatedOptimizer):
     "scale"        SCALE, dim 0 SCALE, dim 1             SCALE, dim 1 AdamW
     "alias"        ALIAS        ALIAS                    AdamW        ALIAS
     "sinkgd-scale" AdamW        SinkGD, 1 iteration      SCALE, dim 1 AdamW
-    "stateless"    SCALE, dim 0 SinkGD, 1 iteration      SCALE, dim 1 Sign-SGD
+    "stateless"    SCALE, dim 0 SinkGD, 1 iteration      SCALE, dim 0 Sign-SGD
     ============== ============ ======================== ============ ========
 
     The last two are this library's own, with the rates and for the reasons of ``docs/results.md``; the others
     are their papers'. In "scale" and "sinkgd-scale" the head has momentum 0.9; SCALE has none elsewhere.
-    ``dim`` is the one across which an output unit lies, so 0 for transformers' ``Conv1D``, too. In "alias"
-    all that is not the head is one group, with one step size.
+    ``dim`` is the one across which an output unit lies, so 0 for transformers' ``Conv1D``, too; of the head
+    in "stateless" an input unit. In "alias" all that is not the head is one group, with one step size.
 
-    A head that is tied to the embedding is the same parameter and counts as an embedding, but not in "scale"
-    and "stateless": there it has to be said with ``tied``. ``describe()`` shows which parameter got which
-    rule. Groups carry ``"role"`` beside ``"rule"``, so a single one is easily found and changed.
+    A head that is tied to the embedding is the same parameter and counts as an embedding, but not in "scale":
+    there it has to be said with ``tied``. ``describe()`` shows which parameter got which rule. Groups carry
+    ``"role"`` beside ``"rule"``, so a single one is easily found and changed.
 
     Args:
         model_or_named_parameters_or_groups: a module; (name, parameter) pairs together with ``embeddings``;
@@ -83,7 +83,7 @@ class FusedHybrid(ReplicatedOptimizer):
             learning rates, a role's going before its rule's. What a dict leaves out keeps the preset's.
         embeddings, lm_head: names of parameters with that role; see :func:`sage_ext.routing.route`.
         tied: ``"embedding"`` or ``"lm_head"``, the role of a weight that is both. None takes the preset's
-            choice; "scale" and "stateless" have none: SCALE's last layer is not an embedding as well.
+            choice; "scale" has none, because the paper's last layer is not an embedding as well.
         betas, eps, weight_decay: as trainers pass them: they go to every rule that has an argument of this
             name. None leaves the preset's.
         no_decay: names of parameters without weight decay, whatever the others have (usually norms and
@@ -269,7 +269,8 @@ class FusedHybrid(ReplicatedOptimizer):
     def _of_layout(self, rule: str, entry: routing.Routed) -> dict[str, Any]:
         """Return the hyperparameters of a matrix that depend on where it has its output units."""
         if rule == SCALE.name:
-            return {"dim": 1 - entry.output_dim}
+            by_input = entry.role in PRESETS[self._preset].by_input_unit
+            return {"dim": entry.output_dim if by_input else 1 - entry.output_dim}
         settings = self._rule_defaults[rule]
         if rule == SINKGD.name and settings["normalization"] == "unit" and entry.output_dim == 1:
             # The unit form divides by sqrt(rows), which are the outputs in nn.Linear.

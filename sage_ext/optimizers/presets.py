@@ -27,6 +27,8 @@ class Preset:
     """Of a role's rule, in this role alone."""
     tied: str | None = "embedding"
     """The role of a weight that is both embedding and head; None leaves that to the caller."""
+    by_input_unit: tuple[str, ...] = ()
+    """Roles in which SCALE normalises what goes to each input unit, instead of to each output unit."""
     joint: tuple[str, ...] = ()
     """Rules that get one group for all of their roles: its parameters share state."""
 
@@ -84,12 +86,14 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             lm_head="scale",
             vector="sign_sgd",
             hyperparameters={
-                "scale": {"lr": 1e-3},
-                "sinkgd": {"lr": 1e-3, "alpha": 1.0, "iterations": 1},
+                "scale": {"lr": 5e-3},
+                "sinkgd": {"lr": 2.5e-4, "alpha": 1.0, "iterations": 1},
                 "sign_sgd": {"lr": 1e-3},
             },
-            roles={"embedding": {"lr": 1e-2}},
-            tied=None,
+            roles={"lm_head": {"lr": 4e-3}},
+            # By output unit, a rare token's row moves as far as a frequent one's, on noise, which only a
+            # momentum mends.
+            by_input_unit=("lm_head",),
         ),
         # ALIAS has no learning rate to tune; the head is on AdamW in the LLaMA runs of its authors.
         "alias": Preset(

@@ -176,6 +176,8 @@ def test_a_stateless_hybrid_keeps_nothing(backend: str) -> None:
     before = [p.detach().clone() for p in model.parameters()]
     models.train(model, optimizer, range(2))
     assert not any(optimizer.state.values())
+    groups = by_role(optimizer)
+    assert (groups["embedding"]["dim"], groups["lm_head"]["dim"]) == (0, 0)
     assert optimizer.describe().state_bytes == 0
     assert all(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
 
