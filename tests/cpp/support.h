@@ -114,6 +114,11 @@ class Buffer {
     ASAN_POISON_MEMORY_REGION(base_, front_);
     ASAN_POISON_MEMORY_REGION(base_ + front_ + size_, kGuard);
   }
+  // The same numbers, as far past an aligned address.
+  Buffer(const Buffer& other)
+      : Buffer(other.dtype_, other.numel_, static_cast<int64_t>(other.front_ - kGuard) / itemsize(other.dtype_)) {
+    assign(other.bytes());
+  }
   Buffer(Buffer&&) = default;
   Buffer& operator=(Buffer&&) = delete;
   ~Buffer() {

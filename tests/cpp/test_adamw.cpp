@@ -140,8 +140,9 @@ TEST(AdamWStep, ThreadsAndRunsGiveTheSameBits) {
   const std::vector<int64_t> sizes = {100003, 5, 40000, 0, 70000};
   const AdamWOptions options;
   for (const Mix& mix : {testing::kFloat, testing::kBFloat}) {
+    const std::vector<AdamWProblem> start = make_adamw(mix, sizes, 8);
     const auto run = [&](int threads) {
-      std::vector<AdamWProblem> problems = make_adamw(mix, sizes, 8);
+      std::vector<AdamWProblem> problems = start;
       for (AdamWProblem& problem : problems) problem.step = 1;
       cpu::adamw_step(views(problems, options), options.grad_factor, threads);
       return problems;

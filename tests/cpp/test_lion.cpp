@@ -141,10 +141,11 @@ TEST(LionStep, BitsOfTheScalarFormula) {
 TEST(LionStep, ThreadsAndRunsGiveTheSameBits) {
   const std::vector<int64_t> sizes = {100003, 5, 40000, 0, 70000};
   for (const Mix& mix : {testing::kFloat, testing::kBFloat}) {
-    std::vector<LionProblem> first = make_lion(mix, sizes, 9);
+    const std::vector<LionProblem> start = make_lion(mix, sizes, 9);
+    std::vector<LionProblem> first = start;
     lion_step(views(first), kLionOptions, 1);
     for (const int threads : {1, 2, 3, 5}) {
-      std::vector<LionProblem> again = make_lion(mix, sizes, 9);
+      std::vector<LionProblem> again = start;
       lion_step(views(again), kLionOptions, threads);
       for (size_t i = 0; i < sizes.size(); ++i) {
         EXPECT_EQ(again[i].param.bytes(), first[i].param.bytes());

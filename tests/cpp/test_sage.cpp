@@ -154,8 +154,9 @@ TEST(SageStep, BitsOfTheScalarFormula) {
 TEST(SageStep, ThreadsRunsAndCompanyGiveTheSameBits) {
   const std::vector<Shape> shapes = {{300, 1025}, {5, 7}, {65537, 1}, {0, 4}, {64, 4097}, {1, 30}, {2000, 33}};
   for (const Mix& mix : {testing::kFloat, testing::kBFloat}) {
+    const std::vector<SageProblem> start = make_sage(mix, shapes, 10);
     const auto run = [&](int threads) {
-      std::vector<SageProblem> problems = make_sage(mix, shapes, 10);
+      std::vector<SageProblem> problems = start;
       for (SageProblem& problem : problems) problem.step = 2;
       sage_step(problems, kSageOptions, threads);
       return problems;
@@ -172,7 +173,6 @@ TEST(SageStep, ThreadsRunsAndCompanyGiveTheSameBits) {
       for (size_t i = 0; i < shapes.size(); ++i) expect_same(again[i], first[i]);
     }
     // Alone, each tensor takes the same step as in the list.
-    const std::vector<SageProblem> start = make_sage(mix, shapes, 10);
     for (size_t i = 0; i < shapes.size(); ++i) {
       std::vector<SageProblem> alone = make_sage(mix, {shapes[i]}, 0);
       alone[0].param.assign(start[i].param.bytes());

@@ -151,9 +151,10 @@ TEST_P(ScaleStep, LongSumsDoNotLoseAccuracy) {
 TEST_P(ScaleStep, ThreadsAndRunsGiveTheSameBits) {
   const std::vector<Shape> shapes = {{1031, 257}, {70000, 3}, {3, 70000}, {0, 4}, {257, 4100}};
   for (const Mix& mix : {testing::kFloat, testing::kBFloat}) {
+    const std::vector<ScaleProblem> start = make_scale(mix, shapes, 11);
     std::vector<std::byte> first;
     for (const int threads : {1, 1, 2, 3, 5}) {
-      std::vector<ScaleProblem> problems = make_scale(mix, shapes, 11);
+      std::vector<ScaleProblem> problems = start;
       scale_step(problems, GetParam(), threads);
       if (first.empty()) first = bytes_of(problems);
       EXPECT_TRUE(bytes_of(problems) == first);

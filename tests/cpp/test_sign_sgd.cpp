@@ -146,9 +146,10 @@ TEST_P(SignSGDStep, BitsOfTheScalarFormula) {
 
 TEST_P(SignSGDStep, ThreadsAndRunsGiveTheSameBits) {
   for (const Mix& mix : {testing::kFloat, testing::kBFloat}) {
+    const std::vector<LionProblem> start = make_lion(mix, {100003, 5, 40000, 0, 70000}, 9);
     std::vector<std::byte> first;
     for (const int threads : {1, 1, 2, 3, 5}) {
-      std::vector<LionProblem> problems = make_lion(mix, {100003, 5, 40000, 0, 70000}, 9);
+      std::vector<LionProblem> problems = start;
       sign_sgd_step(problems, GetParam(), threads);
       if (first.empty()) first = bytes_of(problems);
       EXPECT_EQ(bytes_of(problems), first);

@@ -174,8 +174,9 @@ TEST(SinkGDStep, ThreadsAndRunsGiveTheSameBits) {
   const std::vector<Shape> shapes = {{513, 768}, {5, 7},  {300, 1025}, {65537, 1}, {0, 4},
                                      {64, 4097}, {1, 30}, {40, 4000},  {2, 200000}};
   for (const Mix& mix : {testing::kFloat, testing::kBFloat, Mix{DType::float32, DType::float16, DType::float32}}) {
+    const std::vector<SinkGDProblem> start = make_sinkgd(mix, shapes, 10);
     const auto run = [&](int threads) {
-      std::vector<SinkGDProblem> problems = make_sinkgd(mix, shapes, 10);
+      std::vector<SinkGDProblem> problems = start;
       sinkgd_step(problems, kSinkGDOptions, threads);
       return problems;
     };

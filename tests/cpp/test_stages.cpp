@@ -161,24 +161,25 @@ TEST(SinkGDStages, ASmallColumn) { testing::check_sinkgd_small_columns<Cpu<1>>()
 TEST(SinkGDStages, MixesInOneCall) { testing::check_mixes<Cpu<1>, SinkGDStack>(with_iterations(2)); }
 TEST(SinkGDStages, LongSums) { testing::check_long_sums<Cpu<2>, SinkGDStack>(with_iterations(2), 40'000); }
 
-// Many tasks, in each stage.
+// Many tasks, in each stage. PiecesOfEverySize has every mesh with every mix; here rows and columns are cut once in
+// each.
 std::vector<Size> sizes_of_tasks() { return {{300, 1025}, {5, 7}, {20'000, 3}, {3, 9000}, {64, 4097}, {1, 30}}; }
 
 template <typename Problem, typename Options>
 void check_threads(const Options& options) {
   for (const Mesh& mesh : testing::kMeshes) {
-    for (const Mix& mix : {testing::kFloat, testing::kBFloat}) {
-      SCOPED_TRACE(describe(mesh) + ", " + describe(mix));
-      const auto run = [&](auto device) {
-        std::vector<Problem> problems = make_problems<Problem>(mix, sizes_of_tasks(), 8);
-        step_in_pieces<decltype(device)>(problems, options, mesh, 80);
-        return result_bytes(problems);
-      };
-      const std::vector<std::byte> first = run(Cpu<1>());
-      EXPECT_TRUE(run(Cpu<1>()) == first) << "again";
-      EXPECT_TRUE(run(Cpu<2>()) == first) << "2 threads";
-      EXPECT_TRUE(run(Cpu<3>()) == first) << "3 threads";
-    }
+    const Mix mix = mesh.size() == 3 ? testing::kBFloat : testing::kFloat;
+    SCOPED_TRACE(describe(mesh) + ", " + describe(mix));
+    const std::vector<Problem> start = make_problems<Problem>(mix, sizes_of_tasks(), 8);
+    const auto run = [&](auto device) {
+      std::vector<Problem> problems = start;
+      step_in_pieces<decltype(device)>(problems, options, mesh, 80);
+      return result_bytes(problems);
+    };
+    const std::vector<std::byte> first = run(Cpu<1>());
+    EXPECT_TRUE(run(Cpu<1>()) == first) << "again";
+    EXPECT_TRUE(run(Cpu<2>()) == first) << "2 threads";
+    EXPECT_TRUE(run(Cpu<3>()) == first) << "3 threads";
   }
 }
 

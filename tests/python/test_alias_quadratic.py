@@ -97,11 +97,11 @@ def test_memory_efficient_form_with_a_max_step_that_is_right(condition: float, f
     """
     problem = Quadratic(condition, 0)
     best, lr = problem.best()
+    bounds = [1.05 * constant for constant in problem.sign_sgd([2 * lr, 10 * lr])]
+    bounds[0] = min(bounds[0], 2 * best)
     for d0 in DECADES if form == "alias" else [0.0]:
-        assert problem.alias(form, d0, max_step=2 * lr) <= 2 * best, d0
-        for max_step in (2 * lr, 10 * lr):
-            constant = problem.sign_sgd([max_step])[0]
-            assert problem.alias(form, d0, max_step=max_step) <= 1.05 * constant, d0
+        for max_step, bound in zip((2 * lr, 10 * lr), bounds, strict=True):
+            assert problem.alias(form, d0, max_step=max_step) <= bound, d0
 
 
 @quadratics

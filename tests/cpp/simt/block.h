@@ -77,7 +77,7 @@ class Block {
   void atomic(const void* address, unsigned bytes, const void* instruction);
   // Lets others run first, now and then, if the schedule is random.
   void give_way() {
-    if (is_random_ && random_.next() % 8 == 0) Fiber::suspend();
+    if (is_random_ && random_.next() % 8 == 0) let_others_run();
   }
 
  private:
@@ -91,7 +91,9 @@ class Block {
 
   static void run_thread();
   Thread& pick();
+  Fiber& take_up(Thread& thread);
   void resume(Thread& thread);
+  void let_others_run();
   void exit_thread();
   void abandon();
 

@@ -23,7 +23,6 @@ std::string describe(const char* what, const Site& where) {
 }
 
 bool same_site(const Site& a, const Site& b) {
-  if (std::memcmp(&a, &b, sizeof(Site)) == 0) return true;
   if (a.line() != b.line() || a.column() != b.column()) return false;
   return a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0;
 }
@@ -92,7 +91,7 @@ int Block::barrier(const char* what, bool predicate, const Site& where) {
   if (in_barrier_++ == 0) first_ = &thread;
   if (in_barrier_ < threads_.size()) {
     set_waiting(thread, State::in_barrier);
-    Fiber::suspend();
+    let_others_run();
     return barrier_result_;
   }
   for (Thread& other : threads_) make_ready(other);
@@ -169,7 +168,7 @@ uint64_t Block::meet_lanes(const char* what, unsigned mask, const Site& where, i
   if (here != named) {
     meeting = {mask, here, where};
     set_waiting(thread, State::in_warp);
-    Fiber::suspend();
+    let_others_run();
     return thread.result;
   }
   meeting.lanes = 0;

@@ -60,6 +60,7 @@ size_t page_bytes() {
 }
 
 Fiber* running = nullptr;
+[[maybe_unused]] bool is_from_caller = false;  // who the running fiber was entered by: resume(), or another fiber
 [[maybe_unused]] void* caller_fake_stack = nullptr;
 [[maybe_unused]] const void* caller_stack = nullptr;
 [[maybe_unused]] size_t caller_stack_bytes = 0;
@@ -84,10 +85,12 @@ void Fiber::reset() {
   for (int i = 0; i < 6; ++i) *--top = nullptr;  // the registers that simt_switch_stack restores
   context_->stack = top;
   task_ = nullptr;
+  fake_stack_ = nullptr;
 }
 
 inline void Fiber::enter() { simt_switch_stack(&caller, context_->stack); }
 inline void Fiber::leave() { simt_switch_stack(&context_->stack, caller); }
+inline void Fiber::leave_for(Fiber& next) { simt_switch_stack(&context_->stack, next.context_->stack); }
 
 #else
 
@@ -106,10 +109,12 @@ void Fiber::reset() {
   context_->fiber.uc_link = nullptr;
   makecontext(&context_->fiber, &Fiber::loop, 0);
   task_ = nullptr;
+  fake_stack_ = nullptr;
 }
 
 void Fiber::enter() { swapcontext(&caller, &context_->fiber); }
 void Fiber::leave() { swapcontext(&context_->fiber, &caller); }
+void Fiber::leave_for(Fiber& next) { swapcontext(&context_->fiber, &next.context_->fiber); }
 
 #endif
 
@@ -129,6 +134,7 @@ Fiber::~Fiber() {
 void Fiber::resume(Task task) {
   if (task_ == nullptr) task_ = task;
   running = this;
+  is_from_caller = true;
   SIMT_ASAN(__sanitizer_start_switch_fiber(&caller_fake_stack, mapping_ + page_bytes(), kStackBytes));
   enter();
   SIMT_ASAN(__sanitizer_finish_switch_fiber(caller_fake_stack, nullptr, nullptr));
@@ -138,12 +144,27 @@ void Fiber::suspend() {
   Fiber* self = running;
   SIMT_ASAN(__sanitizer_start_switch_fiber(&self->fake_stack_, caller_stack, caller_stack_bytes));
   self->leave();
-  SIMT_ASAN(__sanitizer_finish_switch_fiber(self->fake_stack_, &caller_stack, &caller_stack_bytes));
+  self->entered();
+}
+
+void Fiber::suspend_for(Fiber& next, Task task) {
+  Fiber* self = running;
+  if (next.task_ == nullptr) next.task_ = task;
+  running = &next;
+  is_from_caller = false;
+  SIMT_ASAN(__sanitizer_start_switch_fiber(&self->fake_stack_, next.mapping_ + page_bytes(), kStackBytes));
+  self->leave_for(next);
+  self->entered();
+}
+
+void Fiber::entered() {
+  SIMT_ASAN(__sanitizer_finish_switch_fiber(fake_stack_, is_from_caller ? &caller_stack : nullptr,
+                                            is_from_caller ? &caller_stack_bytes : nullptr));
 }
 
 // The bottom of every fiber's stack.
 void Fiber::loop() {
-  SIMT_ASAN(__sanitizer_finish_switch_fiber(nullptr, &caller_stack, &caller_stack_bytes));
+  running->entered();
   for (;;) {
     Fiber* self = running;
     self->task_();

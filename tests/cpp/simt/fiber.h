@@ -5,7 +5,8 @@
 
 namespace simt::detail {
 
-// A stack of its own on which tasks run, one after another. One caller resumes fibers; a task suspends itself.
+// A stack of its own on which tasks run, one after another. One caller resumes fibers; a task suspends itself, for the
+// caller or for another fiber.
 // Everything happens on one thread of the operating system.
 class Fiber {
  public:
@@ -16,10 +17,12 @@ class Fiber {
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
-  // Goes on with the suspended task, or starts this one if the last has ended. Returns when the task ends or suspends.
+  // Goes on with the suspended task, or starts this one if the last has ended. Returns when a task ends or suspends.
   void resume(Task task);
-  // Called by the running task.
+  // Called by the running task: back to the caller of resume().
   static void suspend();
+  // Called by the running task: on with another fiber, as by its resume().
+  static void suspend_for(Fiber& next, Task task);
   // Forgets a suspended task: its stack is not unwound.
   void reset();
 
@@ -28,6 +31,8 @@ class Fiber {
   static void loop();
   void enter();
   void leave();
+  void leave_for(Fiber& next);
+  void entered();
 
   size_t index_;
   char* mapping_;  // a guard page, then the stack

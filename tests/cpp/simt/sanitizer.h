@@ -1,7 +1,8 @@
 #pragma once
 
-// SIMT_ASAN(statement): for AddressSanitizer only.
-#if defined(__SANITIZE_ADDRESS__)
+// SIMT_ASAN(statement): for AddressSanitizer only, which the kernels may be compiled for where the emulator is not.
+#if defined(SIMT_HAS_ASAN)
+#elif defined(__SANITIZE_ADDRESS__)
 #define SIMT_HAS_ASAN 1
 #elif defined(__has_feature)
 #if __has_feature(address_sanitizer)
