@@ -76,8 +76,8 @@ def choose(items: Sequence[Sequence[Cost]], limits: Sequence[int | None]) -> Cho
     if found is None:
         # Each limit could be kept alone, so it is the first that is too little beside the others.
         others = [None if index == kept[0] else limit for index, limit in enumerate(limits)]
-        least = [[Cost(float(cost.uses[kept[0]]), cost.uses) for cost in item] for item in items]
-        picks = choose(least, others).picks
+        as_risk = [[Cost(float(cost.uses[kept[0]]), cost.uses) for cost in item] for item in items]
+        picks = choose(as_risk, others).picks
         total = _sum(items, picks, kept[0])
         if total <= problem.limits[0]:
             return Chosen(picks, False, problem.bound(problem.prices))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sage_ext.planning.picture import COLORS
 from sage_ext.selection.candidates import CANDIDATES, IN_BF16
@@ -11,7 +11,7 @@ from sage_ext.selection.candidates import CANDIDATES, IN_BF16
 if TYPE_CHECKING:
     from sage_ext.selection.config import AutoConfig
 
-# Of AdamW a lighter shade of its own; it is hatched beside.
+# AdamW in bf16 is a lighter shade of AdamW.
 SHADES = {name: COLORS[rule] for name, rule in CANDIDATES.items()} | {IN_BF16: "#F4B183"}
 MARKS = dict(zip(CANDIDATES, "osD^v<>", strict=True))
 
@@ -31,6 +31,12 @@ def draw(config: AutoConfig, path: str | os.PathLike[str]) -> None:
         ) from error
     figure = Figure(figsize=(7.6, 6.4), layout="constrained")
     FigureCanvasAgg(figure)
+    fill(figure, config)
+    figure.savefig(path, dpi=150)
+
+
+def fill(figure: Any, config: AutoConfig) -> None:
+    """Draw it into a figure of matplotlib."""
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     points = config.front
     count = max(sum(block.param.numel() for block in config.blocks), 1)
@@ -90,10 +96,9 @@ def draw(config: AutoConfig, path: str | os.PathLike[str]) -> None:
     if config.state_budget is not None and config.state_budget <= 1.05 * max(max(states), 1e-9) * count:
         above.plot([], [], "--", color="black", linewidth=0.9, label="allowed")
     above.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150)
 
 
-def _patch(candidate: str):
+def _patch(candidate: str) -> Any:
     from matplotlib.patches import Patch
 
     return Patch(color=SHADES[candidate], label=candidate)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import fsum
 from typing import TYPE_CHECKING
 
-from sage_ext.optimizers.description import _size as size
+from sage_ext.planning.report import size
 from sage_ext.routing import ROLES
 from sage_ext.selection.candidates import CANDIDATES
 
@@ -31,7 +31,7 @@ def table(config: AutoConfig, *, merged: bool) -> str:
     return _lines([["role", "tensors", *_HEAD], *rows], left=1, also_left=(2,))
 
 
-_HEAD = ("candidate", "lr", "parameters", "state", "risk", "share of risk")
+_HEAD = ("candidate", "lr", "parameters", "state", "risk", "weighted")
 
 
 def _cells(pairs: Sequence[Pair]) -> list[str]:
@@ -44,9 +44,14 @@ def _cells(pairs: Sequence[Pair]) -> list[str]:
         f"{option.lr:g}",
         f"{sum(block.param.numel() for block, _ in pairs):,}",
         size(sum(option.state_bytes for _, option in pairs)),
-        f"{risk / share if share else 0.0:.4f}",
-        f"{risk:.4f}",
+        _risk(risk / share if share else 0.0),
+        _risk(risk),
     ]
+
+
+def _risk(value: float) -> str:
+    """Return four decimals, or one digit of what they would hide."""
+    return f"{value:.0e}" if 0 < value < 5e-5 else f"{value:.4f}"
 
 
 def risks(config: AutoConfig) -> str:
@@ -62,7 +67,7 @@ def risks(config: AutoConfig) -> str:
                 continue
             share = fsum(block.share for block, _ in pairs)
             risk = fsum(b.share * o.risk.total for b, o in pairs) / share if share else 0.0
-            cells.append(f"{risk:.4f}, {size(sum(o.state_bytes for _, o in pairs))}")
+            cells.append(f"{_risk(risk)}, {size(sum(o.state_bytes for _, o in pairs))}")
         if set(cells) != {"-"}:
             rows.append([candidate, *cells])
     return _lines(rows, left=1)
@@ -76,7 +81,7 @@ def summary(config: AutoConfig) -> str:
         "",
         f"state: {size(state)}, {100 * state / whole if whole else 0:.1f} % of AdamW's {size(whole)}"
         + ("" if config.state_budget is None else f"; allowed: {size(config.state_budget)}"),
-        f"risk: {config.risk:.4f} (AdamW: 0)",
+        f"risk: {_risk(config.risk)} (AdamW: 0)",
     ]
     if config.ms is not None:
         allowed = "" if config.ms_budget is None else f"; allowed: {config.ms_budget:g} ms"

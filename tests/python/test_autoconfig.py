@@ -534,8 +534,8 @@ def test_tables_add_up(measured: AutoConfig) -> None:
     assert sum(int(row[1]) for row in merged) == len(config.blocks)
     text = str(config)
     assert config.table() in text
-    assert f"risk: {config.risk:.4f}" in text
-    assert "allowed: 1.5 KiB" in text
+    assert f"risk: {config.risk:.4f} (AdamW: 0)" in text
+    assert "allowed: 1.46 KiB" in text
     assert len(config.front) > 5
     assert config.alone("sinkgd") is None
     assert config.alone("adamw") == measured.front[-1]
