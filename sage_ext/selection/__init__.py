@@ -22,7 +22,7 @@ from sage_ext.optimizers import validate
 from sage_ext.planning.hardware import CLUSTERS, Cluster
 from sage_ext.selection import candidates as rules
 from sage_ext.selection.candidates import CANDIDATES
-from sage_ext.selection.config import AutoConfig, Block, Option, Point, check_budget
+from sage_ext.selection.config import AutoConfig, Block, Option, Point, check_budget, first_choice
 from sage_ext.selection.shadows import Loss, Rate, Risk, Shadowed, watch
 
 __all__ = ["CANDIDATES", "AutoConfig", "Block", "Option", "Point", "Risk", "autoconfig"]
@@ -95,8 +95,8 @@ def autoconfig(
             :data:`sage_ext.routing.ROLES`). The embedding's is worth being larger.
         weight_decay: of AdamW.
         max_grad_norm: the norm to which all gradients together are clipped, in the warm-up; None does not.
-        candidates: names, of :data:`CANDIDATES`. "adamw" has both moments in float32, and "adamw-bf16" in
-            bfloat16, where it is left out if beta2 is 0.998 or more.
+        candidates: names, of :data:`~sage_ext.selection.CANDIDATES`. "adamw" has both moments in float32,
+            "adamw-bf16" in bfloat16; with a beta2 of 0.998 or more it is left out.
         blocks: ``"tensor"`` chooses for each parameter by itself, ``"role"`` one candidate for all parameters
             of a role.
         embeddings, lm_head, tied, no_decay: as :func:`sage_ext.routing.route` has them.
@@ -144,6 +144,21 @@ def autoconfig(
             raise ValueError(f'model: {of.entry.name} is float64, which takes backend="reference"')
     adamw = [rules.candidates_of(e, [rules.REFERENCE], overrides, native=native)[0] for e in routed]
     decays = [weight_decay if entry.decays else 0.0 for entry in routed]
+    if published is None and ms is not None:
+        published = measured_bandwidth(routed[0].param.device)
+
+    def choice() -> AutoConfig:
+        return first_choice(
+            shadowed,
+            rates,
+            weight_decay,
+            by_role=blocks == "role",
+            bandwidth=published,
+            state_bytes=state_bytes,
+            ms=ms,
+        )
+
+    choice()  # a budget that is too small is told before anything is trained
     watch(
         model,
         batches,
@@ -155,17 +170,7 @@ def autoconfig(
         max_grad_norm=max_grad_norm,
         native=native,
     )
-    if published is None and ms is not None:
-        published = measured_bandwidth(routed[0].param.device)
-    return AutoConfig.of(
-        shadowed,
-        rates,
-        weight_decay,
-        by_role=blocks == "role",
-        bandwidth=published,
-        state_bytes=state_bytes,
-        ms=ms,
-    )
+    return choice()
 
 
 def default_loss(model: nn.Module, batch: Any) -> Tensor:

@@ -28,7 +28,7 @@ class Option:
     """A candidate for one parameter."""
 
     candidate: str
-    """One of :data:`CANDIDATES`."""
+    """One of :data:`~sage_ext.selection.CANDIDATES`."""
     rule: str
     """What a group of :class:`~sage_ext.FusedHybrid` names."""
     lr: float
@@ -58,7 +58,7 @@ class Block:
     share: float
     """Of the elements of all parameters."""
     options: tuple[Option, ...]
-    """In the order of :data:`CANDIDATES`."""
+    """In the order of :data:`~sage_ext.selection.CANDIDATES`."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class AutoConfig:
     ms_budget: float | None
     """Milliseconds that were allowed."""
     bandwidth: float | None
-    """Of the memory, in bytes a second, by which time is predicted; None: it is not."""
+    """Of the memory, in bytes a second. Time is predicted by it; with None it is not."""
     by_role: bool
     """Whether all parameters of a role have one candidate."""
     is_optimal: bool
@@ -96,51 +96,6 @@ class AutoConfig:
     have had to leave some out."""
     bound: float
     """No choice within the budget has less risk than this."""
-
-    @classmethod
-    def of(
-        cls,
-        shadowed: Sequence[Shadowed],
-        rates: Mapping[str, float],
-        weight_decay: float,
-        *,
-        by_role: bool,
-        bandwidth: float | None,
-        state_bytes: int | None,
-        ms: float | None,
-    ) -> AutoConfig:
-        """Return the choice within a budget, of candidates that have been watched.
-
-        Args:
-            shadowed: the parameters with what was seen of their candidates.
-            rates: role -> AdamW's rate.
-            weight_decay: AdamW's.
-            by_role: one candidate for each role.
-            bandwidth: of the memory, in bytes a second.
-            state_bytes, ms: the budget.
-
-        Raises:
-            ValueError: nothing is within the budget.
-        """
-        total = max(sum(of.entry.param.numel() for of in shadowed), 1)
-        matched = _matched(shadowed)
-        blocks = []
-        for of in shadowed:
-            role, decay = of.entry.role, weight_decay if of.entry.decays else 0.0
-            options = []
-            for index, candidate in enumerate(of.candidates):
-                lr = (
-                    rates[role]
-                    if candidate.rule.name == REFERENCE
-                    else rates[role] * matched[role, candidate.name]
-                )
-                lr = _rounded(lr)
-                own_decay = decay * rates[role] / lr if decay and candidate.rule.name != REFERENCE else decay
-                options.append(_option(candidate, lr, _rounded(own_decay), of.risk(index)))
-            share = of.entry.param.numel() / total
-            blocks.append(Block(of.entry.name, of.entry.param, role, share, tuple(options)))
-        empty = cls(tuple(blocks), (), None, None, bandwidth, by_role, True, 0.0)
-        return empty.within(state_bytes=state_bytes, ms=ms)
 
     def within(self, *, state_bytes: int | None = None, ms: float | None = None) -> AutoConfig:
         """Return the choice within another budget, from what was measured.
@@ -180,7 +135,7 @@ class AutoConfig:
 
     @property
     def state_bytes(self) -> int:
-        """Of all optimizer state: what ``FusedHybrid(config.groups)`` allocates."""
+        """Of all optimizer state, as ``FusedHybrid(config.groups)`` allocates it."""
         return sum(option.state_bytes for option in self.chosen)
 
     @property
@@ -195,7 +150,7 @@ class AutoConfig:
 
     @property
     def risk(self) -> float:
-        """Of all parameters, weighted by their shares: 0 for AdamW on all."""
+        """Of all parameters, weighted by their shares; 0 for AdamW on all."""
         return self._point(self.picks).risk
 
     @property
@@ -234,7 +189,7 @@ class AutoConfig:
         """Return what one candidate costs for all parameters; None if it does not apply to all.
 
         Args:
-            candidate: one of :data:`CANDIDATES`.
+            candidate: one of :data:`~sage_ext.selection.CANDIDATES`.
         """
         picks = [
             index
@@ -348,6 +303,47 @@ class AutoConfig:
         )
 
 
+def first_choice(
+    shadowed: Sequence[Shadowed],
+    rates: Mapping[str, float],
+    weight_decay: float,
+    *,
+    by_role: bool,
+    bandwidth: float | None,
+    state_bytes: int | None,
+    ms: float | None,
+) -> AutoConfig:
+    """Return the choice within a budget, of candidates that have been watched; without risks before that.
+
+    Args:
+        shadowed: the parameters with what was seen of their candidates.
+        rates: role -> AdamW's rate.
+        weight_decay: AdamW's.
+        by_role: one candidate for each role.
+        bandwidth: of the memory, in bytes a second.
+        state_bytes, ms: the budget.
+
+    Raises:
+        ValueError: nothing is within the budget.
+    """
+    total = max(sum(of.entry.param.numel() for of in shadowed), 1)
+    matched = _matched(shadowed)
+    blocks = []
+    for of in shadowed:
+        role, decay = of.entry.role, weight_decay if of.entry.decays else 0.0
+        options = []
+        for index, candidate in enumerate(of.candidates):
+            lr, own_decay = rates[role], decay
+            if candidate.rule.name != REFERENCE:
+                lr = _rounded(lr * matched[role, candidate.name])
+                own_decay = _rounded(decay * rates[role] / lr)
+            options.append(_option(candidate, lr, own_decay, of.risk(index)))
+        share = of.entry.param.numel() / total
+        blocks.append(Block(of.entry.name, of.entry.param, role, share, tuple(options)))
+    empty = AutoConfig(tuple(blocks), (), None, None, bandwidth, by_role, True, 0.0)
+    return empty.within(state_bytes=state_bytes, ms=ms)
+
+
 def check_budget(state_bytes: Any, ms: Any) -> None:
     """Raise ValueError for a budget that cannot be one."""
     if state_bytes is not None and (
@@ -379,7 +375,7 @@ def _matched(shadowed: Sequence[Shadowed]) -> dict[tuple[str, str], float]:
     measured steps together; 1 where the candidate did not move."""
     sums: dict[tuple[str, str], tuple[float, float]] = {}
     for of in shadowed:
-        for candidate, seen in zip(of.candidates, of.seen, strict=True):
+        for candidate, seen in zip(of.candidates, of.seen or [[] for _ in of.candidates], strict=True):
             key = (of.entry.role, candidate.name)
             reference, own = sums.get(key, (0.0, 0.0))
             reference += fsum(step.reference_squares for step in seen)

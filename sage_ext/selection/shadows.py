@@ -63,7 +63,7 @@ class Shadowed:
 
     def risk(self, index: int) -> Risk:
         """Return the risk of a candidate; AdamW's own is 0, whatever rounding says."""
-        if self.candidates[index].name == REFERENCE:
+        if not self.seen or self.candidates[index].name == REFERENCE:
             return Risk(0.0, 0.0, 0.0)
         steps = self.seen[index]
         cosines = [_cosine(s.product, s.squares, s.reference_squares) for s in steps]

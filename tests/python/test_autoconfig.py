@@ -151,6 +151,9 @@ def test_a_budget_that_nothing_fits_names_the_smallest_that_does(measured: AutoC
     with pytest.raises(ValueError, match=rf"state_bytes: .*the smallest possible is {least:,}\..*'sign_sgd'"):
         config.within(state_bytes=least - 1)
     assert config.within(state_bytes=least).rules == dict.fromkeys(config.rules, "lion")
+    never = pytest.fail
+    with pytest.raises(ValueError, match=r"state_bytes: 10 is too little"):  # before anything is trained
+        autoconfig(TinyLanguageModel(), BATCHES, loss=never, state_bytes=10, candidates=["adamw"])
     with pytest.raises(ValueError, match=r"ms: 1e-06 is too little; the smallest possible is 0\.0"):
         measured.within(ms=1e-6)
 
