@@ -28,13 +28,14 @@ CUDA_TORCH ?= torch==2.14.1
 CUDA_ARCHS := $(or $(TORCH_CUDA_ARCH_LIST),8.0;9.0;10.0)
 # Not those of the example, the pages, the benchmarks, trainers, plans, what ships and what runs on several processes: they
 # are the same whatever is built, and some would need the example's dependencies here too. Without a GPU only the CPU
-# kernels run, which make test has tested; Lion's suite is enough for them here.
+# kernels run, which make test has tested; Lion's suite is enough for them here, and autoconfig is the same.
 OF_NO_BUILD := $(patsubst %,tests/python/test_%.py,distributed docs integrations integrations_plugins \
   integrations_pretraining on_gpu packaging plan plan_memory train_report train_runner vote wheel) \
   tests/python/test_example%
 CUDA_TESTS := $(filter-out $(OF_NO_BUILD),$(wildcard tests/python/test_*.py))
 ifeq ($(HAS_GPU),0)
-CUDA_TESTS := $(filter-out tests/python/test_native_%,$(CUDA_TESTS)) tests/python/test_native_lion.py
+CUDA_TESTS := $(filter-out tests/python/test_native_% tests/python/test_autoconfig.py,$(CUDA_TESTS)) \
+  tests/python/test_native_lion.py
 endif
 
 # What tools/wheel.py takes.

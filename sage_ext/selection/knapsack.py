@@ -103,7 +103,9 @@ class _Problem:
         for row, item in enumerate(items):
             for column, cost in enumerate(item):
                 self.risk[row, column] = cost.risk
-                self.uses[row, column] = torch.tensor([cost.uses[k] for k in resources], dtype=torch.int64)
+                self.uses[row, column] = torch.tensor(
+                    [cost.uses[k] for k in resources], dtype=torch.int64, device="cpu"
+                )
         far = torch.iinfo(torch.int64).max // max(len(items), 1)
         absent = self.risk.isinf().unsqueeze(-1)
         self.least_uses = self.uses.masked_fill(absent, far).amin(dim=1) if items else self.uses.sum(dim=1)

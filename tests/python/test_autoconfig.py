@@ -390,6 +390,30 @@ def test_the_model_is_as_it_was_to_the_bit(breaks_in: int | None) -> None:
     assert torch.equal(torch.get_rng_state(), random)
 
 
+def test_it_follows_the_device(device: torch.device) -> None:
+    """Dropout draws from the device's own generator, and states are where their parameters are."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Dropout(0.5), nn.Linear(4, 3)).to(device)
+    rows = [torch.tensor([1, 2, 2, 5], device=device)]
+
+    def drawn() -> list[float]:
+        torch.manual_seed(1)
+        config = autoconfig(model, rows, loss=lambda m, x: m(x).square().sum(), steps=4, state_bytes=100)
+        optimizer = FusedHybrid(config.groups)
+        model(rows[0]).square().sum().backward()
+        optimizer.step()
+        states = [tensor for state in optimizer.state.values() for tensor in state.values()]
+        assert {tensor.device.type for tensor in states} == {device.type}
+        assert allocated(optimizer) == config.state_bytes <= 100
+        return torch.rand(3, device=device).tolist()
+
+    # Of the generator only the step behind it has drawn.
+    torch.manual_seed(1)
+    model(rows[0])
+    expected = torch.rand(3, device=device).tolist()
+    assert drawn() == expected
+
+
 # ------------------------------------------------------------------------------------------------- losses
 
 
