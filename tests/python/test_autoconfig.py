@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -581,10 +581,3 @@ def test_without_matplotlib_there_is_a_cure(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="pip install matplotlib"):
         measured.picture(tmp_path / "front.png")
-
-
-def test_it_is_a_function_of_the_package_whatever_was_imported() -> None:
-    import sage_ext.selection
-
-    assert sage_ext.autoconfig is sage_ext.selection.autoconfig
-    assert isinstance(sage_ext.autoconfig, Callable)
