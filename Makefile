@@ -35,8 +35,8 @@ OF_NO_BUILD := $(patsubst %,tests/python/test_%.py,distributed docs integrations
   tests/python/test_example%
 CUDA_TESTS := $(filter-out $(OF_NO_BUILD),$(wildcard tests/python/test_*.py))
 ifeq ($(HAS_GPU),0)
-OF_NUMBERS := $(patsubst %,tests/python/test_%.py,native_% alias_laws alias_quadratic laws low_precision reference \
-  scaling_model)
+OF_NUMBERS := $(patsubst %,tests/python/test_%.py,native_% alias_laws alias_quadratic autoconfig laws low_precision \
+  reference scaling_model)
 CUDA_TESTS := $(filter-out $(OF_NUMBERS),$(CUDA_TESTS)) tests/python/test_native_lion.py
 endif
 

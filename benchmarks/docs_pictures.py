@@ -1,6 +1,7 @@
 """Draws the pictures of docs/: python benchmarks/docs_pictures.py
 
-``state.svg`` is made of benchmarks/results/memory.json, ``choose.svg`` of docs/choose.md's six questions.
+``state.svg`` is made of benchmarks/results/memory.json, ``choose.svg`` of docs/choose.md's six questions,
+``autoconfig.svg`` of what study "budget" of benchmarks/train has measured.
 Each has in its metadata a digest of what it was made of, so that a test sees whether it still is.
 """
 
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import docs_autoconfig
 from docs_tables import ADAMW, GIB, load, size
 
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "pictures"
@@ -81,10 +83,18 @@ def draw_questions(axes: Any) -> None:
     box(2.2, -2 * len(QUESTIONS) - 0.8, LAST, BLUE)
 
 
+def draw_autoconfig(axes: Any) -> None:
+    from sage_ext.selection.picture import fill
+
+    axes.figure.clear()
+    fill(axes.figure, docs_autoconfig.configuration())
+
+
 # File -> what it is made of, what draws it, and its size in inches.
 ALL: dict[str, tuple[Callable[[], Any], Callable[[Any], None], tuple[float, float]]] = {
     "state.svg": (state_of, draw_state, (7.5, 4.4)),
     "choose.svg": (lambda: [QUESTIONS, LAST], draw_questions, (7.5, 7.8)),
+    "autoconfig.svg": (lambda: docs_autoconfig.result()["measured"], draw_autoconfig, (7.6, 6.4)),
 }
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import docs_autoconfig as autoconfig
 import docs_gpu_tables as gpu
 import docs_method_tables as methods
 import docs_plan_tables as plan
@@ -30,6 +31,7 @@ PARTS: dict[str, dict[str, list[Callable[[], str]]]] = {
         "costs": [cpu.costs, gpu.in_short],
         "low-precision": [cpu.low_precision_in_short],
     },
+    "docs/autoconfig.md": {"example": [autoconfig.example]},
     "docs/choose.md": {
         "low-precision": [cpu.low_precision_to_choose],
         "rates": [runs.rates],

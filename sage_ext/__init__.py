@@ -6,7 +6,7 @@ ALIAS, AdamW and hybrids of them.
 ``import sage_ext`` imports neither torch nor the compiled module: the optimizers and the submodules load at
 first use. Where torch is missing, that raises an ``ImportError`` with the cure; a compiled module that cannot
 be loaded explains itself when an optimizer first needs it. ``python -m sage_ext`` shows what works, and
-``python -m sage_ext plan`` what an optimizer will cost.
+``python -m sage_ext plan`` what an optimizer will cost; ``sage_ext.autoconfig`` chooses one within a budget.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sage_ext import planning as planning
     from sage_ext import reference as reference
     from sage_ext import routing as routing
+    from sage_ext import selection as selection
     from sage_ext.optimizers import (
         Description,
         FusedAdamW,
@@ -35,8 +36,10 @@ if TYPE_CHECKING:
         FusedSinkGD,
     )
     from sage_ext.planning import Plan, plan
+    from sage_ext.selection import AutoConfig, autoconfig
 
 __all__ = [
+    "AutoConfig",
     "Description",
     "FusedALIAS",
     "FusedALIASAdam",
@@ -49,16 +52,18 @@ __all__ = [
     "FusedSinkGD",
     "Plan",
     "__version__",
+    "autoconfig",
     "distributed",
     "optimizers",
     "plan",
     "planning",
     "reference",
     "routing",
+    "selection",
 ]
 
-_SUBMODULES = ("distributed", "optimizers", "planning", "reference", "routing")
-_OF_PLANNING = ("Plan", "plan")
+_SUBMODULES = ("distributed", "optimizers", "planning", "reference", "routing", "selection")
+_HOMES = {"Plan": "planning", "plan": "planning", "AutoConfig": "selection", "autoconfig": "selection"}
 
 
 if not TYPE_CHECKING:  # a type checker would take it for leave to import any name
@@ -70,8 +75,7 @@ if not TYPE_CHECKING:  # a type checker would take it for leave to import any na
 
         if name in _SUBMODULES:
             return importlib.import_module(f"{__name__}.{name}")
-        home = "planning" if name in _OF_PLANNING else "optimizers"
-        return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'optimizers')}"), name)
 
 
 def __dir__() -> list[str]:

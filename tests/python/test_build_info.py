@@ -84,18 +84,20 @@ class TestImport:
         """All of them, at first use, and a type checker sees the same names."""
         code = "from sage_ext import FusedLion; print(FusedLion.__name__)"
         assert output_of(fresh.run(code)) == "FusedLion"
-        submodules = {"distributed", "optimizers", "planning", "reference", "routing"}
-        of_planning = {"Plan", "plan"}
-        assert set(sage_ext.__all__) == {"__version__", *optimizers.__all__, *submodules, *of_planning}
+        submodules = {"distributed", "optimizers", "planning", "reference", "routing", "selection"}
+        homes = {"planning": {"Plan", "plan"}, "selection": {"AutoConfig", "autoconfig"}}
+        elsewhere = set().union(*homes.values())
+        assert set(sage_ext.__all__) == {"__version__", *optimizers.__all__, *submodules, *elsewhere}
         assert set(sage_ext.__all__) <= set(dir(sage_ext))
         for name in optimizers.__all__:
             assert getattr(sage_ext, name) is getattr(optimizers, name)
-        assert all(getattr(sage_ext, name) is getattr(sage_ext.planning, name) for name in of_planning)
+        for home, names in homes.items():
+            assert all(getattr(sage_ext, name) is getattr(getattr(sage_ext, home), name) for name in names)
         tree = ast.parse(Path(sage_ext.__file__).read_text())
         typed, untyped = (node for node in tree.body if isinstance(node, ast.If))
         assert ast.unparse(typed.test) == "TYPE_CHECKING"
         seen = {alias.name for node in typed.body for alias in node.names}
-        assert seen == {*optimizers.__all__, *submodules, *of_planning}
+        assert seen == {*optimizers.__all__, *submodules, *elsewhere}
         assert ast.unparse(untyped.test) == "not TYPE_CHECKING"
         assert [node.name for node in untyped.body] == ["__getattr__"]
         assert not hasattr(sage_ext, "FusedNonsense")

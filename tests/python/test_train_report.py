@@ -25,6 +25,30 @@ from lab.scales import SCALES
 from lab.store import Store
 
 TINY, CPU = SCALES["test"], SCALES["cpu"]
+
+
+def option(candidate: str, state_bytes: int, risk: float, **settings: Any) -> dict[str, Any]:
+    rest = {"lr": 1e-3, "weight_decay": 0.0, "moved_bytes": 0, "risk": [risk, 0.0, 0.0]}
+    rule = candidate.partition("-")[0]
+    return {"candidate": candidate, "rule": rule, "state_bytes": state_bytes, **rest, "settings": settings}
+
+
+# Of three matrices, what study "budget" measures.
+MEASURED = {
+    f"the.{role}": {
+        "role": role,
+        "shape": [8, 4],
+        "dtype": "float32",
+        "options": [
+            option("adamw", 260, 0.0),
+            option("adamw-bf16", 132, 0.001, state_dtype="bfloat16"),
+            option("sage", 148, 0.3),
+            option("sinkgd", 0, 0.7),
+            option("scale", 128 if role == "lm_head" else 0, 0.8, dim=1),
+        ],
+    }
+    for role in ("embedding", "matrix", "lm_head")
+}
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
@@ -79,6 +103,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Store:
                     "variant": run.variant,
                 }
                 kept.results[run.id] = result(run.id, None if lost else loss, run.config(kept), **about)
+                if run.stage == "measure":
+                    kept.results[run.id]["measured"] = MEASURED
     return kept
 
 

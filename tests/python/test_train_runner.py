@@ -22,7 +22,7 @@ pytest_plugins = ["example_support"]
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "train"
 sys.path.insert(0, str(BENCHMARK))
 
-from lab import build, packages, plan, runner, search, single, store, studies, text, worker  # noqa: E402
+from lab import budget, build, packages, plan, runner, search, single, store, studies, text, worker  # noqa: E402
 from lab.contenders import EVERYTHING, contenders  # noqa: E402
 from lab.scales import SCALES  # noqa: E402
 from llama.errors import UsageError  # noqa: E402
@@ -282,6 +282,40 @@ def test_every_contender_of_ours_and_torchs_trains(name: str, tokens: Any, threa
     assert [point["tokens"] for point in outcome["curve"]["validation"]] == [32, 64]
     assert 0 < outcome["result"]["loss"] < 1.1 * math.log(TINY.vocab_size)
     assert outcome["result"]["loss"] == single.execute(config, tokens)["result"]["loss"]  # to the bit
+
+
+def test_a_budget_picks_a_rule_for_every_matrix_and_what_is_kept_trains(
+    tokens: Any, tmp_path: Path, threads: None
+) -> None:
+    for number, name in enumerate(budget.SOURCES):
+        for k, run in enumerate(plan.search_ids(contenders()[name])):
+            at = search.rates((0.1 * k, 0.5, 0.9))
+            about = {**result(run, 4.0 + number + k, at), "id": run}
+            about["config"]["groups"] = contenders()[name].make(at, 10)
+            store.write(tmp_path / f"{run}.json", about)
+    kept = store.Store(tmp_path)
+    first, *runs = studies.plan("budget", TINY)
+    config = json.loads(json.dumps(first.config(kept)))
+    outcome = budget.execute(config, tokens)
+    head = {"format": store.FORMAT, "id": first.id, "config": config, "text": tokens.about}
+    store.write(tmp_path / "measured.json", {**head, **outcome})
+    kept = store.Store(tmp_path)
+    for run in runs[:3]:
+        config = run.config(kept)
+        assert config == json.loads(json.dumps(config))
+        names = [name for group in config["groups"] for name in group.get("names", ())]
+        assert sorted(names) == sorted(outcome["measured"])
+        trained = single.execute({**config, "tokens": 32, "evaluations": 1}, tokens)["result"]
+        whole = budget.restored(outcome["measured"])
+        vectors = trained["state_bytes"] - budget.picked(kept, run.against).state_bytes
+        assert vectors == 3 * (8 * TINY.model.hidden + 4)  # of the norms: two in the layer, one behind it
+        assert trained["state_bytes"] <= budget.ROOM * budget.state_of(whole, run.against) + vectors
+    # The best of all that had the rule there: AdamW's first run, Lion's, and none had SCALE without momentum
+    # on the head.
+    assert budget.rate_of(kept, "adamw", "embedding") == search.rates((0.0, 0.5, 0.9))["embedding"]
+    assert budget.rate_of(kept, "lion", "matrix") == search.rates((0.0, 0.5, 0.9))["matrix"]
+    assert budget.rate_of(kept, "scale", "lm_head", 0.9) == search.rates((0.0, 0.5, 0.9))["lm_head"]
+    assert budget.rate_of(kept, "scale", "lm_head") is None
 
 
 def test_pieces_of_a_batch_change_nothing_but_rounding(tokens: Any, threads: None) -> None:

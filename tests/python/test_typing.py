@@ -18,8 +18,8 @@ def test_user_script_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_user_script_has_every_public_name() -> None:
     import sage_ext
-    from sage_ext import distributed, planning
+    from sage_ext import distributed, planning, selection
 
     text = SCRIPT.read_text()
-    public = {*sage_ext.__all__, *distributed.__all__, *planning.__all__}
+    public = {*sage_ext.__all__, *distributed.__all__, *planning.__all__, *selection.__all__}
     assert {name for name in public if name not in text} == {"optimizers"}

@@ -17,6 +17,7 @@ from typing_extensions import assert_type
 import sage_ext
 import sage_ext.ops
 from sage_ext import (
+    AutoConfig,
     Description,
     FusedAdamW,
     FusedALIAS,
@@ -28,6 +29,7 @@ from sage_ext import (
     FusedSignSGD,
     FusedSinkGD,
     Plan,
+    autoconfig,
     plan,
     reference,
     routing,
@@ -35,6 +37,7 @@ from sage_ext import (
 from sage_ext.distributed import MajorityVote
 from sage_ext.integrations.deepspeed import configure
 from sage_ext.planning import CLUSTERS, MODELS, Budget, Cluster, GroupCost
+from sage_ext.selection import CANDIDATES, Block, Option, Point, Risk
 
 
 class Model(nn.Module):
@@ -157,6 +160,24 @@ def plans() -> None:
     sage_ext.plan(model, "FusedLion", devices=(2, 4), precision=torch.bfloat16, hardware=own)
 
 
+def choices() -> None:
+    model, batches = Model(), [torch.arange(16).reshape(2, 8)]
+
+    def loss(module: nn.Module, tokens: Tensor) -> Tensor:
+        value: Tensor = module(tokens)
+        return value
+
+    config = autoconfig(model, batches, state_bytes=500, steps=2, loss=loss, sinkgd={"iterations": 2})
+    assert_type(config, AutoConfig)
+    assert_type(config.within(state_bytes=0), AutoConfig)
+    points: tuple[Point, ...] = config.front
+    blocks: tuple[Block, ...] = config.blocks
+    options: tuple[Option, ...] = config.chosen
+    risk: Risk = options[0].risk
+    print(config, config.table(merged=False), points[0].risk, blocks[0].name, risk.total, list(CANDIDATES))
+    train(model, FusedHybrid(config.groups))
+
+
 def functions() -> None:
     weight, momentum = torch.zeros(4, 4), torch.zeros(4, 4)
     gradients = [torch.ones(4, 4)]
@@ -180,6 +201,7 @@ def main() -> None:
     single_rules()
     losses()
     plans()
+    choices()
     functions()
 
 

@@ -11,27 +11,28 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-NOT_SETTINGS = frozenset({"by", "roles", "shape_rule", "constraint"})
+NOT_SETTINGS = frozenset({"by", "roles", "names", "shape_rule", "constraint"})
 
 
 def optimizers(model: nn.Module, groups: list[dict[str, Any]]) -> list[Optimizer]:
-    """One optimizer for each ``by`` that the groups name, over the parameters of the roles they name.
+    """One optimizer for each ``by`` that the groups name, over the parameters of the roles they name; of a
+    group with ``names``, over those alone.
 
     Raises:
-        ValueError: a role of the model is in no group or in two.
+        ValueError: a parameter of the model is in no group or in two.
     """
     from sage_ext import routing
 
     routed = routing.route(model)
-    owners = [role for group in groups for role in group["roles"]]
-    roles = {entry.role for entry in routed}
-    if len(set(owners)) != len(owners) or not roles <= set(owners):
-        raise ValueError(f"groups: roles {sorted(owners)}, expected each of {sorted(roles)} once")
+    for entry in routed:
+        owners = [group for group in groups if _owns(group, entry)]
+        if len(owners) != 1:
+            raise ValueError(f"groups: {entry.name}, of role {entry.role}, is in {len(owners)} of them")
     made: dict[str, list[dict[str, Any]]] = {}
     held: set[nn.Parameter] = set()
     for group in groups:
-        params = [entry.param for entry in routed if entry.role in group["roles"]]
-        settings = {key: _value(value) for key, value in group.items() if key not in NOT_SETTINGS}
+        params = [entry.param for entry in routed if _owns(group, entry)]
+        settings = {key: _value(key, value) for key, value in group.items() if key not in NOT_SETTINGS}
         for factor, of in _by_factor(params, group.get("shape_rule")).items():
             made.setdefault(group["by"], []).append({"params": of, **settings, "lr": settings["lr"] * factor})
         if group.get("constraint") == "sphere":
@@ -71,8 +72,14 @@ def shape_factor(rule: str, shape: tuple[int, int], width: int) -> float:
     raise ValueError(f"shape_rule: got {rule!r}, expected 'rms', 'unit', 'fan-in' or 'spectral'")
 
 
-def _value(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+def _owns(group: dict[str, Any], entry: Any) -> bool:
+    return entry.role in group["roles"] and entry.name in group.get("names", (entry.name,))
+
+
+def _value(key: str, value: Any) -> Any:
+    if key == "state_dtype" and isinstance(value, str):  # JSON has no dtypes
+        return getattr(torch, value)
+    return tuple(value) if isinstance(value, list) else value  # nor tuples
 
 
 def _build(by: str, groups: list[dict[str, Any]]) -> Optimizer:

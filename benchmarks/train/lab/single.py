@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from itertools import pairwise
 from statistics import median
@@ -175,8 +174,6 @@ class Run:
 
 def execute(config: dict[str, Any], text: Text) -> dict[str, Any]:
     """Trains with ``config`` and returns the parts "result", "optimizers" and "curve" of its JSON."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    torch.set_flush_denormal(True)
     return Run(config, text).train()
 
 

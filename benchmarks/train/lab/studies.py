@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from llama.errors import UsageError
 
-from lab import questions, search, transfer
+from lab import budget, questions, search, transfer
 from lab.contenders import MATRICES
 from lab.packages import available
 from lab.plan import SEEDS, Run, grid_then_seeds, round_robin, run_at_best, search_run
@@ -95,4 +95,5 @@ STUDIES: dict[str, Callable[[Scale], list[Run]]] = {
     "ablation": questions.ablation,
     "alias": questions.alias,
     "long": long,
+    "budget": budget.budget,
 }

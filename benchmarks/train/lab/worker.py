@@ -29,7 +29,8 @@ def start(head: dict[str, Any], tokens: Path, path: Path) -> BaseProcess:
 def work(head: dict[str, Any], tokens: Path, path: Path) -> None:
     """Runs and writes ``path``: what ``head`` has, versions, result and curve."""
     sys.stdout = sys.stderr  # some packages greet on standard output
-    from lab import single, store, text
+    from lab import budget, single, store, text
 
-    outcome = single.execute(head["config"], text.load(tokens))
+    execute = budget.execute if "measure" in head["config"] else single.execute
+    outcome = execute(head["config"], text.load(tokens))
     store.write(path, {**head, "versions": store.versions(), **outcome})

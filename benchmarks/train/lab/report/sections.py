@@ -10,7 +10,7 @@ from docs_markdown import prose, table
 from lab import questions, studies
 from lab.plan import SEEDS
 from lab.questions import ALIAS_FORMS, BATCHED, ITERATED, ITERATIONS, SWEPT
-from lab.report import claims, data, pictures, transfer
+from lab.report import budget, claims, data, pictures, transfer
 from lab.report.data import millions, number, with_spread
 from lab.report.tables import AGAIN, again, grid_cells
 from lab.scales import Scale
@@ -252,4 +252,5 @@ SECTIONS: dict[str, tuple[str, Section, tuple[str, ...]]] = {
     "ablation": ("Parts of the methods, taken out or changed", ablation, ()),
     "confirm": ("A larger model", confirm, ()),
     "long": ("A longer run", long, ()),
+    "budget": ("A rule for each matrix, picked within a budget", budget.section, ()),
 }
