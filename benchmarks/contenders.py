@@ -17,6 +17,16 @@ ONE_ITERATION = "FusedSinkGD (matrices), 1 iteration"
 ITERATIONS = 5  # of SINKGD
 BASELINE = "torch AdamW fused"
 LOSS = 10.0  # above the lower bound of ALIAS
+# Preset -> what the tables call its hybrid.
+HYBRIDS = {
+    "sage": "SAGE",
+    "lion": "Lion",
+    "sinkgd": "SinkGD",
+    "scale": "SCALE",
+    "alias": "ALIAS",
+    "sinkgd-scale": "SinkGD-SCALE",
+    "stateless": "Stateless",
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Named = list[tuple[str, nn.Parameter]]
@@ -179,7 +189,6 @@ def hybrid_builders(named: Named, backend: str = "native") -> dict[str, Build]:
     # A tied weight counts as the head, which has momentum in SCALE and AdamW in ALIAS: the dearer of the two
     # choices.
     as_head = {**names, "lm_head": ["embed_tokens.weight"], "tied": "lm_head"} if is_tied else names
-    labels = {"sage": "SAGE", "lion": "Lion", "sinkgd": "SinkGD", "scale": "SCALE", "alias": "ALIAS"}
     return {
         f"{label} hybrid": partial(
             optimizers.FusedHybrid,
@@ -188,7 +197,7 @@ def hybrid_builders(named: Named, backend: str = "native") -> dict[str, Build]:
             backend=backend,
             **(as_head if preset in ("scale", "alias") else names),
         )
-        for preset, label in labels.items()
+        for preset, label in HYBRIDS.items()
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import docs_report
+from contenders import HYBRIDS
 from docs_tables import ADAMW, load, prose, size, table
 from lab.questions import ALIAS_FORMS
 
@@ -44,7 +45,7 @@ ROWS: dict[str, tuple[list[str], list[str]]] = {
     "sign_sgd": (["FusedSignSGD"], ["sign-sgd", "signum", "alias-lower-bound"]),
     "adamw": (["FusedAdamW"], ["adamw-8bit", "muon", "schedule-free"]),
     "hybrids": (
-        [f"{name} hybrid" for name in ("SAGE", "Lion", "SinkGD", "SCALE", "ALIAS")],
+        [f"{label} hybrid" for label in HYBRIDS.values()],
         ["adamw-sinkgd-scale", "sage-hybrid", "sinkgd-hybrid", "lion-hybrid", "scale", "stateless-columns"],
     ),
 }

@@ -34,10 +34,10 @@ QUESTIONS = [
     (
         "6  May embeddings\nand head keep state?",
         "yes",
-        'FusedHybrid(model, "sage")\nFusedHybrid(model, "sinkgd")',
+        'FusedHybrid(model, "sinkgd-scale")\nFusedHybrid(model, "sage")',
     ),
 ]
-LAST = 'FusedHybrid(model, "scale")'
+LAST = 'FusedHybrid(model, "stateless")\nhead alone: "scale"'
 
 
 def state_of() -> dict[str, Any]:

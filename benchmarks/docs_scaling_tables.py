@@ -23,6 +23,8 @@ NAMES = {
     "sinkgd hybrid": 'preset `"sinkgd"`',
     "scale hybrid": 'preset `"scale"`',
     "alias hybrid": 'preset `"alias"`',
+    "sinkgd-scale hybrid": 'preset `"sinkgd-scale"`',
+    "stateless hybrid": 'preset `"stateless"`',
 }
 MODEL, GPUS = "7B", 512
 TIMED = ("adamw", "sage hybrid", "scale hybrid", "alias hybrid")

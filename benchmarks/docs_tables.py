@@ -24,9 +24,9 @@ ADAMW, HYBRID = "torch AdamW fused", "SAGE hybrid"
 IN_SHORT = {
     "`torch.optim.AdamW(fused=True)`": ADAMW,
     '`FusedHybrid(model, "sage")`': HYBRID,
-    '`FusedHybrid(model, "lion")`': "Lion hybrid",
-    '`FusedHybrid(model, "sinkgd")`': "SinkGD hybrid",
+    '`FusedHybrid(model, "sinkgd-scale")`': "SinkGD-SCALE hybrid",
     '`FusedHybrid(model, "scale")`': "SCALE hybrid",
+    '`FusedHybrid(model, "stateless")`': "Stateless hybrid",
     '`FusedHybrid(model, "alias")`': "ALIAS hybrid",
     "`FusedLion`": "FusedLion",
     "`FusedSignSGD`": "FusedSignSGD",

@@ -39,6 +39,8 @@ CONTENDERS: dict[str, Make] = {
     "SinkGD hybrid": lambda model: hybrid(model, "sinkgd"),
     "SCALE hybrid": lambda model: hybrid(model, "scale", tied="lm_head"),
     "ALIAS hybrid": lambda model: hybrid(model, "alias"),
+    "SinkGD-SCALE hybrid": lambda model: hybrid(model, "sinkgd-scale"),
+    "Stateless hybrid": lambda model: hybrid(model, "stateless"),
     "FusedSAGE": lambda model: optimizers.FusedSAGE(model.parameters(), backend="reference"),
     "FusedLion": lambda model: optimizers.FusedLion(model.parameters(), backend="reference"),
     "FusedSignSGD": lambda model: optimizers.FusedSignSGD(model.parameters(), backend="reference"),

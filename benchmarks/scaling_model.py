@@ -64,8 +64,8 @@ def groups_of(contender: str, shapes: Mapping[str, Sequence[int]]) -> list[Group
     for role, names in roles.items():
         rule = preset.rule_for(role)
         changes = {**preset.hyperparameters.get(rule, {}), **preset.roles.get(role, {})}
-        if rule == "scale":  # over the dimension that no output unit lies across
-            changes["dim"] = 0 if role == "embedding" else 1
+        if rule == "scale":
+            changes["dim"] = preset.scale_dim(role, output_dim=1 if role == "embedding" else 0)
         key = rule if rule in preset.joint else role
         known = found.get(key, (rule, {**RULES[rule].defaults, **changes}, []))
         found[key] = (*known[:2], [*known[2], *names])

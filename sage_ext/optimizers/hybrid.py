@@ -269,8 +269,7 @@ class FusedHybrid(ReplicatedOptimizer):
     def _of_layout(self, rule: str, entry: routing.Routed) -> dict[str, Any]:
         """Return the hyperparameters of a matrix that depend on where it has its output units."""
         if rule == SCALE.name:
-            by_input = entry.role in PRESETS[self._preset].by_input_unit
-            return {"dim": entry.output_dim if by_input else 1 - entry.output_dim}
+            return {"dim": PRESETS[self._preset].scale_dim(entry.role, entry.output_dim)}
         settings = self._rule_defaults[rule]
         if rule == SINKGD.name and settings["normalization"] == "unit" and entry.output_dim == 1:
             # The unit form divides by sqrt(rows), which are the outputs in nn.Linear.

@@ -38,6 +38,10 @@ class Preset:
             raise ValueError(f"role: got {role!r}, expected one of {', '.join(map(repr, ROLES))}")
         return getattr(self, role)
 
+    def scale_dim(self, role: str, output_dim: int = 0) -> int:
+        """Return SCALE's ``dim`` for a matrix of ``role`` whose output units lie along ``output_dim``."""
+        return output_dim if role in self.by_input_unit else 1 - output_dim
+
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import docs_tables
 import scaling_model
-from contenders import Llama, hybrid_builders, llama_parameters, step_of, traffic
+from contenders import HYBRIDS, Llama, hybrid_builders, llama_parameters, step_of, traffic
 from scaling_model import CONTENDERS, COUNTS, LAYOUTS, MODELS
 
 from sage_ext.optimizers.presets import PRESETS
@@ -71,9 +71,7 @@ def test_memory_is_what_the_kernels_move(preset: str) -> None:
 
 
 def _label(preset: str) -> str:
-    return {"sage": "SAGE", "lion": "Lion", "sinkgd": "SinkGD", "scale": "SCALE", "alias": "ALIAS"}[
-        preset
-    ] + " hybrid"
+    return f"{HYBRIDS[preset]} hybrid"
 
 
 def test_a_message_costs_latency_when_small_and_bandwidth_when_large() -> None:

@@ -139,10 +139,10 @@ def preset(name: str) -> Make:
         row, groups = PRESETS[name], []
         for role in EVERYTHING:
             rule = row.rule_for(role)
-            by_column = role in ("embedding", *row.by_input_unit)
+            dim = row.scale_dim(role, output_dim=1 if role == "embedding" else 0)
             values = {
                 **FusedHybrid.rules[rule].defaults,
-                **({"dim": 0 if by_column else 1} if rule == "scale" else {}),
+                **({"dim": dim} if rule == "scale" else {}),
                 **row.hyperparameters.get(rule, {}),
                 **row.roles.get(role, {}),
             }
