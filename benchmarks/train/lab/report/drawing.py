@@ -90,7 +90,7 @@ def front(found: Data) -> Figure:
     made, (axes,) = figure(6)
     points = found["points"]
     axes.set_xscale("symlog", linthresh=0.25, linscale=0.4)
-    _perplexity(axes, [point["y"] for point in points])
+    points = _within(axes, points)
     edge, least = [], math.inf
     for point in sorted(points, key=lambda point: (point["x"], point["y"])):
         if point["y"] < least:
@@ -110,12 +110,12 @@ def front(found: Data) -> Figure:
 
 def seconds(found: Data) -> Figure:
     made, (axes,) = figure(6)
-    points = found["points"]
-    _perplexity(axes, [point["y"] for point in points])
+    points = _within(axes, found["points"])
     low, high = min(point["x"] for point in points), max(point["x"] for point in points)
-    axes.set_xlim(low - 0.08 * (high - low) - 1, high + 0.25 * (high - low) + 1)
-    axes.set_xlabel(f"{found['what']} of a run (seconds, mean over seeds)")
-    axes.set_title("Perplexity against time")
+    room = (high - low) or high
+    axes.set_xlim(low - 0.08 * room, high + 0.25 * room)
+    axes.set_xlabel(f"{found['what']} of an optimizer's step (ms, mean over seeds)")
+    axes.set_title("Perplexity against the optimizer's time")
     scatter(made, axes, points)
     return made
 
@@ -254,25 +254,33 @@ def widths(found: Data) -> Figure:
 
 def one_rate(found: Data) -> Figure:
     panels = found["panels"]
-    made, all_axes = figure(3.9, columns=len(panels))
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    made, all_axes = figure(1 + 2.9 * rows, columns=columns, rows=rows)
     every = [y for panel in panels for line in panel["lines"] for _, y in line["points"]]
-    for i, (axes, panel) in enumerate(zip(all_axes, panels, strict=True)):
+    every += [panel["search"] for panel in panels]
+    rates = sorted({x for panel in panels for line in panel["lines"] for x, _ in line["points"]})
+    for i, (axes, panel) in enumerate(zip(all_axes, panels, strict=False)):
         color = CONTENDERS[panel["name"]].color
         for line in panel["lines"]:
             points = [(x, y) for x, y in line["points"] if y is not None]
-            one = line["ratio"] == 1
-            axes.plot(
-                *zip(*points, strict=True), color=color, marker="os"[not one], linestyle="--" if one else "-"
-            )
+            look = {"marker": "o", "linestyle": "--"} if line["ratio"] == 1 else {"marker": "s"}
+            axes.plot(*zip(*points, strict=True), color=color, **look)
         if panel["search"]:
             axes.axhline(panel["search"], color=color, linestyle=":")
         axes.set_xscale("log")
-        _perplexity(axes, every, label=i == 0)
+        axes.xaxis.set_major_locator(FixedLocator(rates))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        _perplexity(axes, every, label=i % columns == 0, most=4)
         axes.set_title(panel["name"], fontsize=10.5)
-        axes.set_xlabel("rate")
+        if i + columns >= len(panels):
+            axes.set_xlabel("rate of matrices and head")
+    for axes in all_axes[len(panels) :]:
+        axes.set_visible(False)
     keys = [({"color": GREY, "marker": "o", "linestyle": "--"}, "one rate for all roles")]
     keys += [({"color": GREY, "marker": "s", "linestyle": "-"}, "the embedding's ten times that")]
-    keys += [({"color": GREY, "linestyle": ":"}, "a rate for each role")]
+    keys += [({"color": GREY, "linestyle": ":"}, "a rate for each role: the search's best")]
     _legend(made, keys)
     return made
 
@@ -371,6 +379,19 @@ def _perplexity(axes, values: Iterable[float | None], *, label: bool = True, mos
     axes.yaxis.set_minor_locator(NullLocator())
     if label:
         axes.set_ylabel(PERPLEXITY)
+
+
+def _within(axes, points: list[Data]) -> list[Data]:
+    """Sets the axis of perplexities so that near ones are told apart; what is far above lies at the top, and
+    its label says how far."""
+    _perplexity(axes, [point["y"] for point in points], most=1.6)
+    top = axes.get_ylim()[1] / 1.01
+    return [
+        {**point, "y": top, "sd": 0.0, "label": f"{point['name']}: {point['y']:,.0f}"}
+        if point["y"] > top
+        else point
+        for point in points
+    ]
 
 
 def _legend(made: Figure, entries: list[tuple[dict[str, str], str]]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from lab import questions, search
 from lab.contenders import contenders
+from lab.plan import SEEDS
 from lab.questions import ALIAS_FORMS, BATCHED, ITERATED, ITERATIONS, SWEPT
 from lab.report import data
 from lab.report.style import CONTENDERS
@@ -102,7 +103,9 @@ def front(store: Store, scale: Scale) -> Data | None:
 
 
 def seconds(store: Store, scale: Scale) -> Data | None:
-    points = _points(store, lambda runs: data.seconds(runs, scale))
+    """Against the optimizer's own time: a run's would say whether its model was compiled."""
+    points = _points(store, lambda runs: data.average(runs, "optimizer_ms"))
+    points = [point for point in points if point["x"] is not None]
     what = "processor time" if scale.device == "cpu" else "time"
     return {"points": points, "what": what} if points else None
 
@@ -157,10 +160,15 @@ def alias_starts(store: Store, scale: Scale) -> Data | None:
 
 def iterations(store: Store, scale: Scale) -> Data | None:
     panels = []
-    for case, title in (("", "three seeds"), ("batch4", "4 times the batch"), ("large", "larger model")):
+    for case, title in (
+        ("seeds", "at the full budget"),
+        ("", "in the search"),
+        ("batch4", "4 times the batch"),
+        ("large", "larger model"),
+    ):
         points = []
         for count in ITERATIONS:
-            chosen = iteration_runs(store, count, case)
+            chosen = iteration_seeds(store, count) if case == "seeds" else iteration_best(store, count, case)
             values = [data.perplexity(run) for run in chosen]
             if values and all(map(math.isfinite, values)):
                 spread = short(stdev(values)) if len(values) > 1 else None
@@ -170,11 +178,14 @@ def iterations(store: Store, scale: Scale) -> Data | None:
     return {"panels": panels} if panels else None
 
 
-def iteration_runs(store: Store, count: int, case: str) -> list[data.Result]:
-    """The seeds, or where a case has none, the best of its grid if that is whole."""
-    seeds = data.select(store, "iterations", ITERATED, "seed", iterations=count, case=case)
-    if not case:
-        return seeds
+def iteration_seeds(store: Store, count: int) -> list[data.Result]:
+    """The seeds, if all of them are there."""
+    seeds = data.select(store, "iterations", ITERATED, "seed", iterations=count, case="")
+    return seeds if len(seeds) == len(SEEDS) else []
+
+
+def iteration_best(store: Store, count: int, case: str) -> list[data.Result]:
+    """The best of a case's grid, if that is whole."""
     grid = data.select(store, "iterations", ITERATED, "search", iterations=count, case=case)
     return [min(grid, key=data.loss)] if len(grid) == len(questions.ITERATION_FACTORS) else []
 
@@ -241,7 +252,7 @@ PICTURES = {
     for picture in (
         Picture("tokens", "Validation perplexity against training tokens, a line an optimizer", tokens),
         Picture("front", "Perplexity against bytes of optimizer state a parameter", front),
-        Picture("seconds", "Perplexity against the seconds that a run takes", seconds),
+        Picture("seconds", "Perplexity against the time of an optimizer's step", seconds),
         Picture("rates", "Perplexity of the search's runs against each role's rate", rates),
         Picture("alias-steps", "Step sizes over a run, of optimizers that find their own", alias_steps),
         Picture("alias-starts", "ALIAS's step sizes over a run, by start and batch", alias_starts),

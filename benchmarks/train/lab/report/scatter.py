@@ -22,7 +22,7 @@ def scatter(made: Figure, axes: Axes, points: Sequence[Data]) -> None:
         )
     texts = [
         axes.annotate(
-            point["name"],
+            point.get("label", point["name"]),
             (point["x"], point["y"]),
             (0, 0),
             textcoords="offset points",

@@ -10,7 +10,7 @@ from docs_markdown import prose, table
 from lab import questions, studies
 from lab.plan import SEEDS
 from lab.questions import ALIAS_FORMS, BATCHED, ITERATED, ITERATIONS, SWEPT
-from lab.report import budget, claims, data, pictures, transfer
+from lab.report import budget, claims, data, transfer
 from lab.report.data import millions, number, with_spread
 from lab.report.tables import AGAIN, again, grid_cells
 from lab.scales import Scale
@@ -20,15 +20,17 @@ Section = Callable[[Store, Scale], str]
 
 
 def iterations(store: Store, scale: Scale) -> str:
+    def seeds(count: int) -> list[data.Result]:
+        return data.select(store, "iterations", ITERATED, "seed", iterations=count, case="")
+
     rows = []
-    five = pictures.iteration_runs(store, 5, "")
     for count in ITERATIONS:
-        runs = pictures.iteration_runs(store, count, "")
-        difference = "-" if count == 5 else from_to(runs, five)
+        runs = seeds(count)
+        difference = "-" if count == 5 else from_to(runs, seeds(5))
         if difference != "-":
-            difference += f": {claims.matters(data.estimate(runs) - data.estimate(five))}"
+            difference += f": {claims.matters(data.estimate(runs) - data.estimate(seeds(5)))}"
         row = [str(count), _labelled(runs), difference]
-        for case in ("batch4", "large"):
+        for case in ("", "batch4", "large"):
             grid = data.select(store, "iterations", ITERATED, "search", iterations=count, case=case)
             factor, value = grid_cells(grid, len(questions.ITERATION_FACTORS))
             row.append(value if value == "-" else f"{value} (rate x {factor})")
@@ -38,13 +40,14 @@ def iterations(store: Store, scale: Scale) -> str:
         "iterations",
         f"perplexity, {millions(scale.final_tokens)} tokens",
         "from five; does it matter?",
-        f"4 x batch, {millions(scale.search_tokens)} tokens",
-        f"larger model, {millions(scale.search_tokens)} tokens",
+        f"{millions(scale.search_tokens)} tokens",
+        "the same, 4 x batch",
+        "the same, larger model",
         AGAIN,
     ]
     text = prose(
         f"`{ITERATED}` with SinkGD at so many iterations, each at the best of three rates for the",
-        "matrices; three seeds for the first column, one run of the search for the two others.",
+        "matrices; three seeds for the first column, one run for each rate for the three others.",
     )
     return f"{text}\n\n{table(columns, rows, text_last=True)}"
 

@@ -58,7 +58,7 @@ def table_of_ranked(store: Store, scale: Scale) -> str:
                 rates(last),
                 f"{data.state_per_parameter(last):.2f}",
                 _step(data.average(runs, "optimizer_ms")),
-                f"{data.seconds(runs, scale):.0f}",
+                f"{data.seconds(runs, scale):.0f}" + _eager(runs),
                 f"`{runs[0]['command']}`",
             ]
         )
@@ -81,10 +81,16 @@ def table_of_ranked(store: Store, scale: Scale) -> str:
         "processor time, so that what else the machine did counts little;"
         if scale.device == "cpu"
         else "seconds by the clock;",
-        "a step is the median of a run, mean over seeds.",
+        "a step is the optimizer's, the median of a run, mean over seeds. Runs called eager are from before",
+        "the model was compiled: their times and others' do not compare.",
         STAR,
     )
     return f"{text}\n\n{table(columns, rows, left=2, text_last=True)}"
+
+
+def _eager(runs: list[data.Result]) -> str:
+    """What must be said of a run's time where the model of others is compiled."""
+    return "" if all(run["config"].get("compile") for run in runs) else " (eager)"
 
 
 def _step(value: float) -> str:
