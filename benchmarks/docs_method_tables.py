@@ -46,7 +46,16 @@ ROWS: dict[str, tuple[list[str], list[str]]] = {
     "adamw": (["FusedAdamW"], ["adamw-8bit", "muon", "schedule-free"]),
     "hybrids": (
         [f"{label} hybrid" for label in HYBRIDS.values()],
-        ["adamw-sinkgd-scale", "sage-hybrid", "sinkgd-hybrid", "lion-hybrid", "scale", "stateless-columns"],
+        [
+            "preset-sinkgd-scale",
+            "adamw-sinkgd-scale",
+            "sage-hybrid",
+            "sinkgd-hybrid",
+            "lion-hybrid",
+            "scale",
+            "stateless-columns",
+            "preset-stateless",
+        ],
     ),
 }
 # Case -> its column, and what the text calls it.

@@ -17,7 +17,7 @@ from docs_markdown import prose, table
 sys.path.insert(0, str(Path(__file__).resolve().parent / "train"))
 
 from lab import search
-from lab.contenders import contenders
+from lab.contenders import PRESET, contenders
 from lab.plan import SEEDS
 from lab.report import data, page
 from lab.scales import SCALES
@@ -41,7 +41,7 @@ def link(target: str) -> str:
 
 
 ANCHOR = "adamw"
-IN_SHORT = (ANCHOR, "adamw-sinkgd-scale", "sage-hybrid", "scale", "lion", "stateless-columns")
+IN_SHORT = (ANCHOR, "preset-sinkgd-scale", "sage-hybrid", "scale", "lion", "stateless-columns")
 
 
 def in_short() -> str:
@@ -82,7 +82,11 @@ def setting(names: Sequence[str]) -> str:
         return ""
     run = data.seeds(store, shown[0])[0]
     everyone = contenders()
-    own = "" if all(everyone[name].searched for name in shown) else "; what finds its own has had no search"
+    own = ""
+    if any(not everyone[name].searched and not name.startswith(PRESET) for name in shown):
+        own += "; what finds its own has had no search"
+    if any(name.startswith(PRESET) for name in shown):
+        own += "; presets run as they are, with the rates that such runs have led to"
     return (
         f"Validation perplexity of a Llama with {data.millions(run['result']['parameters'])} parameters "
         f"after {data.millions(run['config']['tokens'])} tokens of real text, mean and standard deviation "

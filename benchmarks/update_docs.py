@@ -31,7 +31,7 @@ PARTS: dict[str, dict[str, list[Callable[[], str]]]] = {
         "costs": [cpu.costs, gpu.in_short],
         "low-precision": [cpu.low_precision_in_short],
     },
-    "docs/autoconfig.md": {"example": [autoconfig.example]},
+    "docs/autoconfig.md": {"verdict": [autoconfig.verdict], "example": [autoconfig.example]},
     "docs/choose.md": {
         "low-precision": [cpu.low_precision_to_choose],
         "rates": [runs.rates],

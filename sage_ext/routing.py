@@ -104,15 +104,23 @@ def _route_module(
     # Every name of a tied parameter may be used to name it; it is listed under the first.
     params = dict(model.named_parameters(remove_duplicate=False))
     modules = list(model.modules())
-    tables = {id(module.weight) for module in modules if isinstance(module, (nn.Embedding, nn.EmbeddingBag))}
+    tables = {
+        id(_weight(module)) for module in modules if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+    }
     tables |= _find(embeddings, params, "embeddings")
     heads = _output_weights(model) if lm_head is None else _find(lm_head, params, "lm_head")
     if lm_head is None:
         # A linear layer on an embedding's weight is a tied head, whether or not the model names its head.
-        heads |= tables & {id(module.weight) for module in modules if isinstance(module, nn.Linear)}
-    transposed = {id(module.weight) for module in modules if _is_conv1d(module)}
+        heads |= tables & {id(_weight(module)) for module in modules if isinstance(module, nn.Linear)}
+    transposed = {id(_weight(module)) for module in modules if _is_conv1d(module)}
     undecayed = _find(no_decay, params, "no_decay")
     return _assign(list(model.named_parameters()), _Kinds(tables, heads, transposed, undecayed), tied)
+
+
+def _weight(module: nn.Module) -> Tensor | None:
+    """A module's own weight. Not by its name alone: that of a parametrized one is computed, and spectral norm
+    goes a step on in doing so."""
+    return module._parameters.get("weight")
 
 
 def _is_conv1d(module: nn.Module) -> bool:

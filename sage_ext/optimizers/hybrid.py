@@ -80,7 +80,8 @@ class FusedHybrid(ReplicatedOptimizer):
             SinkGD 0.02; "sinkgd": AdamW 1e-3, SinkGD 0.02; "scale": 1e-3 for all; "alias": AdamW 1e-3, and
             ALIAS finds its own; ours: one for each role, see ``describe()``); a number or one-element tensor
             goes to every group; a dict maps rules or roles ("embedding", "matrix", "lm_head", "vector") to
-            learning rates, a role's going before its rule's. What a dict leaves out keeps the preset's.
+            learning rates, a role's going before its rule's, and a rule's being for all of its roles. What a
+            dict leaves out keeps the preset's.
         embeddings, lm_head: names of parameters with that role; see :func:`sage_ext.routing.route`.
         tied: ``"embedding"`` or ``"lm_head"``, the role of a weight that is both. None takes the preset's
             choice; "scale" has none, because the paper's last layer is not an embedding as well.
@@ -94,8 +95,8 @@ class FusedHybrid(ReplicatedOptimizer):
         backend: ``"auto"``, ``"native"`` or ``"reference"``; ``optimizer.backend`` says what was chosen.
         process_group: of ALIAS, as in :class:`FusedALIAS`.
         overrides: for a rule's name, a dict of hyperparameters in which all of its groups differ from the
-            preset, e.g. ``sinkgd={"alpha": 0.05, "normalization": "sqrt"}``. Goes before lr, betas, eps and
-            weight_decay.
+            preset, e.g. ``sinkgd={"alpha": 0.05, "normalization": "sqrt"}``. Goes before betas, eps,
+            weight_decay and an lr that is not a role's.
 
     Raises:
         ValueError: an argument, a name or a parameter cannot be used; the message names it, and the cure.
@@ -164,8 +165,9 @@ class FusedHybrid(ReplicatedOptimizer):
                 )
             if rates := _rates_replaced(self._preset, lr, overrides):
                 own = ", ".join(f"{name!r}: {rate:g}" for name, rate in rates.items())
+                said = "lr" if isinstance(lr, Tensor) else f"lr={lr:g}"
                 tell(
-                    f"lr={lr:g} is the rate of every group now. In preset {self._preset!r} they have rates "
+                    f"{said} is the rate of every group now. In preset {self._preset!r} they have rates "
                     f"of their own; to keep them apart: lr={{{own}}}"
                 )
         # Of torch's defaults only lr is of use to others (loggers, schedulers); groups take theirs from
@@ -302,7 +304,7 @@ def _rule_defaults(
     turn."""
     _check_rule_names(overrides, "argument ", f"{', '.join(_COMMON)}, or ")
     if isinstance(lr, Mapping):
-        _check_rule_names(lr, "lr: ")
+        _check_rule_names(lr, "lr: ", f"a role ({', '.join(map(repr, routing.ROLES))}) or ")
     result = {}
     for name, rule in RULES.items():
         values = {**rule.defaults, **(PRESETS[preset].hyperparameters.get(name, {}) if preset else {})}
@@ -353,7 +355,7 @@ def _overridden(lr: Any, overrides: Mapping[str, Mapping[str, Any]]) -> dict[str
 def _rates_replaced(preset: str, lr: Any, overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Return the preset's own rates where one number takes the place of several: by rule, or by role where a
     rule has several."""
-    if not isinstance(lr, (int, float)) or lr == 0:
+    if lr is None or isinstance(lr, Mapping) or (not isinstance(lr, Tensor) and lr == 0):
         return {}
     chosen = PRESETS[preset]
     own = _rule_defaults(preset, None, {}, {})

@@ -72,11 +72,14 @@ def autoconfig(
     Each group gets the rate at which its rule moves parameters of this role as far (in root mean square) as
     AdamW at ``lr`` did in the measured steps, and the weight decay that shrinks them as much in a step.
 
-    In the end the model is as it was to the bit, also where an error is raised: weights, buffers, gradients,
-    modes, and the state of torch's random generators. It takes the memory of one more copy of weights and
-    buffers, of all candidates' states at once (20 bytes a parameter in float32, 16 in bfloat16, AdamW's own
-    among them; the gradients of all steps would take 128), and of a few updates of the largest parameter; and
-    the time of so many training steps, each with a step of every candidate and its comparison.
+    In the end the model is as it was to the bit, also where an error is raised: parameters, frozen ones too,
+    buffers, gradients, modes, and the state of torch's random generators. It takes the memory of one more
+    copy of parameters and buffers, of all candidates' states at once (20 bytes a parameter in float32, 16 in
+    bfloat16, AdamW's own among them; the gradients of all steps would take 128), and of a few updates of the
+    largest parameter; and the time of so many training steps, each with a step of every candidate and its
+    comparison.
+
+    With several processes the model has to be in DistributedDataParallel, so that all see the same gradients.
 
     Args:
         model: with its parameters whole on their devices. Parameters with ``requires_grad=False`` are left
@@ -118,8 +121,9 @@ def autoconfig(
             it, and the cure or the smallest budget. The model is unchanged.
         NativeUnavailableError: native kernels were asked for, or are needed on a GPU, and cannot be used.
     """
+    _check_processes(model, ms, hardware, bandwidth)
     names = _check(
-        model, state_bytes, ms, loss, steps, weight_decay, max_grad_norm, candidates, blocks, backend
+        model, batches, state_bytes, ms, loss, steps, weight_decay, max_grad_norm, candidates, blocks, backend
     )
     rules.check_overrides(overrides)
     if tied not in ("embedding", "lm_head"):
@@ -138,7 +142,8 @@ def autoconfig(
         if not of.candidates:
             raise ValueError(
                 f"candidates: none of {', '.join(names)} applies to {of.entry.name}, of shape "
-                f"{tuple(of.entry.param.shape)}; add 'adamw', or 'sign_sgd', which keeps nothing"
+                f"{tuple(of.entry.param.shape)} ('adamw-bf16' only with a beta2 below 0.998); add 'adamw', "
+                "or 'sign_sgd', which keeps nothing"
             )
         if native and of.entry.param.dtype == torch.float64:
             raise ValueError(f'model: {of.entry.name} is float64, which takes backend="reference"')
@@ -171,6 +176,22 @@ def autoconfig(
         native=native,
     )
     return choice()
+
+
+def _check_processes(model: Any, ms: Any, hardware: Any, bandwidth: Any) -> None:
+    """Raise ValueError where each process would choose by what it alone has seen."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    if torch.distributed.get_world_size() == 1:
+        return
+    if not isinstance(model, nn.parallel.DistributedDataParallel):
+        raise ValueError(
+            "model: there are several processes, and each would choose by gradients of its own; wrap it in "
+            "DistributedDataParallel first, which averages them, or call autoconfig in a program of one "
+            "process, keep the result with torch.save, and use config.groups_for(model) in all of them"
+        )
+    if ms is not None and hardware is None and bandwidth is None:
+        raise ValueError("ms: each of several processes would measure its own bandwidth; give bandwidth=")
 
 
 def default_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -220,6 +241,7 @@ def measured_bandwidth(device: torch.device) -> float:
 
 def _check(
     model: Any,
+    batches: Any,
     state_bytes: Any,
     ms: Any,
     loss: Any,
@@ -234,6 +256,11 @@ def _check(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected an nn.Module, which tells what is what")
     check_budget(state_bytes, ms)
+    if isinstance(batches, (Mapping, Tensor)) or not isinstance(batches, Iterable):
+        raise TypeError(
+            f"batches: got {type(batches).__name__}, expected a list or another iterable of batches; of a "
+            "single one, [batch]"
+        )
     if loss is not None and not callable(loss):
         raise TypeError(f"loss: got {type(loss).__name__}, expected a function of (model, batch)")
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 2:
@@ -257,8 +284,8 @@ def _check_param(entry: routing.Routed) -> None:
     ):
         raise ValueError(
             f"model: {entry.name} is a piece of a sharded parameter, and a choice needs whole ones; call "
-            "autoconfig before fully_shard, FSDP or parallelize_module, on the model itself or on a smaller "
-            "one of the same kind, and give each of the names the rule that it found (config.rules)"
+            "autoconfig before fully_shard, FSDP or parallelize_module, on the model itself or on a narrower "
+            "one of the same names, and then FusedHybrid(config.groups_for(model))"
         )
     if param.device.type == "meta":
         raise ValueError(f"model: {entry.name} is on the meta device; candidates need its gradients")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from functools import cached_property
 from math import fsum
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sage_ext.optimizers import validate
 from sage_ext.routing import ROLES
@@ -45,7 +46,7 @@ class Option:
     """How far it was from AdamW; not weighted."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """A parameter, and what it may have."""
 
@@ -75,7 +76,7 @@ class Point:
     """Candidate -> share of the elements that have it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AutoConfig:
     """Which rule each parameter shall have. ``print`` it; ``FusedHybrid(config.groups)`` is the optimizer."""
 
@@ -106,10 +107,15 @@ class AutoConfig:
         Raises:
             ValueError: nothing is within the budget, or ``ms`` is given and no bandwidth is known.
         """
-        check_budget(state_bytes, ms)
+        state_bytes = check_budget(state_bytes, ms)
         names, items = self._items()
+        most = [sum(max(cost.uses[i] for cost in costs) for costs in items) for i in (0, 1)]
+        limits = [
+            None if limit is None else min(limit, of)
+            for limit, of in zip((state_bytes, self._moved_within(ms, most[1])), most, strict=True)
+        ]
         try:
-            chosen = knapsack.choose(items, (state_bytes, self._moved_within(ms)))
+            chosen = knapsack.choose(items, (limits[0], limits[1]))
         except knapsack.TooLittleError as error:
             raise ValueError(self._too_little(error, state_bytes, ms)) from None
         return replace(
@@ -162,6 +168,37 @@ class AutoConfig:
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for :class:`~sage_ext.FusedHybrid`, made anew each time: names and parameters,
         ``"role"``, ``"rule"``, ``"lr"``, ``"weight_decay"``, and what differs from the rule's defaults."""
+        return self._groups({block.name: (block.name, block.param) for block in self.blocks})
+
+    def groups_for(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Return the same groups with the parameters of another model: one that has been sharded or loaded
+        since, or is larger, and has the same names.
+
+        Args:
+            model: has to have a parameter of each name, and no other that is trained. ``module.`` in front of
+                names, as DDP has it, does not matter.
+
+        Raises:
+            ValueError: a name is missing, or has no rule.
+        """
+        own = {
+            name.removeprefix("module."): (name, param)
+            for name, param in model.named_parameters()
+            if param.requires_grad
+        }
+        names = {block.name.removeprefix("module."): block.name for block in self.blocks}
+        for name in names:
+            if name not in own:
+                raise ValueError(f"model: has no trained parameter {name!r}, which this configuration names")
+        for name in own:
+            if name not in names:
+                raise ValueError(
+                    f"model: {name!r} has no rule in this configuration; freeze it, or call autoconfig on a "
+                    "model that has it"
+                )
+        return self._groups({names[name]: pair for name, pair in own.items()})
+
+    def _groups(self, params: Mapping[str, tuple[str, Tensor]]) -> list[dict[str, Any]]:
         made: dict[Any, dict[str, Any]] = {}
         for role in ROLES:
             for candidate in CANDIDATES:
@@ -171,7 +208,7 @@ class AutoConfig:
                     own = {"lr": option.lr, "weight_decay": option.weight_decay, **option.settings}
                     key = (role, candidate, *sorted((name, str(value)) for name, value in own.items()))
                     group = made.setdefault(key, {"params": [], "role": role, "rule": option.rule, **own})
-                    group["params"].append((block.name, block.param))
+                    group["params"].append(params[block.name])
         return list(made.values())
 
     # ------------------------------------------------------------------------------------------ the others
@@ -277,12 +314,14 @@ class AutoConfig:
             shares={name: share for name, share in shares.items() if share},
         )
 
-    def _moved_within(self, ms: float | None) -> int | None:
-        """Return the bytes that a step may move."""
+    def _moved_within(self, ms: float | None, most: int) -> int | None:
+        """Return the bytes that a step may move, of ``most`` that it can."""
         if ms is None:
             return None
         if self.bandwidth is None:
             raise ValueError("ms: no bandwidth is known; give bandwidth= or hardware= to autoconfig")
+        if _ms(most, self.bandwidth) <= ms:
+            return most
         moved = math.floor(ms * 1e-3 * self.bandwidth)
         while moved and _ms(moved, self.bandwidth) > ms:
             moved -= 1
@@ -344,17 +383,23 @@ def first_choice(
     return empty.within(state_bytes=state_bytes, ms=ms)
 
 
-def check_budget(state_bytes: Any, ms: Any) -> None:
-    """Raise ValueError for a budget that cannot be one."""
-    if state_bytes is not None and (
-        not isinstance(state_bytes, int) or isinstance(state_bytes, bool) or state_bytes < 0
-    ):
-        raise ValueError(
-            f"state_bytes: got {state_bytes!r}, expected a whole number of bytes >= 0, such as 500 * 2**20, "
-            "or None for no limit"
-        )
+def check_budget(state_bytes: Any, ms: Any) -> int | None:
+    """Return the bytes; raise ValueError for a budget that cannot be one."""
+    if state_bytes is not None:
+        whole = None
+        if not isinstance(state_bytes, bool) and isinstance(state_bytes, (numbers.Integral, float)):
+            whole = (
+                int(state_bytes) if math.isfinite(state_bytes) and state_bytes == int(state_bytes) else None
+            )
+        if whole is None or whole < 0:
+            raise ValueError(
+                f"state_bytes: got {state_bytes!r}, expected a whole number of bytes >= 0, such as "
+                "500 * 2**20, or None for no limit"
+            )
+        state_bytes = whole
     if ms is not None:
         validate.positive(ms, "ms", " milliseconds")
+    return state_bytes
 
 
 def _option(candidate: Candidate, lr: float, weight_decay: float, risk: Risk) -> Option:

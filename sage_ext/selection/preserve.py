@@ -11,21 +11,20 @@ from torch import nn
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Put back weights, buffers, gradients, each module's mode and torch's random state, whatever happens.
+    """Put back parameters, buffers, gradients, each module's mode and torch's random state, whatever happens.
 
-    Inside, all modules are in training mode, parameters have no gradients, and gradients are on.
+    Frozen parameters too: a forward may move them, as that of a teacher that follows does. Inside, all
+    modules are in training mode, parameters have no gradients, and gradients are on.
     """
     modes = [(module, module.training) for module in model.modules()]
     params = list(model.parameters())
-    grads = [(param, param.grad) for param in params]
-    weights = [(param, param.detach().clone()) for param in params if param.requires_grad]
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
+    before = [(param, param.grad, param.requires_grad) for param in params]
+    tables = [
+        (module, dict(module._buffers), set(module._non_persistent_buffers_set)) for module in model.modules()
     ]
-    others = {tensor.device for tensor in [*params, *(b for _, _, b, _ in buffers)]} - {torch.device("cpu")}
+    buffers = {id(b): b for _, table, _ in tables for b in table.values() if b is not None}
+    kept = [(tensor, tensor.detach().clone()) for tensor in [*params, *buffers.values()]]
+    others = {tensor.device for tensor, _ in kept} - {torch.device("cpu")}
     kinds = {device.type for device in others} - {"meta"}
     with _same_random_numbers(sorted(kinds), others), torch.enable_grad():
         try:
@@ -34,16 +33,20 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 param.grad = None
             yield
         finally:
-            with torch.no_grad():
-                for param, kept in weights:
-                    param.copy_(kept)
-                for module, name, buffer, kept in buffers:
-                    buffer.copy_(kept)
-                    module._buffers[name] = buffer
-            for param, grad in grads:
-                param.grad = grad
+            # What cannot fail first.
             for module, mode in modes:
                 module.training = mode
+            for module, table, not_persistent in tables:
+                module._buffers.clear()
+                module._buffers.update(table)
+                module._non_persistent_buffers_set = not_persistent
+            for param, grad, requires_grad in before:
+                param.grad = grad
+                param.requires_grad_(requires_grad)
+            with torch.no_grad():
+                for tensor, content in kept:
+                    if not torch.equal(tensor, content):  # an expanded one cannot be written to
+                        tensor.copy_(content)
 
 
 @contextmanager

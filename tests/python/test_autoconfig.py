@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -390,6 +391,66 @@ def test_the_model_is_as_it_was_to_the_bit(breaks_in: int | None) -> None:
     assert torch.equal(torch.get_rng_state(), random)
 
 
+class Moving(nn.Module):
+    """A frozen teacher that follows, a buffer that is filled in, one that cannot be written to, a norm that
+    goes a step on whenever its weight is looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
+        self.teacher = nn.Linear(4, 4).requires_grad_(False)
+        self.register_buffer("mean", None)
+        self.register_buffer("ones", torch.ones(1).expand(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = x.mean(0) if self.mean is None else self.mean.lerp(x.mean(0), 0.1)
+        self.register_buffer("later", torch.zeros(1))
+        self.teacher.weight.data.lerp_(self.body.weight, 0.1)
+        self.teacher.bias.requires_grad_(True)
+        return (self.body(x) - self.teacher(x) - self.ones - self.mean).square().mean()
+
+
+def test_what_a_forward_changes_besides_is_put_back() -> None:
+    torch.manual_seed(0)
+    model = Moving()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    config = autoconfig(model, [torch.randn(3, 4)], steps=4)
+    FusedHybrid(model)  # finds roles without looking at computed weights
+    assert [block.name for block in config.blocks] == ["body.bias", "body.parametrizations.weight.original"]
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert not model.teacher.bias.requires_grad
+
+
+def test_groups_for_a_model_of_the_same_names() -> None:
+    torch.manual_seed(0)
+    model, other, narrow = WithLoss(), WithLoss(), nn.Module()
+    config = autoconfig(model, [X], steps=4, state_bytes=0)
+    twin = nn.ModuleDict({"module": other})  # as DistributedDataParallel names them
+    for target in (other, twin):
+        groups = config.groups_for(target)
+        assert [{k: v for k, v in g.items() if k != "params"} for g in groups] == [
+            {k: v for k, v in g.items() if k != "params"} for g in config.groups
+        ]
+        names = [[name.removeprefix("module.") for name, _ in g["params"]] for g in groups]
+        assert names == [[name for name, _ in g["params"]] for g in config.groups]
+        assert {id(p) for g in groups for _, p in g["params"]} == {id(p) for p in other.parameters()}
+    assert FusedHybrid(pickle.loads(pickle.dumps(config)).groups_for(other)).describe().state_bytes == 0
+    with pytest.raises(ValueError, match=r"model: has no trained parameter '"):
+        config.groups_for(narrow)
+    other.more = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"model: 'more.weight' has no rule"):
+        config.groups_for(other)
+
+
+def test_several_processes_want_one_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"model: there are several processes, .* DistributedDataParallel"):
+        autoconfig(WithLoss(), [X], steps=4)
+
+
 def test_it_follows_the_device(device: torch.device) -> None:
     """Dropout draws from the device's own generator, and states are where their parameters are."""
     torch.manual_seed(0)
@@ -501,7 +562,7 @@ def end() -> Iterator[Tensor]:
         ({"loss": lambda m, x: torch.ones((), requires_grad=True)}, ValueError, "loss: no parameter of the"),
         ({"loss": 3}, TypeError, "loss: got int, expected a function"),
         ({"state_bytes": -1}, ValueError, "state_bytes: got -1, expected a whole number of bytes >= 0"),
-        ({"state_bytes": 1e6}, ValueError, "state_bytes: got 1000000.0, expected a whole number"),
+        ({"state_bytes": 1e6 + 0.5}, ValueError, "state_bytes: got 1000000.5, expected a whole number"),
         ({"ms": 0}, ValueError, "ms: got 0 milliseconds, expected a finite number > 0"),
         ({"steps": 1}, ValueError, "steps: got 1, expected an integer >= 2"),
         ({"lr": 0.0}, ValueError, "lr: got 0.0, expected a finite number > 0"),
@@ -516,6 +577,8 @@ def end() -> Iterator[Tensor]:
             ValueError,
             "candidates: none of sinkgd applies to layer.bias, .*'adamw'",
         ),
+        ({"batches": X}, TypeError, "batches: got Tensor, expected a list .* \\[batch\\]"),
+        ({"batches": {"x": X}}, TypeError, "batches: got dict, expected a list"),
         ({"blocks": "layer"}, ValueError, "blocks: got 'layer', expected 'tensor' or 'role'"),
         ({"tied": None}, ValueError, "tied: got None"),
         ({"lm_head": "layers.weight"}, ValueError, "lm_head: there is no parameter named"),

@@ -7,6 +7,7 @@ import pickle
 from typing import Any
 
 import models
+import numpy as np
 import pytest
 import support
 import torch
@@ -161,7 +162,14 @@ class TestLearningRatesByRole:
         optimizer.add_parameters(model.embed)
         assert by_role(optimizer)["embedding"]["lr"] == 0.5
 
+    def test_numbers_of_other_kinds_warn_too(self) -> None:
+        for lr in (torch.tensor(0.5), np.float32(0.5)):
+            with pytest.warns(UserWarning, match="is the rate of every group now"):
+                assert {float(rate) for rate in self.rates(lr=lr).values()} == {0.5}
+
     def test_errors(self) -> None:
+        with pytest.raises(ValueError, match=r"lr: 'head' is not known, expected a role .*'lm_head'"):
+            self.rates(lr={"head": 0.1})
         with pytest.raises(ValueError, match=r"lr: got -1\.0 for role 'embedding'"):
             self.rates(lr={"embedding": -1.0})
         with pytest.raises(ValueError, match=r"lr: 'matrix' is in one group .* lr=\{'alias': \.\.\.\}"):
