@@ -41,7 +41,7 @@ def link(target: str) -> str:
 
 
 ANCHOR = "adamw"
-IN_SHORT = (ANCHOR, "preset-sinkgd-scale", "sage-hybrid", "scale", "lion", "stateless-columns")
+IN_SHORT = (ANCHOR, "preset-sinkgd-scale", "sage-hybrid", "scale", "lion", "preset-stateless")
 
 
 def in_short() -> str:
