@@ -143,13 +143,12 @@ class FusedHybrid(ReplicatedOptimizer):
         common: dict[str, Any] = {"maximize": maximize, "state_dtype": state_dtype, "capturable": capturable}
         spread = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
         common.update((name, value) for name, value in spread.items() if value is not None)
-        role_rates = (
-            {role: lr[role] for role in routing.ROLES if role in lr} if isinstance(lr, Mapping) else {}
-        )
+        role_rates: dict[str, Any] = {}
         if isinstance(lr, Mapping):
+            role_rates = {role: lr[role] for role in routing.ROLES if role in lr}
             lr = {name: value for name, value in lr.items() if name not in role_rates}
         self._rule_defaults = _rule_defaults(base, lr, common, overrides)
-        self._role_rates = _role_rates(base, role_rates, groups)
+        self._role_rates = _role_rates(self._preset, role_rates, groups)
         self._overridden = _overridden(lr, overrides)
         if groups is None:
             _check_rules_of(base, overrides, "argument ")
@@ -325,14 +324,14 @@ def _rule_defaults(
     return result
 
 
-def _role_rates(preset: str | None, rates: Mapping[str, Any], groups: object) -> dict[str, Any]:
+def _role_rates(preset: str, rates: Mapping[str, Any], groups: object) -> dict[str, Any]:
     """Return role -> learning rate, checked."""
     if rates and groups is not None:
         raise ValueError(f'lr: got {", ".join(map(repr, rates))}, but group dicts say their own "lr"')
     result = {}
     for role, value in rates.items():
-        rule = PRESETS[preset or "sage"].rule_for(role)
-        if rule in PRESETS[preset or "sage"].joint:
+        rule = PRESETS[preset].rule_for(role)
+        if rule in PRESETS[preset].joint:
             raise ValueError(
                 f"lr: {role!r} is in one group with all other parameters of rule {rule!r}, which have one "
                 f"learning rate; pass lr={{{rule!r}: ...}}"

@@ -38,7 +38,7 @@ class Preset:
             raise ValueError(f"role: got {role!r}, expected one of {', '.join(map(repr, ROLES))}")
         return getattr(self, role)
 
-    def scale_dim(self, role: str, output_dim: int = 0) -> int:
+    def scale_dim(self, role: str, output_dim: int) -> int:
         """Return SCALE's ``dim`` for a matrix of ``role`` whose output units lie along ``output_dim``."""
         return output_dim if role in self.by_input_unit else 1 - output_dim
 
@@ -69,9 +69,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             roles={"lm_head": {"momentum": 0.9}},
             tied=None,
         ),
-        # Ours: what did best with little state, and with none, in the runs of docs/results.md, at their
-        # rates.
-        # SinkGD's alpha is 1, so that every rate is the root mean square of an update.
+        # Ours: what did best with little state, and with none, in the runs of docs/results.md, at the rates
+        # of those. SinkGD's alpha is 1, so that every rate is the root mean square of an update.
         "sinkgd-scale": Preset(
             embedding="adamw",
             matrix="sinkgd",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sage_ext.optimizers.hybrid import RULES
+from sage_ext.optimizers.presets import PRESETS
 from sage_ext.optimizers.rule import Rule
 from sage_ext.planning.budget import Target, budget
 from sage_ext.planning.exchanges import spread
@@ -41,8 +42,6 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 """Rule -> hyperparameters in which the candidates differ from its own defaults; SinkGD as in our presets."""
-HEAD_MOMENTUM = 0.9
-"""Of SCALE on the output head, as in the preset."""
 SLOWEST_BF16 = 0.998
 """From this beta2 on a second moment in bf16 cannot decay: what a step takes from it is rounded away. A few
 dozen steps do not show it."""
@@ -128,8 +127,8 @@ def _of_role(rule: str, entry: Routed) -> dict[str, Any]:
     """Return what the preset "scale" gives this rule in this role."""
     if rule != "scale":
         return {}
-    momentum = {"momentum": HEAD_MOMENTUM} if entry.role == "lm_head" else {}
-    return {"dim": 1 - entry.output_dim, **momentum}
+    preset = PRESETS[rule]
+    return {"dim": preset.scale_dim(entry.role, entry.output_dim), **preset.roles.get(entry.role, {})}
 
 
 def _cost(entry: Routed, rule: Rule, settings: Mapping[str, Any]) -> Any:

@@ -91,9 +91,9 @@ def fill(figure: Any, config: AutoConfig) -> None:
     below.set_xlabel("optimizer state (bytes a parameter)")
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
-        if config.state_budget is not None and config.state_budget <= 1.05 * max(max(states), 1e-9) * count:
-            axes.axvline(config.state_budget / count, color="black", linestyle="--", linewidth=0.9, zorder=4)
     if config.state_budget is not None and config.state_budget <= 1.05 * max(max(states), 1e-9) * count:
+        for axes in (above, below):
+            axes.axvline(config.state_budget / count, color="black", linestyle="--", linewidth=0.9, zorder=4)
         above.plot([], [], "--", color="black", linewidth=0.9, label="allowed")
     above.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
 

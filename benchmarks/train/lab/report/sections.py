@@ -26,10 +26,8 @@ def iterations(store: Store, scale: Scale) -> str:
     rows = []
     for count in ITERATIONS:
         runs = seeds(count)
-        difference = "-" if count == 5 else from_to(runs, seeds(5))
-        if difference != "-":
-            difference += f": {claims.matters(data.estimate(runs) - data.estimate(seeds(5)))}"
-        row = [str(count), _labelled(runs), difference]
+        difference, verdict = ("-", "-") if count == 5 else judged(runs, seeds(5), claims.matters)
+        row = [str(count), _labelled(runs), difference if difference == "-" else f"{difference}: {verdict}"]
         for case in ("", "batch4", "large"):
             grid = data.select(store, "iterations", ITERATED, "search", iterations=count, case=case)
             factor, value = grid_cells(grid, len(questions.ITERATION_FACTORS))
@@ -57,6 +55,14 @@ def from_to(runs: Sequence[data.Result], others: Sequence[data.Result]) -> str:
     if min(len(runs), len(others)) < len(SEEDS):
         return "-"
     return claims.written(data.estimate(runs) - data.estimate(others))
+
+
+def judged(
+    runs: Sequence[data.Result], others: Sequence[data.Result], rule: Callable[[data.Estimate], str]
+) -> tuple[str, str]:
+    """``from_to``, and what a rule of ``claims`` says of it; dashes where seeds are missing."""
+    difference = from_to(runs, others)
+    return difference, difference if difference == "-" else rule(data.estimate(runs) - data.estimate(others))
 
 
 def _labelled(runs: Sequence[data.Result]) -> str:
@@ -120,9 +126,7 @@ def ablation(store: Store, scale: Scale) -> str:
     every = data.select(store, "ablation")
     for name, change in dict.fromkeys((run["contender"], run["variant"]["change"]) for run in every):
         changed, plain = data.select(store, "ablation", name, change=change), data.seeds(store, name)
-        difference = from_to(changed, plain)
-        verdict = "-" if difference == "-" else claims.matters(data.estimate(changed) - data.estimate(plain))
-        cells = [_labelled(plain), _labelled(changed), difference, verdict]
+        cells = [_labelled(plain), _labelled(changed), *judged(changed, plain, claims.matters)]
         rows.append([f"`{name}`", change, *cells, again(changed)])
     columns = ["contender", "change", "unchanged", "changed", "difference", "does it matter?", AGAIN]
     text = "At the rates of study `main`, which were found without the change; three seeds each."
@@ -183,10 +187,9 @@ def sphere(store: Store, scale: Scale) -> str:
         if not grid:
             continue
         seeds, plain = data.select(store, "sphere", name, "seed"), data.seeds(store, name)
-        difference = from_to(seeds, plain)
-        verdict = "-" if difference == "-" else claims.better(data.estimate(seeds) - data.estimate(plain))
+        judgement = judged(seeds, plain, claims.better)
         factor, _ = grid_cells(grid, len(questions.SPHERE_FACTORS))
-        cells = [" ".join(roles), factor, _labelled(plain), _labelled(seeds), difference, verdict]
+        cells = [" ".join(roles), factor, _labelled(plain), _labelled(seeds), *judgement]
         rows.append([f"`{name}`", *cells, again(seeds or grid)])
     columns = ["contender", "held", "rates x", "free", "on the sphere", "difference", "does it help?", AGAIN]
     text = prose(
