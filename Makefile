@@ -63,7 +63,7 @@ CMAKE_FLAGS := -G Ninja '-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)'
 EMULATED_TESTS ?= ON
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo demo-distributed test test-python test-cpp test-cpp-sanitized test-cuda-build wheel wheel-cuda benchmark report \
+.PHONY: demo demo-distributed test test-python test-processes test-cpp test-cpp-sanitized test-cuda-build wheel wheel-cuda benchmark report \
   docs docs-links stub lint types clean FORCE
 
 demo: $(VENV)/.installed $(VENV)/.examples
@@ -72,10 +72,15 @@ demo: $(VENV)/.installed $(VENV)/.examples
 demo-distributed: $(VENV)/.installed $(VENV)/.examples
 	$(BIN)/python examples/distributed_demo.py
 
-test: test-cpp test-python
+# OFF leaves those tests to test-processes.
+PROCESSES_TESTS ?= ON
+
+test: test-cpp test-python $(if $(filter ON,$(PROCESSES_TESTS)),test-processes)
 
 test-python: $(VENV)/.installed $(VENV)/.examples $(VENV)/.tools dist/.wheel-cpu
 	$(call run-pytest,$(BIN)/pytest)
+
+test-processes: $(VENV)/.installed $(VENV)/.examples $(VENV)/.tools
 	$(PASSIVE) $(BIN)/pytest -m processes $(PROCESSES)
 
 # On the objects of the CPU kernels that the installed module is made of.

@@ -14,9 +14,20 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def build_model(
-    *, vocab_size: int, hidden: int, layers: int, heads: int, ffn: int, seq_len: int, tied: bool, seed: int
+    *,
+    vocab_size: int,
+    hidden: int,
+    layers: int,
+    heads: int,
+    ffn: int,
+    seq_len: int,
+    tied: bool,
+    seed: int,
+    attention: str = "sdpa",
 ) -> nn.Module:
-    """A ``LlamaForCausalLM`` in fp32. The same arguments give the same weights, whatever ran before."""
+    """A ``LlamaForCausalLM`` in fp32. The same arguments give the same weights, whatever ran before.
+
+    ``attention`` is transformers' ``attn_implementation``."""
     if hidden % heads or (hidden // heads) % 2:
         raise UsageError(
             f"--hidden {hidden} --heads {heads}: a head's width must be a whole even number; change one"
@@ -35,6 +46,7 @@ def build_model(
         bos_token_id=0,
         eos_token_id=0,
         use_cache=False,
+        attn_implementation=attention,
     )
     torch.manual_seed(seed)
     return LlamaForCausalLM(config)

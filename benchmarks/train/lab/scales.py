@@ -47,6 +47,7 @@ class Scale:
     final_factor: float = 0.0  # cosine from there to this share of the rate at the last step
     clip: float = 1.0  # largest norm of the whole gradient
     compile: str | None = "inductor"  # backend of torch.compile for the model; None: eager
+    attention: str = "sdpa"  # transformers' attn_implementation
     micro_batch: int = 16  # windows that go through the model at once; changes memory, not the batch
     validation_windows: int = 64  # of each kind of text
     evaluations: int = 4  # evenly spread, the last one at the end
@@ -65,6 +66,7 @@ class Scale:
             "clip": self.clip,
             "amp": self.amp,
             "compile": self.compile,
+            "attention": self.attention,
             "device": self.device,
             "threads": self.threads,
             "validation_windows": self.validation_windows,
@@ -92,6 +94,7 @@ SCALES = {
             search_tokens=1 << 19,
             final_tokens=1 << 21,
             long_tokens=1 << 22,
+            attention="eager",  # compiled, it takes half the time of torch's kernel for processors
         ),
         # The papers' 60 M and 130 M, some 20 tokens a parameter: bring text of that size with --text.
         Scale(

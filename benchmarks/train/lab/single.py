@@ -28,7 +28,11 @@ class Run:
         self.device = torch.device(config["device"])
         torch.set_num_threads(config["threads"])
         sizes, seed = config["model"], config["seed"]
-        self.model = build_model(**sizes, seq_len=config["seq_len"], seed=seed).to(self.device)
+        # Runs from before there was a choice have no entry: of "attention", or of "compile" either.
+        attention = config.get("attention", "sdpa")
+        self.model = build_model(**sizes, seq_len=config["seq_len"], seed=seed, attention=attention).to(
+            self.device
+        )
         self.optimizers = build.optimizers(self.model, config["groups"])
         self.base = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         shape = {"batch_size": config["batch_size"], "seq_len": config["seq_len"]}
@@ -43,7 +47,6 @@ class Run:
         self.steps = config["tokens"] // (config["batch_size"] * config["seq_len"])
         self.warmup = max(round(config["warmup"] * self.steps), 1)
         self.averager = _averager(self.model, config["groups"])
-        # Runs from before there was the choice have no entry: they were eager.
         backend = config.get("compile")
         self.loss = (
             torch.compile(next_token_loss, backend=backend, dynamic=False) if backend else next_token_loss
