@@ -35,7 +35,7 @@ def autoconfig(
     state_bytes: int | None = None,
     ms: float | None = None,
     loss: Loss | None = None,
-    steps: int = 32,
+    steps: int = 256,
     lr: float | Mapping[str, float] = 1e-3,
     weight_decay: float = 0.0,
     max_grad_norm: float | None = None,
@@ -56,28 +56,29 @@ def autoconfig(
     each gets the same gradients, keeps its own state, and moves nothing. In the second half of the steps
     their updates u are compared with AdamW's r, and a candidate's risk on a parameter is the sum of
 
-    - *direction*: the mean over the steps of ``1 - cos(u, r)``;
-    - *size*: the same of the norms of rows, and of columns. A rate is a free parameter, so the size as a
-      whole is nothing to hold against a candidate, but one that moves some rows more than others cannot be
-      put right by a rate. For lists that differ little, ``1 - cos`` is half the variance of the logarithm of
-      their ratio, weighted by size; unlike a logarithm it bears rows that do not move;
-    - *variance*: over the steps, of that cosine, and ``1 - cos`` of the two lists of sizes, since one rate
+    - *direction*: ``1 - cos(U, R)`` of the sums of all measured u and r: of how far each would have gone. In
+      a single step a rule without momentum is far from AdamW for the noise alone, which does not add up;
+    - *size*: the same of the norms of the sums' rows, and of their columns. A rate is a free parameter, so
+      the size as a whole is nothing to hold against a candidate, but one that moves some rows more than
+      others cannot be put right by a rate. For lists that differ little, ``1 - cos`` is half the variance of
+      the logarithm of their ratio, weighted by size; unlike a logarithm it bears rows that do not move;
+    - *variance*: over the steps, of ``cos(u, r)``, and ``1 - cos`` of the two lists of sizes, since one rate
       serves all steps.
 
     The choice is the one with the least sum of risks, each weighted by the parameter's share of all
     parameters, that is within the budget. AdamW itself has risk 0. All of this is this library's own, after
-    the idea of BAOC (arXiv 2605.04711), whose formulas are not public. A small risk says that a few dozen
-    steps of a candidate were like AdamW's. That it trains as well is not known from that.
+    the idea of BAOC (arXiv 2605.04711), whose formulas are not public. A small risk says that so many
+    steps of a candidate led where AdamW's did. That it trains as well is not known from that.
 
     Each group gets the rate at which its rule moves parameters of this role as far (in root mean square) as
     AdamW at ``lr`` did in the measured steps, and the weight decay that shrinks them as much in a step.
 
     In the end the model is as it was to the bit, also where an error is raised: parameters, frozen ones too,
     buffers, gradients, modes, and the state of torch's random generators. It takes the memory of one more
-    copy of parameters and buffers, of all candidates' states at once (20 bytes a parameter in float32, 16 in
-    bfloat16, AdamW's own among them; the gradients of all steps would take 128), and of a few updates of the
-    largest parameter; and the time of so many training steps, each with a step of every candidate and its
-    comparison.
+    copy of parameters and buffers, of all candidates' states at once (22 bytes a parameter in float32, 18 in
+    bfloat16, AdamW's own among them), of the sums (of 256 columns evenly spread where a matrix has more: up
+    to 8 KiB a row), and of a few updates of the largest parameter; and the time of so many training steps,
+    each with a step of every candidate and its comparison.
 
     With several processes the model has to be in DistributedDataParallel, so that all see the same gradients.
 
@@ -93,13 +94,15 @@ def autoconfig(
             dict, ``model(*batch)`` for a tuple or list, else ``model(batch)``, with tensors moved to the
             model's device, and takes the result's ``loss`` (Hugging Face models have one where a batch has
             ``labels``), or the result where it is a tensor of one element.
-        steps: of the warm-up, 2 or more.
+        steps: of the warm-up, 2 or more. With a few dozen, rules that a head cannot bear look best on it:
+            they move rare tokens' rows as AdamW does in its first steps alone.
         lr: AdamW's learning rate, or a dict of one for each role that the model has (see
             :data:`sage_ext.routing.ROLES`). The embedding's is worth being larger.
         weight_decay: of AdamW.
         max_grad_norm: the norm to which all gradients together are clipped, in the warm-up; None does not.
         candidates: names, of :data:`~sage_ext.selection.CANDIDATES`. "adamw" has both moments in float32,
-            "adamw-bf16" in bfloat16; with a beta2 of 0.998 or more it is left out.
+            "adamw-bf16" in bfloat16; with a beta2 of 0.998 or more it is left out. "scale" keeps nothing,
+            "scale-momentum" a momentum in bfloat16.
         blocks: ``"tensor"`` chooses for each parameter by itself, ``"role"`` one candidate for all parameters
             of a role.
         embeddings, lm_head, tied, no_decay: as :func:`sage_ext.routing.route` has them.
@@ -110,8 +113,10 @@ def autoconfig(
         backend: ``"auto"``, ``"native"`` or ``"reference"``, as the optimizers have it.
         overrides: for a rule's name a dict of hyperparameters other than the candidates' own, such as
             ``sinkgd={"iterations": 2}`` or ``adamw={"betas": (0.9, 0.999)}``, which is the reference's too.
-            The candidates have their optimizers' defaults, but betas (0.9, 0.95) for AdamW, alpha 1 for
-            SinkGD, and for SCALE ``dim`` and, on the head, momentum as in preset "scale".
+            The candidates have their optimizers' defaults, but betas (0.9, 0.95) for AdamW, and for SinkGD
+            alpha 1 and one iteration. SCALE's ``dim`` follows from role and layout: "scale" has the rows of a
+            matrix and the columns of embedding and head, "scale-momentum" the rows of all three, and momentum
+            0.9 unless ``scale=`` has another.
 
     Returns:
         An :class:`AutoConfig`: ``FusedHybrid(config.groups)`` is the optimizer. ``print`` it for a table.
@@ -264,7 +269,7 @@ def _check(
     if loss is not None and not callable(loss):
         raise TypeError(f"loss: got {type(loss).__name__}, expected a function of (model, batch)")
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 2:
-        raise ValueError(f"steps: got {steps!r}, expected an integer >= 2; a few dozen are usual")
+        raise ValueError(f"steps: got {steps!r}, expected an integer >= 2; some hundred are usual")
     validate.non_negative(weight_decay, "weight_decay", "")
     if max_grad_norm is not None:
         validate.positive(max_grad_norm, "max_grad_norm", "")

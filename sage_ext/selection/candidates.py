@@ -20,6 +20,7 @@ from sage_ext.routing import Routed
 
 REFERENCE = "adamw"
 IN_BF16 = "adamw-bf16"
+WITHOUT_MOMENTUM, WITH_MOMENTUM = "scale", "scale-momentum"
 CANDIDATES: Mapping[str, str] = MappingProxyType(
     {
         REFERENCE: "adamw",
@@ -27,7 +28,8 @@ CANDIDATES: Mapping[str, str] = MappingProxyType(
         "sage": "sage",
         "lion": "lion",
         "sinkgd": "sinkgd",
-        "scale": "scale",
+        WITHOUT_MOMENTUM: "scale",
+        WITH_MOMENTUM: "scale",
         "sign_sgd": "sign_sgd",
     }
 )
@@ -43,8 +45,8 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 """Rule -> hyperparameters in which the candidates differ from its own defaults; SinkGD as in our presets."""
 SLOWEST_BF16 = 0.998
-"""From this beta2 on a second moment in bf16 cannot decay: what a step takes from it is rounded away. A few
-dozen steps do not show it."""
+"""From this beta2 on a second moment in bf16 cannot decay: what a step takes from it is rounded away. So few
+steps do not show it."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,9 @@ def candidates_of(
             continue
         if native and rule.needs_contiguous and not entry.param.is_contiguous():
             continue
-        given = {**SETTINGS.get(rule.name, {}), **_of_role(rule.name, entry), **overrides.get(rule.name, {})}
+        given = {**SETTINGS.get(rule.name, {}), **_own(name, entry), **overrides.get(rule.name, {})}
+        if name == WITHOUT_MOMENTUM:
+            given.pop("momentum", None)
         if name == IN_BF16:
             if {**rule.defaults, **given}["betas"][1] >= SLOWEST_BF16:
                 continue
@@ -123,12 +127,18 @@ def candidates_of(
     return found
 
 
-def _of_role(rule: str, entry: Routed) -> dict[str, Any]:
-    """Return what the preset "scale" gives this rule in this role."""
-    if rule != "scale":
-        return {}
-    preset = PRESETS[rule]
-    return {"dim": preset.scale_dim(entry.role, entry.output_dim), **preset.roles.get(entry.role, {})}
+def _own(name: str, entry: Routed) -> dict[str, Any]:
+    """Return what SCALE gets in this role.
+
+    Without momentum what the preset "stateless" has: the head not by its rows, where noise would move rare
+    tokens as far as frequent ones. A momentum mends that, and then a row is a token or an output unit.
+    """
+    if name == WITHOUT_MOMENTUM:
+        return {"dim": PRESETS["stateless"].scale_dim(entry.role, entry.output_dim)}
+    if name == WITH_MOMENTUM:
+        dim = entry.output_dim if entry.role == "embedding" else 1 - entry.output_dim
+        return {"dim": dim, "momentum": 0.9, "state_dtype": torch.bfloat16}
+    return {}
 
 
 def _cost(entry: Routed, rule: Rule, settings: Mapping[str, Any]) -> Any:

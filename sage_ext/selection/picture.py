@@ -6,14 +6,17 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from sage_ext.planning.picture import COLORS
-from sage_ext.selection.candidates import CANDIDATES, IN_BF16
+from sage_ext.selection.candidates import CANDIDATES, IN_BF16, WITH_MOMENTUM
 
 if TYPE_CHECKING:
     from sage_ext.selection.config import AutoConfig
 
-# AdamW in bf16 is a lighter shade of AdamW.
-SHADES = {name: COLORS[rule] for name, rule in CANDIDATES.items()} | {IN_BF16: "#F4B183"}
-MARKS = dict(zip(CANDIDATES, "osD^v<>", strict=True))
+# AdamW in bf16 is a lighter shade of AdamW, SCALE with momentum a darker one of SCALE.
+SHADES = {name: COLORS[rule] for name, rule in CANDIDATES.items()} | {
+    IN_BF16: "#F4B183",
+    WITH_MOMENTUM: "#00543D",
+}
+MARKS = dict(zip(CANDIDATES, "osD^v<P>", strict=True))
 
 
 def draw(config: AutoConfig, path: str | os.PathLike[str]) -> None:

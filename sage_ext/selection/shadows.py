@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, pvariance
+from statistics import pvariance
 from typing import Any, NamedTuple
 
 import torch
@@ -19,16 +19,20 @@ from sage_ext.selection.preserve import preserved
 Loss = Callable[[nn.Module, Any], Tensor]
 
 
+COLUMNS = 256
+"""Of so many columns of a matrix, evenly spread, the updates are added up: each sum is memory."""
+
+
 class Risk(NamedTuple):
     """How far a candidate is from AdamW on a parameter: three distances, each 0 for AdamW itself."""
 
     direction: float
-    """``1 - cos`` of the two updates, mean over the measured steps: 0 for the same direction, 1 for none in
-    common, 2 for the opposite."""
+    """``1 - cos`` of how far the two would have gone over the measured steps: 0 for the same direction, 1 for
+    none in common, 2 for the opposite."""
     size: float
-    """``1 - cos`` of the two lists of norms of rows, and of columns; mean over both and over the steps."""
+    """``1 - cos`` of the two lists of how far rows would have gone, and columns; mean of both."""
     variance: float
-    """Of that cosine over the steps; and ``1 - cos`` of the two lists of sizes (rms) of the steps."""
+    """Over the steps, of the cosine of the two updates; and ``1 - cos`` of the two lists of their sizes."""
 
     @property
     def total(self) -> float:
@@ -37,10 +41,10 @@ class Risk(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """One step of a candidate beside AdamW's, on one parameter."""
+    """A step of a candidate beside AdamW's, on one parameter; or the sums of their measured steps."""
 
     product: float
-    """<u, r> of the candidate's update u and AdamW's r."""
+    """<u, r> of the candidate's u and AdamW's r."""
     squares: float
     """Sum of u squared."""
     reference_squares: float
@@ -58,16 +62,20 @@ class Shadowed:
     states: list[dict[str, Tensor]] = field(default_factory=list)
     seen: list[list[Seen]] = field(default_factory=list)
     """For each candidate the measured steps."""
+    gone: list[Seen] = field(default_factory=list)
+    """For each candidate the sum of its measured updates."""
     reference: list[float] = field(default_factory=list)
     """Sum of AdamW's update squared, a number a measured step."""
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """While it is measured: candidate -> the sum of its updates, of ``COLUMNS`` columns; AdamW's always."""
 
     def risk(self, index: int) -> Risk:
         """Return the risk of a candidate; AdamW's own is 0, whatever rounding says."""
         if not self.seen or self.candidates[index].name == REFERENCE:
             return Risk(0.0, 0.0, 0.0)
-        steps = self.seen[index]
+        steps, gone = self.seen[index], self.gone[index]
         cosines = [_cosine(s.product, s.squares, s.reference_squares) for s in steps]
-        sizes = [1 - _cosine((s.rows + s.columns) / 2, s.squares, s.reference_squares) for s in steps]
+        lines = (gone.rows + gone.columns) / 2
         lengths = [math.sqrt(s.squares) for s in steps], [math.sqrt(s.reference_squares) for s in steps]
         over_steps = _cosine(
             sum(a * b for a, b in zip(*lengths, strict=True)),
@@ -76,8 +84,8 @@ class Shadowed:
         )
         # Rounding may lead out of [-1, 1] by a little.
         return Risk(
-            max(fmean(1 - cosine for cosine in cosines), 0.0),
-            max(fmean(sizes), 0.0),
+            max(1 - _cosine(gone.product, gone.squares, gone.reference_squares), 0.0),
+            max(1 - _cosine(lines, gone.squares, gone.reference_squares), 0.0),
             pvariance(cosines) + max(1 - over_steps, 0.0),
         )
 
@@ -121,7 +129,7 @@ def watch(
             {} if candidate.name == REFERENCE else candidate.new_state(of.entry.param)
             for candidate in of.candidates
         ]
-        of.seen = [[] for _ in of.candidates]
+        of.seen, of.gone, of.sums = [[] for _ in of.candidates], [], {}
     with preserved(model):
         for step, batch in enumerate(_so_many(batches, steps)):
             _fill_gradients(model, params, batch, loss, step)
@@ -153,6 +161,7 @@ def watch(
                 "freeze it with requires_grad_(False) if nothing trains it, or have batches that reach it, "
                 "or more steps"
             )
+    _add_up(shadowed)
 
 
 def _so_many(batches: Iterable[Any], steps: int) -> Iterator[Any]:
@@ -223,20 +232,61 @@ def _update(
 def _look(of: Shadowed, grad: Tensor, made: Tensor, native: bool, *, is_measured: bool) -> list[Tensor]:
     """Step every candidate; where it is measured, return AdamW's sum of squares and four sums for each."""
     param = of.entry.param
-    sums: list[Tensor] = []
-    squares = _squares(made) if is_measured else []
+    found: list[Tensor] = []
+    squares = _squares(made) if is_measured else ()
     if is_measured:
-        sums.append(squares[0].sum(dtype=torch.float64))
+        found.append(squares[0].sum(dtype=torch.float64))
+        _add(of.sums, REFERENCE, made)
     for candidate, state in zip(of.candidates, of.states, strict=True):
         is_same = candidate.name == REFERENCE
         update = made if is_same else _update(candidate, param, grad, state, native)
         if not is_measured:
             continue
-        own = squares if is_same else _squares(update)
-        rows, columns = ((a * b).sqrt().sum(dtype=torch.float64) for a, b in zip(own, squares, strict=True))
-        product = (update * made).sum(dtype=torch.float64)
-        sums += [product, own[0].sum(dtype=torch.float64), rows, columns]
-    return sums
+        found += _compared(update, squares if is_same else _squares(update), made, squares)
+        if not is_same:
+            _add(of.sums, candidate.name, update)
+    return found
+
+
+def _compared(
+    update: Tensor, own: Sequence[Tensor], made: Tensor, squares: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Return the numbers of :class:`Seen` but AdamW's own, of two updates and their :func:`_squares`."""
+    rows, columns = ((a * b).sqrt().sum(dtype=torch.float64) for a, b in zip(own, squares, strict=True))
+    return (update * made).sum(dtype=torch.float64), own[0].sum(dtype=torch.float64), rows, columns
+
+
+def _add(sums: dict[str, Tensor], name: str, update: Tensor) -> None:
+    """Add an update to a sum: so many columns of it."""
+    if update.ndim > 1:
+        update = update.flatten(1)
+        update = update[:, :: math.ceil(update.shape[1] / COLUMNS) or 1]
+    if name in sums:
+        sums[name] += update
+    else:
+        sums[name] = update.clone()
+
+
+def _add_up(shadowed: Sequence[Shadowed]) -> None:
+    """Compare the sums of all measured updates, and forget them."""
+    for of in shadowed:
+        made = of.sums[REFERENCE]
+        squares = _squares(made)
+        total = squares[0].sum(dtype=torch.float64)
+        found = [total]
+        for candidate in of.candidates:
+            update = of.sums[candidate.name]
+            found += _compared(update, _squares(update), made, squares)
+        of.sums = {}
+        numbers = iter(torch.stack(found).tolist())
+        reference = next(numbers)
+        of.gone = [_seen(numbers, reference) for _ in of.candidates]
+
+
+def _seen(numbers: Iterator[float], reference: float) -> Seen:
+    """The next four of ``numbers``, beside AdamW's sum of squares."""
+    product, own, rows, columns = (next(numbers) for _ in range(4))
+    return Seen(product, own, reference, rows, columns)
 
 
 def _squares(update: Tensor) -> tuple[Tensor, Tensor]:
@@ -259,9 +309,8 @@ def _keep(sums: Sequence[tuple[Shadowed, list[Tensor]]]) -> None:
             squares = next(numbers)
             of.reference.append(squares)
             for seen in of.seen:
-                product, own, rows, columns = (next(numbers) for _ in range(4))
-                seen.append(Seen(product, own, squares, rows, columns))
-                if not math.isfinite(product + own + squares):
+                seen.append(_seen(numbers, squares))
+                if not math.isfinite(seen[-1].product + seen[-1].squares + squares):
                     raise ValueError(
                         f"model: the gradient of {of.entry.name} is not finite, or its squares leave "
                         "float32; give max_grad_norm=1.0, or a smaller lr"

@@ -211,14 +211,12 @@ def test_a_risk_by_hand() -> None:
         return float(a.flatten() @ b.flatten() / a.norm() / b.norm())
 
     cosines = [cosine(r, u) for r, u in zip(updates, signs, strict=True)]
-    profiles = [
-        (cosine(r.norm(dim=0), u.norm(dim=0)) + cosine(r.norm(dim=1), u.norm(dim=1))) / 2
-        for r, u in zip(updates, signs, strict=True)
-    ]
+    gone, went = sum(updates), sum(signs)
+    profile = (cosine(gone.norm(dim=0), went.norm(dim=0)) + cosine(gone.norm(dim=1), went.norm(dim=1))) / 2
     sizes = [torch.tensor([of.norm() for of in each]) for each in (updates, signs)]
     (option,) = config.chosen
-    assert option.risk.direction == pytest.approx(1 - sum(cosines) / len(cosines), abs=1e-5)
-    assert option.risk.size == pytest.approx(1 - sum(profiles) / len(profiles), abs=1e-5)
+    assert option.risk.direction == pytest.approx(1 - cosine(gone, went), abs=1e-5)
+    assert option.risk.size == pytest.approx(1 - profile, abs=1e-5)
     mean = sum(cosines) / len(cosines)
     spread = sum((value - mean) ** 2 for value in cosines) / len(cosines)
     assert option.risk.variance == pytest.approx(spread + 1 - cosine(*sizes), abs=1e-5)
@@ -236,11 +234,14 @@ def test_the_reference_has_no_risk_and_its_states_in_bf16_nearly_none(measured: 
 
 def test_a_rule_applies_to_a_shape_and_goes_by_the_layout(measured: AutoConfig) -> None:
     options = {block.name: {o.candidate: o.settings for o in block.options} for block in measured.blocks}
-    assert set(options["norm.bias"]) == set(CANDIDATES) - {"sinkgd", "scale"}
+    assert set(options["norm.bias"]) == set(CANDIDATES) - {"sinkgd", "scale", "scale-momentum"}
     assert set(options["up.weight"]) == set(CANDIDATES)
     assert options["embed.weight"]["scale"] == {"dim": 0}
     assert options["up.weight"]["scale"] == {"dim": 1}
-    assert options["head.weight"]["scale"] == {"dim": 1, "momentum": 0.9}
+    assert options["head.weight"]["scale"] == {"dim": 0}
+    kept = {"momentum": 0.9, "state_dtype": torch.bfloat16}
+    for name in ("embed.weight", "up.weight", "head.weight"):
+        assert options[name]["scale-momentum"] == {"dim": 1, **kept}
     by_columns = TinyLanguageModel()
     by_columns.up.weight = nn.Parameter(by_columns.up.weight.detach().t().contiguous().t())
     config = measure(by_columns, steps=2, state_bytes=0)

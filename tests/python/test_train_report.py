@@ -44,7 +44,9 @@ MEASURED = {
             option("adamw-bf16", 132, 0.001, state_dtype="bfloat16"),
             option("sage", 148, 0.3),
             option("sinkgd", 0, 0.7),
-            option("scale", 128 if role == "lm_head" else 0, 0.8, dim=1),
+            option("scale", 0, 0.8, dim=0),
+            option("scale-momentum", 64, 0.2, dim=1, momentum=0.9, state_dtype="bfloat16"),
+            option("sign_sgd", 0, 0.9),
         ],
     }
     for role in ("embedding", "matrix", "lm_head")

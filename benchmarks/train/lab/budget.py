@@ -1,6 +1,6 @@
 """Does what ``sage_ext.autoconfig`` picks train better than the hybrids, at their memory?
 
-One run measures: AdamW trains for a few dozen steps, candidates look on, and the JSON keeps what each would
+One run measures: AdamW trains for some hundred steps, candidates look on, and the JSON keeps what each would
 cost and risk on every matrix. The others train with what a budget picks from that, as much state as a hybrid
 has. 1-D parameters have AdamW at one rate, as everywhere here, and are left out of the choice.
 """
@@ -20,17 +20,29 @@ from lab.store import Store
 if TYPE_CHECKING:
     from lab.text import Text
     from sage_ext import AutoConfig
+    from sage_ext.selection import Block
 
 NAME = "autoconfig"
-STEPS = 32
-AGAINST = ("scale", "sage-hybrid", "adamw-sinkgd-scale")
+STEPS = 256
+AGAINST = ("stateless-columns", "scale", "sage-hybrid", "adamw-sinkgd-scale")
 """Contenders whose state is the budget."""
-SOURCES = ("adamw", "adamw-sinkgd-scale", "sage-hybrid", "scale", "lion", "sign-sgd", "sinkgd")
+SOURCES = (
+    "adamw",
+    "adamw-sinkgd-scale",
+    "sage-hybrid",
+    "scale",
+    "stateless-columns",
+    "lion",
+    "sign-sgd",
+    "sinkgd",
+)
 """Contenders of study "main" from which rates are taken."""
 ROOM = 1.001
 """How much more state than theirs is allowed: some rules count their steps, in 4 bytes a parameter tensor."""
 DIGITS = 6
 MEASURE = run_id("budget", NAME, "measure")
+FEWER = (32, 128)
+"""Steps of measurements that nothing is picked from: how many does it take?"""
 
 
 @dataclass(frozen=True)
@@ -45,28 +57,30 @@ class Picked(Run):
 
 
 def budget(scale: Scale) -> list[Run]:
-    """What autoconfig picks at the state of three hybrids: measured once, then three seeds at each budget."""
+    """What autoconfig picks at the state of hybrids: measured once, then three seeds at each budget."""
     everyone = contenders()
     adamw = search_ids(everyone["adamw"])
-    tokens = STEPS * scale.batch_size * scale.seq_len
 
-    def measured(rates: Rates) -> dict[str, Any]:
-        config = {**scale.config(tokens=tokens, seed=0), "compile": None}
-        return {**config, "measure": NAME, "schedule": "warm-up", "groups": adamw_of_torch(rates, STEPS)}
+    def measuring(name: str, steps: int) -> Run:
+        tokens = steps * scale.batch_size * scale.seq_len
 
-    runs: list[Run] = [
-        Run(
-            id=MEASURE,
+        def measured(rates: Rates) -> dict[str, Any]:
+            config = scale.config(tokens=tokens, seed=0)
+            return {**config, "measure": NAME, "schedule": "warm-up", "groups": adamw_of_torch(rates, steps)}
+
+        return Run(
+            id=name,
             study="budget",
             contender=NAME,
             stage="measure",
-            variant={"seed": 0},
+            variant={"steps": steps, "seed": 0},
             needs=adamw,
             tokens=tokens,
             rates=lambda store: best_rates(store, adamw),
             configure=measured,
         )
-    ]
+
+    runs = [measuring(MEASURE, STEPS), *(measuring(f"{MEASURE}-{steps}", steps) for steps in FEWER)]
     needs = (MEASURE, *(run for name in SOURCES for run in search_ids(everyone[name])))
     for seed in SEEDS:
         for name in AGAINST:
@@ -94,7 +108,6 @@ def budget(scale: Scale) -> list[Run]:
 def execute(config: dict[str, Any], text: Text) -> dict[str, Any]:
     """Measures with ``config`` and returns the parts of its JSON; "loss" is that of AdamW's last steps."""
     import torch
-    from llama.model import next_token_loss
 
     from lab.single import Run as Training
     from sage_ext import autoconfig, routing
@@ -106,7 +119,7 @@ def execute(config: dict[str, Any], text: Text) -> dict[str, Any]:
 
     def loss(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
         with training._autocast():
-            value = next_token_loss(model, batch)
+            value = training.loss(model, batch)
         losses.append(float(value.detach()))
         return value
 
@@ -210,12 +223,16 @@ def restored(measured: dict[str, Any]) -> AutoConfig:
 
 def state_of(config: AutoConfig, contender: str) -> int:
     """The bytes of state that a contender keeps for the parameters of a configuration."""
-    groups = contenders()[contender].make({"embedding": 1.0, "matrix": 1.0, "lm_head": 1.0}, 10)
-    rules = {role: group["rule"] for group in groups for role in group["roles"]}
-    return sum(
-        next(o.state_bytes for o in block.options if o.candidate == rules[block.role])
-        for block in config.blocks
-    )
+    made = contenders()[contender].make({"embedding": 1.0, "matrix": 1.0, "lm_head": 1.0}, 10)
+    groups = {role: group for group in made for role in group["roles"]}
+
+    def of(block: Block) -> int:
+        group = groups[block.role]
+        name = group.get("rule", "adamw")
+        kept = {option.candidate: option.state_bytes for option in block.options}
+        return 2 * kept["scale-momentum"] if group.get("momentum") else kept[name]  # which has it in bf16
+
+    return sum(map(of, config.blocks))
 
 
 def picked(store: Store, contender: str) -> AutoConfig:
@@ -230,7 +247,7 @@ def groups_of(store: Store, contender: str) -> list[Group]:
     made: dict[Any, Group] = {}
     for block, option in zip(config.blocks, config.chosen, strict=True):
         changes = {key: value for key, value in option.settings.items() if key in ("dim", "momentum")}
-        rate = rate_of(store, option.rule, block.role, changes.get("momentum", 0.0)) or option.lr
+        rate = rate_of(store, option.rule, block.role, changes) or option.lr
         group = ours(option.rule, block.role, rate, **changes)
         if "state_dtype" in option.settings:
             group["state_dtype"] = option.settings["state_dtype"]
@@ -239,17 +256,20 @@ def groups_of(store: Store, contender: str) -> list[Group]:
     return [*made.values(), vectors()]
 
 
-def rate_of(store: Store, rule: str, role: str, momentum: float = 0.0) -> float | None:
+def rate_of(store: Store, rule: str, role: str, settings: Group) -> float | None:
     """The rate of a rule in a role: that of the best run of all searches of study "main" that had it there.
 
-    None where no contender in ``SOURCES`` has it there: then autoconfig's own, matched to AdamW's, has to do.
+    None where no contender in ``SOURCES`` has it there, with the same ``dim`` and ``momentum`` where they are
+    among ``settings``: then autoconfig's own, matched to AdamW's, has to do.
     """
     best: tuple[float, float] | None = None
+    wanted = {"momentum": 0.0, **settings}
     for name in SOURCES:
         for run in search_ids(contenders()[name]):
             for group in store[run]["config"]["groups"] if run in store else ():
                 own = group.get("rule", "adamw" if group["by"] == "torch.optim.AdamW" else None)
-                if own == rule and role in group["roles"] and group.get("momentum", 0.0) == momentum:
+                alike = all(group.get(key, 0.0) == value for key, value in wanted.items())
+                if own == rule and role in group["roles"] and alike:
                     found = (store.loss(run), group["lr"])
                     best = found if best is None or found[0] < best[0] else best
     return None if best is None else best[1]

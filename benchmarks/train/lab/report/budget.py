@@ -12,6 +12,8 @@ from lab.report.tables import AGAIN, again
 from lab.scales import Scale
 from lab.store import Store
 
+WITHOUT_STATE = ("sinkgd", "sign_sgd", "scale")
+
 
 def section(store: Store, scale: Scale) -> str:
     rows = []
@@ -48,14 +50,40 @@ def section(store: Store, scale: Scale) -> str:
         AGAIN,
     ]
     text = prose(
-        f"During {budget.STEPS} steps of AdamW `sage_ext.autoconfig` measures how far each rule is from it",
-        "on each matrix; then it picks one rule a matrix within the state of a hybrid (and",
+        f"During {budget.STEPS} steps of AdamW `sage_ext.autoconfig` measures how far from it each rule",
+        "leads on each matrix; then it picks one rule a matrix within the state of a hybrid (and",
         f"{100 * (budget.ROOM - 1):.1f} % for counters of steps). Rates are those of the best run of study",
         "`main` that had the rule in this role, or where none had, matched to AdamW's. Three seeds,",
         f"{millions(scale.final_tokens)} tokens. The pick may have AdamW with states in bf16, which none of",
         "the hybrids has.",
     )
-    return f"{text}\n\n{table(columns, rows, text_last=True)}"
+    return "\n\n".join([text, table(columns, rows, text_last=True), *_by_steps(store)])
+
+
+def _by_steps(store: Store) -> list[str]:
+    """What rules without momentum risk on embedding and head, by the number of steps that are looked at."""
+    runs = sorted(
+        data.select(store, "budget", budget.NAME, "measure"), key=lambda run: run["variant"]["steps"]
+    )
+    if len(runs) < 2:
+        return []
+    rows = []
+    for run in runs:
+        risks = {
+            (of["role"], option["candidate"]): sum(option["risk"])
+            for of in run["measured"].values()
+            for option in of["options"]
+            if of["role"] != "matrix"
+        }
+        cells = [f"{risks[role, rule]:.2f}" for role in ("embedding", "lm_head") for rule in WITHOUT_STATE]
+        rows.append([str(run["variant"]["steps"]), *cells, again([run])])
+    names = [f"{role}: {rule}" for role in ("embedding", "head") for rule in WITHOUT_STATE]
+    text = prose(
+        "How many steps does it take? Below are the risks of rules that keep nothing (SCALE by columns), by",
+        "the number of steps looked at. SinkGD and Sign-SGD, with which a head does not train (see claims and",
+        "ranks above), look best there while AdamW still moves all of its rows alike.",
+    )
+    return [text, table(["steps", *names, AGAIN], rows, text_last=True)]
 
 
 def _rules(run: data.Result) -> str:
