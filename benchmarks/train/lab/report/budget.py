@@ -80,8 +80,8 @@ def _by_steps(store: Store) -> list[str]:
     names = [f"{role}: {rule}" for role in ("embedding", "head") for rule in WITHOUT_STATE]
     text = prose(
         "How many steps does it take? Below are the risks of rules that keep nothing (SCALE by columns), by",
-        "the number of steps looked at. SinkGD and Sign-SGD, with which a head does not train (see claims and",
-        "ranks above), look best there while AdamW still moves all of its rows alike.",
+        "the number of steps looked at. SinkGD and Sign-SGD, with which a head does not train (see claims",
+        "and ranks above), look best there while AdamW still moves all of its rows alike.",
     )
     return [text, table(["steps", *names, AGAIN], rows, text_last=True)]
 
