@@ -19,7 +19,7 @@ from docs_tables import ADAMW, GIB, load, size
 
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "pictures"
 # Of Okabe and Ito's colours, which colour-blind people can tell apart.
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
+BLUE, ORANGE, GREY, BLACK = "#0072B2", "#D55E00", "#555555", "#000000"
 
 QUESTIONS = [
     ("1  A LoRA?", "yes", "FusedAdamW"),
@@ -50,7 +50,7 @@ def draw_state(axes: Any) -> None:
     found = state_of()
     held = sorted(found["bytes"].items(), key=lambda item: -item[1])
     sizes = [count / GIB for _, count in held]
-    colours = [ORANGE if name == ADAMW else BLUE for name, _ in held]
+    colours = [BLACK if name == ADAMW else BLUE for name, _ in held]
     bars = axes.barh([name for name, _ in held], sizes, color=colours, height=0.7)
     axes.bar_label(bars, [size(count) for _, count in held], padding=4, fontsize=9)
     axes.invert_yaxis()

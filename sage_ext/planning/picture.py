@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sage_ext import _pictures
 from sage_ext.optimizers.hybrid import RULES
 from sage_ext.planning.budget import Budget
 
@@ -14,21 +15,13 @@ if TYPE_CHECKING:
 
 GIB = float(1 << 30)
 Of = Callable[[Budget, str], float]
-# Of Okabe and Ito, whom those who see few colours can tell apart.
 COLORS = {
-    "parameters": "#999999",
-    "gradients": "#cccccc",
+    **_pictures.RULES,
+    "parameters": "#BBBBBB",
+    "gradients": "#DDDDDD",
     "transient": "#F0E442",
-    "sage": "#0072B2",
-    "sinkgd": "#E69F00",
-    "scale": "#009E73",
-    "alias": "#56B4E9",
-    "alias_adam": "#CC79A7",
-    "lion": "#882255",
-    "sign_sgd": "#44AA99",
-    "adamw": "#D55E00",
-    "memory": "#0072B2",
-    "messages": "#E69F00",
+    "memory": "#555555",
+    "messages": "#D55E00",
 }
 
 
@@ -38,16 +31,8 @@ def draw(plan: Plan, path: str | os.PathLike[str]) -> None:
     Raises:
         ImportError: there is no matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            f"draw: a picture needs matplotlib ({error}); pip install matplotlib, or print the plan"
-        ) from error
     has_time = plan.chosen.seconds is not None and plan.adamw.seconds is not None
-    figure = Figure(figsize=(9.6, 4.6 if has_time else 3.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _pictures.new_figure((9.6, 4.6 if has_time else 3.0), "draw", "print the plan")
     places = figure.subplots(2 if has_time else 1, 1, squeeze=False)[:, 0]
     place = plan.layout if plan.layout == "1 device" else f"one device, {plan.layout}"
     figure.suptitle(f"{plan.model}, {plan.precision}, {place}", fontsize=11)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from sage_ext.planning.picture import COLORS
+from sage_ext import _pictures
 from sage_ext.selection.candidates import CANDIDATES, IN_BF16, WITH_MOMENTUM
 
 if TYPE_CHECKING:
     from sage_ext.selection.config import AutoConfig
 
 # AdamW in bf16 is a lighter shade of AdamW, SCALE with momentum a darker one of SCALE.
-SHADES = {name: COLORS[rule] for name, rule in CANDIDATES.items()} | {
-    IN_BF16: "#F4B183",
-    WITH_MOMENTUM: "#00543D",
+SHADES = {name: _pictures.RULES[rule] for name, rule in CANDIDATES.items()} | {
+    IN_BF16: "#484848",
+    WITH_MOMENTUM: "#005A41",
 }
 MARKS = dict(zip(CANDIDATES, "osD^v<P>", strict=True))
 
@@ -25,15 +25,7 @@ def draw(config: AutoConfig, path: str | os.PathLike[str]) -> None:
     Raises:
         ImportError: there is no matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            f"picture: it needs matplotlib ({error}); pip install matplotlib, or print the configuration"
-        ) from error
-    figure = Figure(figsize=(7.6, 6.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _pictures.new_figure((7.6, 6.4), "picture", "print the configuration")
     fill(figure, config)
     figure.savefig(path, dpi=150)
 
