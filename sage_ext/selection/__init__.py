@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sage_ext import _torch as _torch
 from sage_ext import backend as backends
-from sage_ext import pieces, routing
+from sage_ext import checks, pieces, routing
 from sage_ext.backend import Backend
 from sage_ext.optimizers import validate
 from sage_ext.planning.hardware import CLUSTERS, Cluster
@@ -76,9 +76,10 @@ def autoconfig(
     In the end the model is as it was to the bit, also where an error is raised: parameters, frozen ones too,
     buffers, gradients, modes, and the state of torch's random generators. It takes the memory of one more
     copy of parameters and buffers, of all candidates' states at once (22 bytes a parameter in float32, 18 in
-    bfloat16, AdamW's own among them), of the sums (of 256 columns evenly spread where a matrix has more: up
-    to 8 KiB a row), and of a few updates of the largest parameter; and the time of so many training steps,
-    each with a step of every candidate and its comparison.
+    bfloat16, AdamW's own among them; 1-D ones two more), of the sums of updates (32 bytes a parameter, of a
+    matrix with more than 256 columns 8 KiB a row; of 256 columns drawn once), and of some updates of the
+    largest parameter; and the time of so many training steps, each with a step of every candidate and its
+    comparison.
 
     With several processes the model has to be in DistributedDataParallel, so that all see the same gradients.
 
@@ -119,7 +120,8 @@ def autoconfig(
             0.9 unless ``scale=`` has another.
 
     Returns:
-        An :class:`AutoConfig`: ``FusedHybrid(config.groups)`` is the optimizer. ``print`` it for a table.
+        An :class:`AutoConfig`: ``FusedHybrid(config.groups)`` is the optimizer, with the same ``backend=``.
+        ``print`` it for a table.
 
     Raises:
         TypeError, ValueError: an argument cannot be used, or nothing is within the budget; the message names
@@ -140,6 +142,8 @@ def autoconfig(
     rates = _rates(lr, routed)
     kind = backends.resolve(backend, [entry.param.device for entry in routed])
     native = kind == "native"
+    for entry in routed:
+        checks.check_param(entry.param, f"model: {entry.name}", native=native, needs_contiguous=False)
     shadowed = [
         Shadowed(entry, rules.candidates_of(entry, names, overrides, native=native)) for entry in routed
     ]
@@ -147,11 +151,9 @@ def autoconfig(
         if not of.candidates:
             raise ValueError(
                 f"candidates: none of {', '.join(names)} applies to {of.entry.name}, of shape "
-                f"{tuple(of.entry.param.shape)} ('adamw-bf16' only with a beta2 below 0.998); add 'adamw', "
-                "or 'sign_sgd', which keeps nothing"
+                f"{tuple(of.entry.param.shape)} ('adamw-bf16' only with a beta2 below 0.998, SinkGD and "
+                "SCALE only to contiguous matrices); add 'adamw', or 'sign_sgd', which keeps nothing"
             )
-        if native and of.entry.param.dtype == torch.float64:
-            raise ValueError(f'model: {of.entry.name} is float64, which takes backend="reference"')
     adamw = [rules.candidates_of(e, [rules.REFERENCE], overrides, native=native)[0] for e in routed]
     decays = [weight_decay if entry.decays else 0.0 for entry in routed]
     if published is None and ms is not None:
@@ -201,7 +203,7 @@ def _check_processes(model: Any, ms: Any, hardware: Any, bandwidth: Any) -> None
 
 def default_loss(model: nn.Module, batch: Any) -> Tensor:
     """Return the loss that a model computes by itself, as Hugging Face's do."""
-    device = next(model.parameters()).device
+    device = next(param for param in model.parameters() if param.requires_grad).device
 
     def here(value: Any) -> Any:
         return value.to(device) if isinstance(value, Tensor) else value
@@ -280,7 +282,7 @@ def _check(
 
 
 def _check_param(entry: routing.Routed) -> None:
-    """Raise ValueError for a parameter that is not whole, or not of numbers that can be trained here."""
+    """Raise ValueError for a parameter that is not whole, or has no content."""
     param = entry.param
     if (
         pieces.is_piece(param)
@@ -294,8 +296,6 @@ def _check_param(entry: routing.Routed) -> None:
         )
     if param.device.type == "meta":
         raise ValueError(f"model: {entry.name} is on the meta device; candidates need its gradients")
-    if param.is_complex() or not param.is_floating_point() or param.layout != torch.strided:
-        raise ValueError(f"model: {entry.name} is {param.dtype}, {param.layout}; expected dense real numbers")
 
 
 def _rates(lr: Any, routed: Sequence[routing.Routed]) -> dict[str, float]:

@@ -91,7 +91,9 @@ def check_overrides(overrides: Mapping[str, Any]) -> None:
         if name not in rules:
             options = ", ".join(map(repr, rules))
             raise ValueError(f"argument {name!r} is not known, expected the name of a rule: {options}")
-        allowed = [key for key in RULES[name].defaults if key not in own]
+        # "adamw" is in float32, and "adamw-bf16" stands beside it.
+        taken = own | {"state_dtype"} if name == REFERENCE else own
+        allowed = [key for key in RULES[name].defaults if key not in taken]
         if not isinstance(values, Mapping):
             raise TypeError(f"{name}: got {type(values).__name__}, expected a dict of hyperparameters")
         for key in values:

@@ -175,18 +175,14 @@ class AutoConfig:
         since, or is larger, and has the same names.
 
         Args:
-            model: has to have a parameter of each name, and no other that is trained. ``module.`` in front of
-                names, as DDP has it, does not matter.
+            model: has to have a parameter of each name, and no other that is trained. ``module.`` or
+                ``_orig_mod.`` in front of all names, as DDP and torch.compile have it, does not matter.
 
         Raises:
             ValueError: a name is missing, or has no rule.
         """
-        own = {
-            name.removeprefix("module."): (name, param)
-            for name, param in model.named_parameters()
-            if param.requires_grad
-        }
-        names = {block.name.removeprefix("module."): block.name for block in self.blocks}
+        own = _without_wrappers({n: (n, p) for n, p in model.named_parameters() if p.requires_grad})
+        names = _without_wrappers({block.name: block.name for block in self.blocks})
         for name in names:
             if name not in own:
                 raise ValueError(f"model: has no trained parameter {name!r}, which this configuration names")
@@ -332,7 +328,7 @@ class AutoConfig:
             beside = "" if ms is None else f" with ms={ms:g} beside it"
             return (
                 f"state_bytes: {state_bytes:,} is too little{beside}; the smallest possible is "
-                f"{error.least:,}. 'sign_sgd', 'sinkgd' and, but on the head, 'scale' keep nothing: have "
+                f"{error.least:,}. 'sign_sgd' without momentum, 'sinkgd' and 'scale' keep nothing: have "
                 "them in candidates="
             )
         least = _ms(error.least, self.bandwidth or math.nan)
@@ -381,6 +377,18 @@ def first_choice(
         blocks.append(Block(of.entry.name, of.entry.param, role, share, tuple(options)))
     empty = AutoConfig(tuple(blocks), (), None, None, bandwidth, by_role, True, 0.0)
     return empty.within(state_bytes=state_bytes, ms=ms)
+
+
+WRAPPERS = ("module.", "_orig_mod.")
+"""What DDP and torch.compile put in front of all names."""
+
+
+def _without_wrappers(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what has names, by the names without what stands in front of all of them."""
+    plain = dict(named)
+    while plain and (front := next((w for w in WRAPPERS if all(n.startswith(w) for n in plain)), None)):
+        plain = {name.removeprefix(front): value for name, value in plain.items()}
+    return plain
 
 
 def check_budget(state_bytes: Any, ms: Any) -> int | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -43,10 +43,28 @@ def preserved(model: nn.Module) -> Iterator[None]:
             for param, grad, requires_grad in before:
                 param.grad = grad
                 param.requires_grad_(requires_grad)
-            with torch.no_grad():
-                for tensor, content in kept:
-                    if not torch.equal(tensor, content):  # an expanded one cannot be written to
-                        tensor.copy_(content)
+            _put_back(kept)
+
+
+def _put_back(kept: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Write what tensors held before into them: all that can be, before one that cannot is told of."""
+    failed: list[RuntimeError] = []
+    with torch.no_grad():
+        for tensor, content in kept:
+            # Nobody can have written to these either.
+            if tensor.is_meta or (tensor.layout == torch.strided and _is_expanded(tensor)):
+                continue
+            try:
+                tensor.copy_(content)
+            except RuntimeError as error:
+                failed.append(error)
+    if failed:
+        raise failed[0]
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Whether several elements are one place in memory."""
+    return any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 @contextmanager

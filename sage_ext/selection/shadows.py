@@ -20,7 +20,7 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 
 COLUMNS = 256
-"""Of so many columns of a matrix, evenly spread, the updates are added up: each sum is memory."""
+"""Of so many columns of a matrix, drawn once, the updates are added up: each sum is memory."""
 
 
 class Risk(NamedTuple):
@@ -66,8 +66,10 @@ class Shadowed:
     """For each candidate the sum of its measured updates."""
     reference: list[float] = field(default_factory=list)
     """Sum of AdamW's update squared, a number a measured step."""
+    columns: Tensor | None = None
+    """Those whose updates are added up; None: all."""
     sums: dict[str, Tensor] = field(default_factory=dict)
-    """While it is measured: candidate -> the sum of its updates, of ``COLUMNS`` columns; AdamW's always."""
+    """While it is measured: candidate -> the sum of its updates in these columns; AdamW's always."""
 
     def risk(self, index: int) -> Risk:
         """Return the risk of a candidate; AdamW's own is 0, whatever rounding says."""
@@ -130,9 +132,12 @@ def watch(
             for candidate in of.candidates
         ]
         of.seen, of.gone, of.sums = [[] for _ in of.candidates], [], {}
+        of.columns = _drawn(of.entry.param)
     with preserved(model):
         for step, batch in enumerate(_so_many(batches, steps)):
             _fill_gradients(model, params, batch, loss, step)
+            for of in shadowed:
+                _check_gradient(of)
             if max_grad_norm is not None:
                 nn.utils.clip_grad_norm_([p for p in params if p.grad is not None], max_grad_norm)
             sums: list[tuple[Shadowed, list[Tensor]]] = []
@@ -140,11 +145,6 @@ def watch(
                 for of, own, state, rate in zip(shadowed, adamw, states, rates, strict=True):
                     if (grad := of.entry.param.grad) is None:
                         continue
-                    if grad.layout != torch.strided:
-                        raise ValueError(
-                            f"model: {of.entry.name} has a {grad.layout} gradient; build nn.Embedding with "
-                            "sparse=False"
-                        )
                     made = _update(own, of.entry.param, grad, state, native)
                     found = _look(of, grad, made, native, is_measured=step >= steps // 2)
                     if found:
@@ -155,9 +155,9 @@ def watch(
                 param.grad = None
     for of in shadowed:
         of.states = []
-        if not of.reference:
+        if not any(of.reference) and (of.entry.param.numel() or not of.reference):
             raise ValueError(
-                f"model: {of.entry.name} had no gradient in the measured steps, so nothing is known of it; "
+                f"model: {of.entry.name} had no gradient, or zeros alone, so nothing is known of it; "
                 "freeze it with requires_grad_(False) if nothing trains it, or have batches that reach it, "
                 "or more steps"
             )
@@ -179,7 +179,7 @@ def _so_many(batches: Iterable[Any], steps: int) -> Iterator[Any]:
                 raise ValueError("batches: there is none; give a list of batches or a DataLoader")
             raise ValueError(
                 f"batches: an iterator that ended after {done} of {steps} steps; give a list or a "
-                f"DataLoader, which begin again, or steps={done}"
+                "DataLoader, which begin again" + (f", or steps={done}" if done > 1 else "")
             )
 
 
@@ -206,6 +206,14 @@ def _fill_gradients(model: nn.Module, params: Sequence[Tensor], batch: Any, loss
         raise ValueError(
             "loss: no parameter of the model has a gradient after loss.backward(); does it come from this "
             "model, and from parameters with requires_grad=True?"
+        )
+
+
+def _check_gradient(of: Shadowed) -> None:
+    grad = of.entry.param.grad
+    if grad is not None and grad.layout != torch.strided:
+        raise ValueError(
+            f"model: {of.entry.name} has a {grad.layout} gradient; build nn.Embedding with sparse=False"
         )
 
 
@@ -236,7 +244,7 @@ def _look(of: Shadowed, grad: Tensor, made: Tensor, native: bool, *, is_measured
     squares = _squares(made) if is_measured else ()
     if is_measured:
         found.append(squares[0].sum(dtype=torch.float64))
-        _add(of.sums, REFERENCE, made)
+        _add(of, REFERENCE, made)
     for candidate, state in zip(of.candidates, of.states, strict=True):
         is_same = candidate.name == REFERENCE
         update = made if is_same else _update(candidate, param, grad, state, native)
@@ -244,7 +252,7 @@ def _look(of: Shadowed, grad: Tensor, made: Tensor, native: bool, *, is_measured
             continue
         found += _compared(update, squares if is_same else _squares(update), made, squares)
         if not is_same:
-            _add(of.sums, candidate.name, update)
+            _add(of, candidate.name, update)
     return found
 
 
@@ -252,19 +260,30 @@ def _compared(
     update: Tensor, own: Sequence[Tensor], made: Tensor, squares: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
     """Return the numbers of :class:`Seen` but AdamW's own, of two updates and their :func:`_squares`."""
-    rows, columns = ((a * b).sqrt().sum(dtype=torch.float64) for a, b in zip(own, squares, strict=True))
+    rows, columns = (
+        (a.sqrt() * b.sqrt()).sum(dtype=torch.float64) for a, b in zip(own, squares, strict=True)
+    )
     return (update * made).sum(dtype=torch.float64), own[0].sum(dtype=torch.float64), rows, columns
 
 
-def _add(sums: dict[str, Tensor], name: str, update: Tensor) -> None:
-    """Add an update to a sum: so many columns of it."""
-    if update.ndim > 1:
-        update = update.flatten(1)
-        update = update[:, :: math.ceil(update.shape[1] / COLUMNS) or 1]
-    if name in sums:
-        sums[name] += update
+def _drawn(param: Tensor) -> Tensor | None:
+    """Return which columns of a matrix, or of a stack of them, stand for all; None: all do.
+
+    They are drawn, as even spacing may meet a pattern of the model's; with the same outcome each time.
+    """
+    if param.ndim < 2 or param.shape[-1] <= COLUMNS:
+        return None
+    order = torch.randperm(param.shape[-1], generator=torch.Generator().manual_seed(0))
+    return order[:COLUMNS].sort().values.to(param.device)
+
+
+def _add(of: Shadowed, name: str, update: Tensor) -> None:
+    """Add an update to its candidate's sum."""
+    part = update if of.columns is None else update.index_select(-1, of.columns)
+    if name in of.sums:
+        of.sums[name] += part
     else:
-        sums[name] = update.clone()
+        of.sums[name] = part.clone() if part is update else part
 
 
 def _add_up(shadowed: Sequence[Shadowed]) -> None:
@@ -290,12 +309,12 @@ def _seen(numbers: Iterator[float], reference: float) -> Seen:
 
 
 def _squares(update: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sums of squares of rows and of columns; of a vector the squares, twice."""
+    """Return the sums of squares of rows and of columns, of all trailing matrices; of a vector the squares,
+    twice."""
     squares = update.square()
     if squares.ndim < 2:
         return squares, squares
-    matrix = squares.flatten(1)
-    return matrix.sum(dim=1), matrix.sum(dim=0)
+    return squares.sum(dim=-1), squares.sum(dim=-2)
 
 
 def _keep(sums: Sequence[tuple[Shadowed, list[Tensor]]]) -> None:

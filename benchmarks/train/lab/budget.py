@@ -2,7 +2,7 @@
 
 One run measures: AdamW trains for some hundred steps, candidates look on, and the JSON keeps what each would
 cost and risk on every matrix. The others train with what a budget picks from that, as much state as a hybrid
-has. 1-D parameters have AdamW at one rate, as everywhere here, and are left out of the choice.
+has. 1-D parameters have what that hybrid has there, and are left out of the choice.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from lab.contenders import RULES, Group, adamw_of_torch, contenders, ours, vectors
+from lab.contenders import RULES, Group, adamw_of_torch, contenders, ours
 from lab.plan import SEEDS, Rates, Run, best_rates, run_id, search_ids
 from lab.scales import Scale
 from lab.store import Store
@@ -253,7 +253,8 @@ def groups_of(store: Store, contender: str) -> list[Group]:
             group["state_dtype"] = option.settings["state_dtype"]
         group = made.setdefault((block.role, option.candidate, *changes.items()), {**group, "names": []})
         group["names"].append(block.name)
-    return [*made.values(), vectors()]
+    theirs = contenders()[contender].make({"embedding": 1.0, "matrix": 1.0, "lm_head": 1.0}, 10)
+    return [*made.values(), *(group for group in theirs if group["roles"] == ["vector"])]
 
 
 def rate_of(store: Store, rule: str, role: str, settings: Group) -> float | None:

@@ -74,7 +74,7 @@ class Contender:
 def ours(rule: str, roles: tuple[str, ...] | str, lr: float, **changes: Any) -> Group:
     """A group of this library's ``FusedHybrid``."""
     roles = (roles,) if isinstance(roles, str) else roles
-    unknown = set(changes) - set(RULES[rule]) - {"warmup_steps", "smoothness"}
+    unknown = set(changes) - set(RULES[rule]) - {"warmup_steps", "smoothness", "state_dtype"}
     assert not unknown, f"{rule} has no {unknown}"
     return {"by": "sage_ext", "roles": list(roles), "rule": rule, "lr": lr, **RULES[rule], **changes}
 
@@ -113,6 +113,7 @@ SINKGD: tuple[str, Group] = ("sinkgd", {})
 ROWS: tuple[str, Group] = ("scale", {"dim": 1})  # an output unit of a matrix or of the head
 COLUMNS: tuple[str, Group] = ("scale", {"dim": 0})  # a dimension of an embedding
 MOMENTUM: tuple[str, Group] = ("scale", {"dim": 1, "momentum": 0.9})
+MOMENTUM_BF16: tuple[str, Group] = ("scale", {"dim": 1, "momentum": 0.9, "state_dtype": "bfloat16"})
 
 
 def stateless(lm_head: tuple[str, Group]) -> Make:
@@ -203,6 +204,12 @@ _OURS = [
         "SCALE: columns of the embedding, rows of matrices, rows with momentum of the head",
         by_role(COLUMNS, ROWS, MOMENTUM),
         1,
+    ),
+    Contender(
+        "adamw-momentum",
+        "AdamW on the embedding, SCALE by rows with momentum in bf16 on matrices and head",
+        by_role(ADAMW, MOMENTUM_BF16, MOMENTUM_BF16),
+        2,
     ),
     Contender(
         "scale-sinkgd-scale",

@@ -15,6 +15,7 @@ from llama.model import build_model, next_token_loss
 from torch import nn
 
 from lab import build
+from lab.scales import BEFORE
 from lab.text import Text
 
 CURVE_POINTS = 32  # the training loss is kept as so many means over equal parts of the run
@@ -24,12 +25,11 @@ class Run:
     """A model, its optimizers and its data, for one configuration (see ``scales.Scale.config``)."""
 
     def __init__(self, config: dict[str, Any], text: Text) -> None:
-        self.config = config
+        self.config = config = {**BEFORE, **config}
         self.device = torch.device(config["device"])
         torch.set_num_threads(config["threads"])
         sizes, seed = config["model"], config["seed"]
-        # Runs from before there was a choice have no entry: of "attention", or of "compile" either.
-        attention = config.get("attention", "sdpa")
+        attention = config["attention"]
         self.model = build_model(**sizes, seq_len=config["seq_len"], seed=seed, attention=attention).to(
             self.device
         )
@@ -47,7 +47,7 @@ class Run:
         self.steps = config["tokens"] // (config["batch_size"] * config["seq_len"])
         self.warmup = max(round(config["warmup"] * self.steps), 1)
         self.averager = _averager(self.model, config["groups"])
-        backend = config.get("compile")
+        backend = config["compile"]
         self.loss = (
             torch.compile(next_token_loss, backend=backend, dynamic=False) if backend else next_token_loss
         )

@@ -12,7 +12,7 @@ from lab.contenders import PRESET, contenders
 from lab.plan import SEEDS
 from lab.report import claims, data
 from lab.report.data import with_spread
-from lab.scales import Scale
+from lab.scales import BEFORE, Scale
 from lab.store import Store
 
 ANCHOR = "adamw"
@@ -58,7 +58,7 @@ def table_of_ranked(store: Store, scale: Scale) -> str:
                 rates(last),
                 f"{data.state_per_parameter(last):.2f}",
                 _step(data.average(runs, "optimizer_ms")),
-                f"{data.seconds(runs, scale):.0f}" + _eager(runs),
+                f"{data.seconds(runs, scale):.0f}" + _otherwise(runs, scale),
                 f"`{runs[0]['command']}`",
             ]
         )
@@ -82,15 +82,21 @@ def table_of_ranked(store: Store, scale: Scale) -> str:
         if scale.device == "cpu"
         else "seconds by the clock;",
         "a step is the optimizer's, the median of a run, mean over seeds. Runs called eager are from before",
-        "the model was compiled: their times and others' do not compare.",
+        "the model was compiled, those called sdpa had torch's attention kernel: their times and others' do",
+        "not compare.",
         STAR,
     )
     return f"{text}\n\n{table(columns, rows, left=2, text_last=True)}"
 
 
-def _eager(runs: list[data.Result]) -> str:
-    """What must be said of a run's time where the model of others is compiled."""
-    return "" if all(run["config"].get("compile") for run in runs) else " (eager)"
+def _otherwise(runs: list[data.Result], scale: Scale) -> str:
+    """What must be said of a run's time where others compute the same in another way."""
+    kinds = {
+        "eager" if not run["config"].get("compile") else run["config"].get("attention", BEFORE["attention"])
+        for run in runs
+        if any(run["config"].get(key, old) != getattr(scale, key) for key, old in BEFORE.items())
+    }
+    return f" ({', '.join(sorted(kinds))})" if kinds else ""
 
 
 def _step(value: float) -> str:

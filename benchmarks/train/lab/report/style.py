@@ -44,6 +44,7 @@ CONTENDERS: dict[str, Style] = {
     "preset-sinkgd": Style(ORANGE, "s", "-."),
     "adamw-scale-scale": Style(GREEN, "s", "--"),
     "scale": Style(GREEN, "D"),
+    "adamw-momentum": Style(GREEN, "^", "--"),
     "lion-hybrid": Style(PURPLE, "v"),
     "lion": Style(PURPLE, "o", "--"),
     "lion-sinkgd-adamw": Style(PURPLE, "^", ":"),
