@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 NAME = "autoconfig"
 STEPS = 256
-AGAINST = ("stateless-columns", "scale", "sage-hybrid", "adamw-sinkgd-scale")
-"""Contenders whose state is the budget."""
+AGAINST = ("stateless-columns", "scale", "sage-hybrid", "adamw-sinkgd-scale", "adamw")
+"""Contenders whose state is the budget. With that of AdamW it picks AdamW everywhere: what is left to tell
+them apart are the rates, which come from all searches."""
 SOURCES = (
     "adamw",
     "adamw-sinkgd-scale",

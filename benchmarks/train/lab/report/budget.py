@@ -55,7 +55,8 @@ def section(store: Store, scale: Scale) -> str:
         f"{100 * (budget.ROOM - 1):.1f} % for counters of steps). Rates are those of the best run of study",
         "`main` that had the rule in this role, or where none had, matched to AdamW's. Three seeds,",
         f"{millions(scale.final_tokens)} tokens. The pick may have AdamW with states in bf16, which none of",
-        "the hybrids has.",
+        "the hybrids has. At AdamW's own state it is AdamW: that row shows what rates from all searches are",
+        "worth beside those of AdamW's own.",
     )
     return "\n\n".join([text, table(columns, rows, text_last=True), *_by_steps(store)])
 
