@@ -44,7 +44,7 @@ def _iterate(count: int) -> Callable[[list[dict[str, Any]]], None]:
 
 
 BATCHES = (4, 16)  # and 1: the first seed of study "main"
-BATCHED = ("adamw", "adamw-sinkgd-scale", "scale", "sage-hybrid", "sign-sgd", "lion")
+BATCHED = ("adamw", "adamw-sinkgd-scale", "scale", "sage-hybrid", "sign-sgd")
 BATCH_FACTORS = (1.0, 2.0, 4.0)
 
 

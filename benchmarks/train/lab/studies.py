@@ -44,7 +44,7 @@ def main(scale: Scale) -> list[Run]:
     return runs
 
 
-CONFIRMED = ("adamw", "adamw-sinkgd-scale", "scale", "sage-hybrid")
+CONFIRMED = ("adamw", "adamw-sinkgd-scale", "sage-hybrid")
 CONFIRM_FACTORS = (1.0, 0.5, 2.0)
 
 

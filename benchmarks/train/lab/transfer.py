@@ -11,7 +11,7 @@ from lab.plan import Run, round_robin, run_at_best, run_at_rates
 from lab.scales import Scale
 
 WIDTH_FACTORS = (1.0, 0.5, 2.0, 0.25, 4.0)
-WIDENED = ("adamw-sinkgd-scale", "adamw", "scale")
+WIDENED = ("adamw-sinkgd-scale", "adamw")
 
 
 def widths(scale: Scale) -> list[Run]:
