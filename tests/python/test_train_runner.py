@@ -396,15 +396,20 @@ def test_a_run_that_diverges_is_kept_as_such(tokens: Any, tmp_path: Path, thread
     assert store.Store(tmp_path).loss("x") == math.inf
 
 
-def test_the_command_from_end_to_end(text: Path, tmp_path: Path) -> None:
-    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        words = [sys.executable, BENCHMARK / "run.py", "--scale", "test", "--results", tmp_path / "results"]
-        words += ["--cache", tmp_path / "tokens", "--text", text, "--only", "alias", "--study", "main"]
-        return subprocess.run(
-            list(map(str, [*words, *arguments])), capture_output=True, text=True, check=False
-        )
+def test_the_command_from_end_to_end(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--scale", "test", "--results", tmp_path / "results", "--cache", tmp_path / "tokens"]
+    words = [*map(str, [*words, "--text", text]), "--only", "alias", "--study", "main"]
 
-    done = command("--limit", "1")
+    def command(*arguments: str) -> str:
+        assert runner.main([*words, *arguments]) == 0
+        return capsys.readouterr().out
+
+    done = subprocess.run(
+        [sys.executable, BENCHMARK / "run.py", *words, "--limit", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "results").iterdir()
     kept = json.loads(path.read_text())
@@ -420,7 +425,7 @@ def test_the_command_from_end_to_end(text: Path, tmp_path: Path) -> None:
 
     again = command("--rerun", "main.alias.seed.1")
     value = f"{kept['result']['perplexity']:.2f}"
-    assert again.stdout.strip().endswith(f"perplexity {value} kept, {value} now"), again.stdout + again.stderr
+    assert again.strip().endswith(f"perplexity {value} kept, {value} now"), again
     status = command("--status")
-    assert "1 of 3 runs are done" in status.stdout
-    assert value in status.stdout
+    assert "1 of 3 runs are done" in status
+    assert value in status
