@@ -81,11 +81,11 @@ def _by_steps(store: Store) -> list[str]:
         rows.append([str(steps), *cells, again([run])])
         least[steps] = min(WITHOUT_STATE, key=lambda rule, risks=risks: risks["lm_head", rule])
     names = [f"{role}: {rule}" for role in ("embedding", "head") for rule in WITHOUT_STATE]
-    found = "; ".join(f"at {steps} steps `{rule}`" for steps, rule in least.items())
+    found = ", ".join(f"at {steps} steps for `{rule}`" for steps, rule in least.items())
     text = prose(
         "How many steps does it take? Below are the risks of rules that keep nothing (SCALE by columns), by",
-        f"the number of steps looked at. The least on the head has {found}. What claims and ranks above",
-        "say of SinkGD and Sign-SGD on a head, single steps and the first steps do not show.",
+        f"the number of steps looked at. On the head they are least {found}. What claims and ranks above say",
+        "of SinkGD and Sign-SGD on a head, the first steps do not show.",
     )
     return [text, table(["steps", *names, AGAIN], rows, text_last=True)]
 
@@ -95,7 +95,8 @@ def _rules(run: data.Result) -> str:
     of_role: dict[str, list[str]] = {}
     for group in run["config"]["groups"]:
         if "names" in group:
-            kind = f"{group['rule']} in bf16" if group.get("state_dtype") == "bfloat16" else group["rule"]
+            kind = group["rule"] + (" with momentum" if group.get("momentum") else "")
+            kind += " in bf16" if group.get("state_dtype") == "bfloat16" else ""
             count = f"{len(group['names'])} " if len(group["names"]) > 1 else ""
             of_role.setdefault(group["roles"][0], []).append(f"{count}{kind}")
     return "; ".join(f"{role}: {', '.join(kinds)}" for role, kinds in of_role.items())
