@@ -212,6 +212,12 @@ _OURS = [
         2,
     ),
     Contender(
+        "adamw-momentum-adamw",
+        "AdamW on embedding and head, SCALE by rows with momentum in bf16 on matrices",
+        by_role(ADAMW, MOMENTUM_BF16, ADAMW),
+        2,
+    ),
+    Contender(
         "scale-sinkgd-scale",
         "SCALE by columns on the embedding, SinkGD on matrices, SCALE with momentum on the head",
         by_role(COLUMNS, SINKGD, MOMENTUM),

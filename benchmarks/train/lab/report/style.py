@@ -45,6 +45,7 @@ CONTENDERS: dict[str, Style] = {
     "adamw-scale-scale": Style(GREEN, "s", "--"),
     "scale": Style(GREEN, "D"),
     "adamw-momentum": Style(GREEN, "^", "--"),
+    "adamw-momentum-adamw": Style(GREEN, "P", "-."),
     "lion-hybrid": Style(PURPLE, "v"),
     "lion": Style(PURPLE, "o", "--"),
     "lion-sinkgd-adamw": Style(PURPLE, "^", ":"),
