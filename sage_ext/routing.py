@@ -83,6 +83,34 @@ def route(
     return _assign(pairs, _Kinds(tables, heads, set(), undecayed), tied)
 
 
+def heads_not_named(routed: Sequence[Routed]) -> list[str]:
+    """Return what looks like an output head and has been taken for any other matrix: where no head is known,
+    the matrices that have as many outputs as the largest embedding has tokens, and fewer inputs."""
+    if any(entry.role == "lm_head" for entry in routed):
+        return []
+    tables = [e for e in routed if e.role == "embedding" and e.param.ndim == 2 and e.output_dim == 1]
+    tokens = max((entry.param.shape[0] for entry in tables), default=0)
+    return [
+        entry.name
+        for entry in routed
+        if entry.role == "matrix"
+        and entry.param.ndim == 2
+        and entry.param.shape[entry.output_dim] == tokens > entry.param.shape[1 - entry.output_dim]
+    ]
+
+
+def head_advice(routed: Sequence[Routed]) -> str | None:
+    """Return what to say where a head has been taken for any other matrix."""
+    heads = heads_not_named(routed)
+    if not heads:
+        return None
+    return (
+        f"lm_head: no output head is named, and {' and '.join(heads)} looks like one, with an output for "
+        "each token of the embedding. As it is, it gets the rule of any other matrix, with which a head may "
+        f"train far worse: give lm_head={heads!r}, or lm_head=[] if there is none"
+    )
+
+
 class _Kinds(NamedTuple):
     """Identities of parameters that are of a kind, before it is decided which role they play."""
 

@@ -158,6 +158,8 @@ class FusedHybrid(ReplicatedOptimizer):
                 source, embeddings=embeddings, lm_head=lm_head, tied=self._tied, no_decay=no_decay
             )
             groups = self._by_role(routed)
+            if lm_head is None and (advice := routing.head_advice(routed)):
+                tell(advice)
             if absent := set(self._role_rates) - {entry.role for entry in routed}:
                 tell(
                     f"lr: no parameter has role {' or '.join(map(repr, sorted(absent)))}, whose rate is idle"

@@ -19,6 +19,7 @@ from sage_ext import backend as backends
 from sage_ext import checks, pieces, routing
 from sage_ext.backend import Backend
 from sage_ext.optimizers import validate
+from sage_ext.optimizers.advice import tell
 from sage_ext.planning.hardware import CLUSTERS, Cluster
 from sage_ext.selection import candidates as rules
 from sage_ext.selection.candidates import CANDIDATES
@@ -139,6 +140,8 @@ def autoconfig(
     routed = routing.route(model, embeddings=embeddings, lm_head=lm_head, tied=tied, no_decay=no_decay)
     for entry in routed:
         _check_param(entry)
+    if lm_head is None and (advice := routing.head_advice(routed)):
+        tell(advice)
     rates = _rates(lr, routed)
     kind = backends.resolve(backend, [entry.param.device for entry in routed])
     native = kind == "native"

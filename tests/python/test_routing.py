@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import pytest
 import torch
 from models import TinyLanguageModel
 from torch import nn
 
-from sage_ext import routing
+from sage_ext import FusedHybrid, routing
+from sage_ext.optimizers.presets import PRESETS
 
 
 def roles(*args: object, **kwargs: object) -> dict[str, str]:
@@ -197,3 +201,32 @@ class TestOtherTables:
         found = {entry.name: entry for entry in routing.route(nn.Sequential(Conv1D(10, 6), Own()))}
         assert (found["0.weight"].role, found["0.weight"].output_dim) == ("matrix", 1)
         assert found["1.weight"].output_dim == 0
+
+
+class Headless(nn.Module):
+    """With a head of a name that nobody knows."""
+
+    def __init__(self, tokens: int = 40, positions: int = 16, width: int = 8) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(tokens, width)
+        self.positions = nn.Embedding(positions, width)
+        self.up = nn.Linear(width, positions)
+        self.classes = nn.Linear(width, tokens, bias=False)
+
+
+@pytest.mark.parametrize("as_pairs", [False, True])
+def test_what_looks_like_a_head_that_nobody_named_is_told(as_pairs: bool) -> None:
+    model = Headless()
+    source: Any = list(model.named_parameters()) if as_pairs else model
+    given = {"embeddings": ["embed.weight", "positions.weight"]} if as_pairs else {}
+    for preset in PRESETS:
+        given["tied"] = "embedding"
+        with pytest.warns(
+            UserWarning, match=r"classes.weight looks like one, .* lm_head=\['classes.weight'\]"
+        ):
+            FusedHybrid(source, preset, **given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FusedHybrid(source, lm_head="classes.weight", **given)
+        FusedHybrid(source, lm_head=[], **given)
+    assert routing.heads_not_named(routing.route(nn.Sequential(nn.Embedding(8, 8), nn.Linear(8, 8)))) == []
