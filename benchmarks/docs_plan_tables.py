@@ -11,7 +11,7 @@ from sage_ext.planning.report import size, time
 
 CASE = ("llama-7b", "sage", 8)
 MODELS = (("llama-1b", 1), ("llama-7b", 8), ("llama3-8b", 8), ("llama-70b", 64), ("llama-405b", 512))
-PRESETS = ("sage", "sinkgd", "scale", "alias")
+PRESETS = ("sage", "sinkgd-scale", "sinkgd", "scale", "stateless", "alias")
 
 
 @cache

@@ -101,19 +101,21 @@ def standing(names: Sequence[str]) -> str:
     if not shown:
         return ""
     everyone = contenders()
-    level = mean(map(data.perplexity, data.seeds(store, ANCHOR)))
+    level = data.adamw_level(store)
+    found = [(everyone[name].about.removesuffix(": no state"), data.seeds(store, name)) for name in shown]
+    if best := data.adamw_at_all_rates(store):
+        found.insert(0, ("AdamW at the best rates of all searches", best))
     rows = []
-    for name in shown:
-        runs = data.seeds(store, name)
+    for about, runs in found:
         rows.append(
             [
-                everyone[name].about.removesuffix(": no state"),
+                about,
                 f"{data.state_per_parameter(runs[0]):.2f}",
                 data.with_spread(runs),
                 f"{mean(map(data.perplexity, runs)) / level:.2f}",
             ]
         )
-    return table(["optimizer", "state, bytes a parameter", "perplexity", "of AdamW's"], rows)
+    return table(["optimizer", "state, bytes a parameter", "perplexity", "of the better AdamW's"], rows)
 
 
 def rates() -> str:

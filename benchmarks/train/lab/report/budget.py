@@ -19,21 +19,21 @@ def section(store: Store, scale: Scale) -> str:
     rows = []
     for name in budget.AGAINST:
         runs = data.select(store, "budget", budget.NAME, "seed", against=name)
-        theirs = data.seeds(store, name)
         if not runs:
             continue
+        rival = best_within(store, data.state_per_parameter(runs[0]))
+        theirs = data.seeds(store, rival) if rival else []
         whole = min(len(runs), len(theirs)) >= len(SEEDS)
         difference = data.estimate(runs) - data.estimate(theirs) if whole else None
         verdict = "-" if difference is None else f"{claims.written(difference)}: {claims.better(difference)}"
-        states = [f"{data.state_per_parameter(of[0]):.2f}" if of else "-" for of in (theirs, runs)]
         rows.append(
             [
                 f"`{name}`",
-                *states,
-                with_spread(theirs) or "-",
-                with_spread(runs),
-                verdict,
+                f"{data.state_per_parameter(runs[0]):.2f}",
                 _rules(runs[0]),
+                with_spread(runs),
+                f"`{rival}` {with_spread(theirs)}" if rival else "-",
+                verdict,
                 again(runs),
             ]
         )
@@ -42,11 +42,10 @@ def section(store: Store, scale: Scale) -> str:
     columns = [
         "the state of",
         "bytes a parameter",
-        "and of the pick",
-        "its perplexity",
-        "the pick's",
-        "difference; is the pick better?",
         "the pick",
+        "its perplexity",
+        "best ranked with no more state",
+        "difference; is the pick better?",
         AGAIN,
     ]
     text = prose(
@@ -55,10 +54,25 @@ def section(store: Store, scale: Scale) -> str:
         f"{100 * (budget.ROOM - 1):.1f} % for counters of steps). Rates are those of the best run of study",
         "`main` that had the rule in this role, or where none had, matched to AdamW's. Three seeds,",
         f"{millions(scale.final_tokens)} tokens. The pick may have AdamW with states in bf16, which none of",
-        "the hybrids has. At AdamW's own state it is AdamW: that row shows what rates from all searches are",
-        "worth beside those of AdamW's own.",
+        "the hybrids has. Beside it stands what ranks best above with no more state.",
+        *(
+            [
+                "At AdamW's own state the pick is AdamW: that row shows what rates from all searches are",
+                "worth beside those of AdamW's own.",
+            ]
+            if data.select(store, "budget", budget.NAME, "seed", against="adamw")
+            else []
+        ),
     )
     return "\n\n".join([text, table(columns, rows, text_last=True), *_by_steps(store)])
+
+
+def best_within(store: Store, state: float) -> str | None:
+    """The best of the ranked contenders with no more state than so many bytes a parameter, and the ROOM."""
+    for name in data.ranked(store):
+        if data.state_per_parameter(data.seeds(store, name)[0]) <= state * budget.ROOM**2 + 1e-9:
+            return name
+    return None
 
 
 def _by_steps(store: Store) -> list[str]:

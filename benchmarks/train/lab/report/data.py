@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from lab import questions, search, studies
+from lab import budget, questions, search, studies
 from lab.contenders import contenders
 from lab.plan import SEEDS
 from lab.scales import Scale
@@ -57,6 +57,18 @@ def found(store: Store, contender: str) -> Result | None:
 def seeds(store: Store, contender: str) -> list[Result]:
     """The runs of study "main" that count."""
     return select(store, "main", contender, "seed")
+
+
+def adamw_at_all_rates(store: Store) -> list[Result]:
+    """AdamW at the best rates that any search has found for it in a role, all seeds: from study "budget"."""
+    runs = select(store, "budget", budget.NAME, "seed", against="adamw")
+    return runs if len(runs) >= len(SEEDS) else []
+
+
+def adamw_level(store: Store) -> float:
+    """The perplexity of the better AdamW, of its own search or at these rates; nan: not known."""
+    both = [runs for runs in (seeds(store, "adamw"), adamw_at_all_rates(store)) if len(runs) >= len(SEEDS)]
+    return min((mean(map(perplexity, runs)) for runs in both), default=math.nan)
 
 
 def of_batch(store: Store, contender: str, multiple: int) -> list[Result]:

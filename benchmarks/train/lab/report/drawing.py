@@ -103,7 +103,7 @@ def front(found: Data) -> Figure:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlim(-0.08, max(16, *(point["x"] for point in points)) * 1.5)
     axes.set_xlabel("optimizer state (bytes a parameter)")
-    axes.set_title("Perplexity against state; grey: the least state for each perplexity")
+    axes.set_title("Perplexity against state; grey: the least state for each; a colour is a family of rules")
     scatter(made, axes, points)
     return made
 
@@ -382,16 +382,21 @@ def _perplexity(axes, values: Iterable[float | None], *, label: bool = True, mos
 
 
 def _within(axes, points: list[Data]) -> list[Data]:
-    """Sets the axis of perplexities so that near ones are told apart; what is far above lies at the top, and
-    its label says how far."""
+    """Sets the axis of perplexities so that near ones are told apart; what is far above lies at the top, one
+    below the other, and its label says how far."""
     _perplexity(axes, [point["y"] for point in points], most=1.6)
     top = axes.get_ylim()[1] / 1.01
-    return [
-        {**point, "y": top, "sd": 0.0, "label": f"{point['name']}: {point['y']:,.0f}"}
-        if point["y"] > top
-        else point
-        for point in points
-    ]
+    above = sorted((point for point in points if point["y"] > top), key=lambda point: -point["y"])
+    moved = {
+        point["name"]: {
+            **point,
+            "y": top / 1.025**place,
+            "sd": 0.0,
+            "label": f"{point['name']}: {point['y']:,.0f}",
+        }
+        for place, point in enumerate(above)
+    }
+    return [moved.get(point["name"], point) for point in points]
 
 
 def _legend(made: Figure, entries: list[tuple[dict[str, str], str]]) -> None:

@@ -11,6 +11,7 @@ from docs_markdown import prose, table
 
 from lab import studies
 from lab.plan import SEEDS
+from lab.questions import ITERATED
 from lab.report import data, pictures, standings
 from lab.report.sections import SECTIONS
 from lab.scales import BEFORE, Scale
@@ -168,14 +169,30 @@ def spread(store: Store) -> str:
     if found is None:
         return "Not known before a contender has all its seeds."
     names = [name for name in data.ranked(store) if data.spread_of(store, name) is not None]
-    level = mean(data.perplexity(run) for name in names for run in data.seeds(store, name))
+    level = mean(map(data.perplexity, data.seeds(store, names[0])))
     return prose(
-        f"Over the seeds of a contender the loss has a standard deviation of {found:.4f} nats (pooled",
-        f"over {len(names)} contenders), {100 * found:.1f} % of a perplexity, or {level * found:.2f} at",
-        f"their mean of {level:.1f}. Contenders whose means are nearer than twice that times the root of",
-        f"two thirds, {100 * 2 * found * (2 / len(SEEDS)) ** 0.5:.1f} %, are not told apart, whatever",
-        "their ranks.",
+        "A seed is that of the weights and of the order of the text. Over the seeds of a contender the loss",
+        f"has a standard deviation (of n - 1) of {found:.4f} nats, pooled over {len(names)} contenders:",
+        f"{100 * found:.1f} % of a perplexity, or {level * found:.2f} at the best one's {level:.1f}.",
+        "Contenders whose means are nearer than twice that times the root of two thirds,",
+        f"{100 * 2 * found * (2 / len(SEEDS)) ** 0.5:.1f} %, are not told apart, whatever their ranks.",
+        *of_the_search(store),
     )
+
+
+def of_the_search(store: Store) -> list[str]:
+    """What the search has left on the table, where another study has gone on from it."""
+    runs = data.select(store, "iterations", ITERATED, "seed", iterations=5, case="")
+    before = data.seeds(store, ITERATED)
+    if min(len(runs), len(before)) < len(SEEDS):
+        return []
+    ratio = runs[0]["config"]["rates"]["matrix"] / before[0]["config"]["rates"]["matrix"]
+    values = [mean(map(data.perplexity, of)) for of in (before, runs)]
+    return [
+        "That is the spread at the rates found. Nine runs do not find the best ones, for nobody: with the",
+        f"matrices' rate times {ratio:g}, which study `iterations` found, `{ITERATED}` has {values[1]:.2f}",
+        f"in place of {values[0]:.2f}.",
+    ]
 
 
 def again() -> str:

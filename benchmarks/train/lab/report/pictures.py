@@ -250,7 +250,11 @@ def sweep(store: Store, scale: Scale) -> Data | None:
 PICTURES = {
     picture.name: picture
     for picture in (
-        Picture("tokens", "Validation perplexity against training tokens, a line an optimizer", tokens),
+        Picture(
+            "tokens",
+            "Validation perplexity against training tokens, a line for the best of each colour",
+            tokens,
+        ),
         Picture("front", "Perplexity against bytes of optimizer state a parameter", front),
         Picture("seconds", "Perplexity against the time of an optimizer's step", seconds),
         Picture("rates", "Perplexity of the search's runs against each role's rate", rates),

@@ -32,30 +32,38 @@ def rates(result: data.Result) -> str:
     return " / ".join(f"{value:g}" + r"\*" * (role in edge) for role, value in values.items())
 
 
+AT_ALL_RATES = f"`{ANCHOR}` at the best rates of all searches"
+
+
+def _by_role(run: data.Result) -> str:
+    """The rates of a run whose groups say them alone."""
+    found = {role: group["lr"] for group in run["config"]["groups"] for role in group["roles"]}
+    return " / ".join(f"{found[role]:g}" for role in search.RANGES)
+
+
 def table_of_ranked(store: Store, scale: Scale) -> str:
     """Contenders with all seeds, the best first, AdamW as the anchor."""
     names = data.ranked(store)
     if not names:
         text = f"No contender has its {len(SEEDS)} seeds yet, so that nothing is ranked."
         return prose(text, "`python benchmarks/train/run.py --study main` runs them.")
-    anchor = data.seeds(store, ANCHOR)
-    known = len(anchor) >= len(SEEDS)
-    level = mean(map(data.perplexity, anchor)) if known else math.nan
+    level = data.adamw_level(store)
+    found = [(str(rank), name, data.seeds(store, name)) for rank, name in enumerate(names, 1)]
+    if best := data.adamw_at_all_rates(store):
+        found.insert(0, ("-", AT_ALL_RATES, best))
     rows = []
-    for rank, name in enumerate(names, 1):
-        runs = data.seeds(store, name)
+    for rank, name, runs in found:
         last = runs[-1]
-        value = mean(map(data.perplexity, runs))
-        against = f"{value / level:.3f}" if known and math.isfinite(value / level) else "-"
-        searched = len(data.select(store, "main", name, "search"))
+        ratio = mean(map(data.perplexity, runs)) / level
+        searched = "all" if name == AT_ALL_RATES else str(len(data.select(store, "main", name, "search")))
         rows.append(
             [
-                str(rank),
-                f"**`{name}`**" if name == ANCHOR else f"`{name}`",
+                rank,
+                f"**`{name}`**" if name == ANCHOR else name if name == AT_ALL_RATES else f"`{name}`",
                 with_spread(runs),
-                against,
+                f"{ratio:.3f}" if math.isfinite(ratio) else "-",
                 f"{searched} + {len(runs)}",
-                rates(last),
+                rates(last) if name != AT_ALL_RATES else _by_role(last),
                 f"{data.state_per_parameter(last):.2f}",
                 _step(data.average(runs, "optimizer_ms")),
                 f"{data.seconds(runs, scale):.0f}" + _otherwise(runs, scale),
@@ -66,7 +74,7 @@ def table_of_ranked(store: Store, scale: Scale) -> str:
         "rank",
         "contender",
         "perplexity",
-        "of AdamW's",
+        "of the better AdamW's",
         "runs",
         "rates: embedding / matrices / head",
         "state, bytes a parameter",
@@ -85,6 +93,18 @@ def table_of_ranked(store: Store, scale: Scale) -> str:
         "the model was compiled, those called sdpa had torch's attention kernel: their times and others' do",
         "not compare.",
         STAR,
+        "1-D parameters, where nothing else is said, have AdamW at one rate: those are the bytes where a",
+        "contender says that it keeps nothing.",
+        *(
+            [
+                "Presets run as they are, with no search of their own. Their rates are from the searches of",
+                "other contenders and from study `iterations`, on this text and with these seeds: their rows",
+                "had those runs before them, and are no proof for another text. So has AdamW in the row",
+                "without a rank: at what any search has found for AdamW in a role, from study `budget`.",
+            ]
+            if any(name.startswith(PRESET) for name in names)
+            else []
+        ),
     )
     return f"{text}\n\n{table(columns, rows, left=2, text_last=True)}"
 

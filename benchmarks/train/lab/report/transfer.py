@@ -71,7 +71,8 @@ def one_rate(store: Store, scale: Scale) -> str:
                 continue
             chosen = min(runs, key=data.loss)
             note = f" ({len(runs)} of {len(rates)})" if len(runs) < len(rates) else ""
-            cells += [f"{chosen['variant']['rate']:g}{note}", number(data.perplexity(chosen))]
+            star = "\\*" if chosen["variant"]["rate"] in (min(rates), max(rates)) else ""
+            cells += [f"{chosen['variant']['rate']:g}{star}{note}", number(data.perplexity(chosen))]
             best.append(chosen)
         if best:
             found = data.found(store, name)
@@ -84,7 +85,12 @@ def one_rate(store: Store, scale: Scale) -> str:
     columns += ["three rates (the search)", AGAIN]
     text = prose(
         "Every role at the same rate; then the embedding's ten times that of all others: together as many",
-        "runs as the search for three rates, whose best is in the last column, with its seed, at",
+        "runs as the search for three rates, whose best is beside them. One seed, the same for all,",
         f"{millions(scale.search_tokens)} tokens.",
+        *(
+            ["A star: the rate lies at an end of those tried."]
+            if any("\\*" in cell for row in rows for cell in row)
+            else []
+        ),
     )
     return f"{text}\n\n{table(columns, rows, text_last=True)}"
