@@ -126,12 +126,22 @@ def _line(name: str, value: str) -> None:
     print(f"{name:13} {value}")
 
 
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["plan"]:
+def _command(arguments: list[str]) -> int:
+    if arguments[:1] == ["plan"]:
         from sage_ext.planning import cli
 
-        sys.exit(cli.main(sys.argv[2:]))
-    if sys.argv[1:]:
+        return cli.main(arguments[1:])
+    if arguments:
         print(_USAGE)
-        sys.exit(0 if sys.argv[1] in ("-h", "--help") else 2)
-    sys.exit(main())
+        return 0 if arguments[0] in ("-h", "--help") else 2
+    return main()
+
+
+if __name__ == "__main__":
+    try:
+        code = _command(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # "| head" has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)

@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(found)
         if args.picture is not None:
             found.draw(args.picture)
+    except BrokenPipeError:  # of "plan ... | head", which has nothing to do with the arguments
+        raise
     except (ValueError, TypeError, ImportError, OSError) as error:
         hint = " (here: --tied embedding or --tied lm_head)" if "tied=" in str(error) else ""
         print(f"python -m sage_ext plan: {error}{hint}", file=sys.stderr)

@@ -350,6 +350,13 @@ def test_command_line_takes_a_configuration(tmp_path: Path, capsys: pytest.Captu
     assert json.loads(capsys.readouterr().out)["parameters"] == sum(p.numel() for p in model.parameters())
 
 
+def test_what_reads_its_output_may_stop() -> None:
+    """``plan ... | head``: no error is printed where a pipe is closed."""
+    command = f"{sys.executable} -m sage_ext plan --params llama-60m --json | true"
+    found = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, cwd=HERE.anchor)
+    assert (found.returncode, found.stderr) == (0, "")
+
+
 def test_it_is_a_command_of_the_module() -> None:
     command = [sys.executable, "-m", "sage_ext", "plan", "--params", "llama-60m", "--preset", "lion"]
     found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE.anchor)
