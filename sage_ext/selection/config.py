@@ -22,6 +22,8 @@ from sage_ext.selection.shadows import Risk, Shadowed
 
 DIGITS = 4
 """Of a rate."""
+WRAPPERS = ("module.", "_orig_mod.")
+"""What DDP and torch.compile put in front of all names."""
 
 
 @dataclass(frozen=True)
@@ -377,10 +379,6 @@ def first_choice(
         blocks.append(Block(of.entry.name, of.entry.param, role, share, tuple(options)))
     empty = AutoConfig(tuple(blocks), (), None, None, bandwidth, by_role, True, 0.0)
     return empty.within(state_bytes=state_bytes, ms=ms)
-
-
-WRAPPERS = ("module.", "_orig_mod.")
-"""What DDP and torch.compile put in front of all names."""
 
 
 def _without_wrappers(named: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,15 +41,21 @@ class Risk(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A step of a candidate beside AdamW's, on one parameter; or the sums of their measured steps."""
+    """A step of a candidate beside AdamW's, on one parameter."""
 
     product: float
-    """<u, r> of the candidate's u and AdamW's r."""
+    """<u, r> of the candidate's update u and AdamW's r."""
     squares: float
     """Sum of u squared."""
     reference_squares: float
+
+
+class Gone(NamedTuple):
+    """What the sums of their measured steps have in common, from 0 to 1: the cosines of the two sums, and of
+    the norms of their lines."""
+
+    direction: float
     rows: float
-    """Sum of the products of norms, row by row."""
     columns: float
 
 
@@ -62,8 +68,8 @@ class Shadowed:
     states: list[dict[str, Tensor]] = field(default_factory=list)
     seen: list[list[Seen]] = field(default_factory=list)
     """For each candidate the measured steps."""
-    gone: list[Seen] = field(default_factory=list)
-    """For each candidate the sum of its measured updates."""
+    gone: list[Gone] = field(default_factory=list)
+    """For each candidate."""
     reference: list[float] = field(default_factory=list)
     """Sum of AdamW's update squared, a number a measured step."""
     columns: Tensor | None = None
@@ -77,7 +83,6 @@ class Shadowed:
             return Risk(0.0, 0.0, 0.0)
         steps, gone = self.seen[index], self.gone[index]
         cosines = [_cosine(s.product, s.squares, s.reference_squares) for s in steps]
-        lines = (gone.rows + gone.columns) / 2
         lengths = [math.sqrt(s.squares) for s in steps], [math.sqrt(s.reference_squares) for s in steps]
         over_steps = _cosine(
             sum(a * b for a, b in zip(*lengths, strict=True)),
@@ -86,8 +91,8 @@ class Shadowed:
         )
         # Rounding may lead out of [-1, 1] by a little.
         return Risk(
-            max(1 - _cosine(gone.product, gone.squares, gone.reference_squares), 0.0),
-            max(1 - _cosine(lines, gone.squares, gone.reference_squares), 0.0),
+            max(1 - gone.direction, 0.0),
+            max(1 - (gone.rows + gone.columns) / 2, 0.0),
             pvariance(cosines) + max(1 - over_steps, 0.0),
         )
 
@@ -238,32 +243,21 @@ def _update(
 
 
 def _look(of: Shadowed, grad: Tensor, made: Tensor, native: bool, *, is_measured: bool) -> list[Tensor]:
-    """Step every candidate; where it is measured, return AdamW's sum of squares and four sums for each."""
+    """Step every candidate; where it is measured, return AdamW's sum of squares and two numbers for each."""
     param = of.entry.param
     found: list[Tensor] = []
-    squares = _squares(made) if is_measured else ()
     if is_measured:
-        found.append(squares[0].sum(dtype=torch.float64))
+        found.append(made.square().sum(dtype=torch.float64))
         _add(of, REFERENCE, made)
     for candidate, state in zip(of.candidates, of.states, strict=True):
         is_same = candidate.name == REFERENCE
         update = made if is_same else _update(candidate, param, grad, state, native)
         if not is_measured:
             continue
-        found += _compared(update, squares if is_same else _squares(update), made, squares)
+        found += [(update * made).sum(dtype=torch.float64), update.square().sum(dtype=torch.float64)]
         if not is_same:
             _add(of, candidate.name, update)
     return found
-
-
-def _compared(
-    update: Tensor, own: Sequence[Tensor], made: Tensor, squares: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    """Return the numbers of :class:`Seen` but AdamW's own, of two updates and their :func:`_squares`."""
-    rows, columns = (
-        (a.sqrt() * b.sqrt()).sum(dtype=torch.float64) for a, b in zip(own, squares, strict=True)
-    )
-    return (update * made).sum(dtype=torch.float64), own[0].sum(dtype=torch.float64), rows, columns
 
 
 def _drawn(param: Tensor) -> Tensor | None:
@@ -290,31 +284,29 @@ def _add_up(shadowed: Sequence[Shadowed]) -> None:
     """Compare the sums of all measured updates, and forget them."""
     for of in shadowed:
         made = of.sums[REFERENCE]
-        squares = _squares(made)
-        total = squares[0].sum(dtype=torch.float64)
-        found = [total]
+        lines = _norms(made)
+        found = []
         for candidate in of.candidates:
             update = of.sums[candidate.name]
-            found += _compared(update, _squares(update), made, squares)
+            pairs = [(update, made), *zip(_norms(update), lines, strict=True)]
+            found += [
+                (a * b).sum(dtype=torch.float64)
+                for pair in pairs
+                for a, b in (pair, (pair[0],) * 2, (pair[1],) * 2)
+            ]
         of.sums = {}
         numbers = iter(torch.stack(found).tolist())
-        reference = next(numbers)
-        of.gone = [_seen(numbers, reference) for _ in of.candidates]
+        of.gone = [
+            Gone(*(_cosine(next(numbers), next(numbers), next(numbers)) for _ in Gone._fields))
+            for _ in of.candidates
+        ]
 
 
-def _seen(numbers: Iterator[float], reference: float) -> Seen:
-    """The next four of ``numbers``, beside AdamW's sum of squares."""
-    product, own, rows, columns = (next(numbers) for _ in range(4))
-    return Seen(product, own, reference, rows, columns)
-
-
-def _squares(update: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sums of squares of rows and of columns, of all trailing matrices; of a vector the squares,
-    twice."""
-    squares = update.square()
-    if squares.ndim < 2:
-        return squares, squares
-    return squares.sum(dim=-1), squares.sum(dim=-2)
+def _norms(total: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the norms of rows and of columns, of all trailing matrices; of a vector its sizes, twice."""
+    if total.ndim < 2:
+        return total.abs(), total.abs()
+    return torch.linalg.vector_norm(total, dim=-1), torch.linalg.vector_norm(total, dim=-2)
 
 
 def _keep(sums: Sequence[tuple[Shadowed, list[Tensor]]]) -> None:
@@ -328,8 +320,9 @@ def _keep(sums: Sequence[tuple[Shadowed, list[Tensor]]]) -> None:
             squares = next(numbers)
             of.reference.append(squares)
             for seen in of.seen:
-                seen.append(_seen(numbers, squares))
-                if not math.isfinite(seen[-1].product + seen[-1].squares + squares):
+                product, own = next(numbers), next(numbers)
+                seen.append(Seen(product, own, squares))
+                if not math.isfinite(product + own + squares):
                     raise ValueError(
                         f"model: the gradient of {of.entry.name} is not finite, or its squares leave "
                         "float32; give max_grad_norm=1.0, or a smaller lr"
