@@ -25,7 +25,7 @@ QUESTIONS = [
     ("1  A LoRA?", "yes", "FusedAdamW"),
     ("2  Flat pieces?\nZeRO, Megatron, FSDP1", "yes", "FusedLion, FusedSignSGD\nFusedAdamW"),
     ("3  Is it the state\nthat does not fit?", "no", "FusedAdamW\nFusedALIASAdam"),
-    ("4  Can you tune\na learning rate?", "no", 'FusedHybrid(model, "alias")'),
+    ("4  Can you tune\na learning rate?", "no", 'FusedHybrid(model, "sage") as it is\nor "alias"'),
     (
         "5  Fine-tuning fp32 weights,\nwhere Lion or AdamW worked?",
         "yes",

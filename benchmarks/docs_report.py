@@ -41,7 +41,7 @@ def link(target: str) -> str:
 
 
 ANCHOR = "adamw"
-IN_SHORT = (ANCHOR, "preset-sinkgd-scale", "sage-hybrid", "scale", "lion", "preset-stateless")
+IN_SHORT = (ANCHOR, "preset-sinkgd-scale", "preset-sage", "preset-scale", "lion", "preset-stateless")
 
 
 def in_short() -> str:
@@ -86,7 +86,7 @@ def setting(names: Sequence[str]) -> str:
     if any(not everyone[name].searched and not name.startswith(PRESET) for name in shown):
         own += "; what finds its own has had no search"
     if any(name.startswith(PRESET) for name in shown):
-        own += "; presets run as they are, with the rates that such runs have led to"
+        own += "; presets run as they are (`sinkgd-scale`, `stateless`: with rates that such runs led to)"
     return (
         f"Validation perplexity of a Llama with {data.millions(run['result']['parameters'])} parameters "
         f"after {data.millions(run['config']['tokens'])} tokens of real text, mean and standard deviation "

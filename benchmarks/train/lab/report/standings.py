@@ -97,10 +97,11 @@ def table_of_ranked(store: Store, scale: Scale) -> str:
         "contender says that it keeps nothing.",
         *(
             [
-                "Presets run as they are, with no search of their own. Their rates are from the searches of",
-                "other contenders and from study `iterations`, on this text and with these seeds: their rows",
-                "had those runs before them, and are no proof for another text. So has AdamW in the row",
-                "without a rank: at what any search has found for AdamW in a role, from study `budget`.",
+                "Presets run as they are, with no search of their own. Those of papers have their papers'",
+                "rates. Those of `sinkgd-scale` and `stateless` are from the searches of other contenders",
+                "and from study `iterations`, on this text and with these seeds: their rows had those runs",
+                "before them, and are no proof for another text. So has AdamW in the row without a rank: at",
+                "what any search has found for AdamW in a role, from study `budget`.",
             ]
             if any(name.startswith(PRESET) for name in names)
             else []
