@@ -14,7 +14,7 @@ from lab.questions import ALIAS_FORMS
 ROWS: dict[str, tuple[list[str], list[str]]] = {
     "sage": (
         ["SAGE hybrid", "FusedSAGE", "FusedSAGE (embedding)"],
-        ["sage-hybrid", "sage", "lion", "lion-hybrid"],
+        ["preset-sage", "sage-hybrid", "sage", "lion", "lion-hybrid"],
     ),
     "sinkgd": (
         [
@@ -24,13 +24,27 @@ ROWS: dict[str, tuple[list[str], list[str]]] = {
             "FusedSinkGD (matrices)",
             "FusedSinkGD (matrices), 1 iteration",
         ],
-        ["sinkgd", "sinkgd-hybrid", "adamw-sinkgd-scale", "sage-hybrid", "stateless-columns"],
+        [
+            "preset-sinkgd-scale",
+            "preset-sage",
+            "preset-sinkgd",
+            "sinkgd",
+            "sinkgd-hybrid",
+            "adamw-sinkgd-scale",
+            "sage-hybrid",
+            "stateless-columns",
+        ],
     ),
     "scale": (
         ["SCALE hybrid", "FusedSCALE", "FusedSCALE (columns)", "FusedSCALE (matrices)"],
         [
+            "preset-scale",
+            "preset-sinkgd-scale",
+            "preset-stateless",
             "scale",
             "adamw-sinkgd-scale",
+            "adamw-momentum",
+            "adamw-momentum-adamw",
             "scale-sinkgd-scale",
             "adamw-scale-scale",
             "stateless",
@@ -41,13 +55,13 @@ ROWS: dict[str, tuple[list[str], list[str]]] = {
         ["ALIAS hybrid", "FusedALIAS", "FusedALIAS (lower bound)", "FusedALIAS (base)", "FusedALIASAdam"],
         ["alias-adam", "prodigy", "sign-sgd", *ALIAS_FORMS],
     ),
-    "lion": (["FusedLion", "Lion hybrid"], ["lion", "lion-hybrid"]),
+    "lion": (["FusedLion", "Lion hybrid"], ["lion", "lion-hybrid", "lion-sinkgd-adamw"]),
     "sign_sgd": (["FusedSignSGD"], ["sign-sgd", "signum", "alias-lower-bound"]),
     "adamw": (["FusedAdamW"], ["adamw-8bit", "muon", "schedule-free"]),
     "hybrids": (
         [f"{label} hybrid" for label in HYBRIDS.values()],
         [
-            "preset-sinkgd-scale",
+            *(f"preset-{name}" for name in ("sinkgd-scale", "sage", "scale", "sinkgd")),
             "adamw-sinkgd-scale",
             "sage-hybrid",
             "sinkgd-hybrid",
