@@ -322,6 +322,13 @@ def test_a_budget_picks_a_rule_for_every_matrix_and_what_is_kept_trains(
     assert budget.rate_of(kept, "scale", "lm_head", {"dim": 1}) is None
 
 
+def test_settings_are_written_whatever_an_optimizer_has() -> None:
+    group = {"params": [torch.ones(1)], "lr": 0.1, "growth_rate": math.inf, "betas": (0.9, 0.99)}
+    (written,) = build.settings([torch.optim.SGD([group])])["SGD"]
+    assert (written["growth_rate"], written["lr"]) == ("inf", 0.1)
+    json.dumps(written, allow_nan=False)
+
+
 def test_pieces_of_a_batch_change_nothing_but_rounding(tokens: Any, threads: None) -> None:
     config = plan.configured(TINY, contenders()["adamw"], tokens=256, seed=0, batch=4)(
         search.rates((0.5,) * 3)

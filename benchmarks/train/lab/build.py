@@ -132,7 +132,7 @@ def settings(optimizers: Iterable[Optimizer]) -> dict[str, list[dict[str, Any]]]
     return {
         type(optimizer).__name__: [
             {
-                key: value
+                key: _written(value)
                 for key, value in group.items()
                 if key != "params" and isinstance(value, simple) and not _holds_tensors(value)
             }
@@ -140,6 +140,11 @@ def settings(optimizers: Iterable[Optimizer]) -> dict[str, list[dict[str, Any]]]
         ]
         for optimizer in optimizers
     }
+
+
+def _written(value: Any) -> Any:
+    """JSON has no infinity, which is Prodigy's largest growth of d: "inf"."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _holds_tensors(value: Any) -> bool:

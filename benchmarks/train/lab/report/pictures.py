@@ -257,7 +257,11 @@ PICTURES = {
         ),
         Picture("front", "Perplexity against bytes of optimizer state a parameter", front),
         Picture("seconds", "Perplexity against the time of an optimizer's step", seconds),
-        Picture("rates", "Perplexity of the search's runs against each role's rate", rates),
+        Picture(
+            "rates",
+            "Perplexity of the search's runs against each role's rate, of the best of each colour",
+            rates,
+        ),
         Picture("alias-steps", "Step sizes over a run, of optimizers that find their own", alias_steps),
         Picture("alias-starts", "ALIAS's step sizes over a run, by start and batch", alias_starts),
         Picture("iterations", "Perplexity against SinkGD's number of iterations", iterations),
