@@ -21,7 +21,7 @@ def section(store: Store, scale: Scale) -> str:
         runs = data.select(store, "budget", budget.NAME, "seed", against=name)
         if not runs:
             continue
-        rival = best_within(store, data.state_per_parameter(runs[0]))
+        rival = best_within(store, name)
         theirs = data.seeds(store, rival) if rival else []
         whole = min(len(runs), len(theirs)) >= len(SEEDS)
         difference = data.estimate(runs) - data.estimate(theirs) if whole else None
@@ -67,12 +67,14 @@ def section(store: Store, scale: Scale) -> str:
     return "\n\n".join([text, table(columns, rows, text_last=True), *_by_steps(store)])
 
 
-def best_within(store: Store, state: float) -> str | None:
-    """The best of the ranked contenders with no more state than so many bytes a parameter, and the ROOM."""
-    for name in data.ranked(store):
-        if data.state_per_parameter(data.seeds(store, name)[0]) <= state * budget.ROOM**2 + 1e-9:
-            return name
-    return None
+def best_within(store: Store, contender: str) -> str | None:
+    """The best of the ranked that keep no more than a contender does; None: that has not run yet."""
+    theirs = data.seeds(store, contender)
+    if not theirs:
+        return None
+    most = budget.ROOM * data.state_per_parameter(theirs[0])
+    names = data.ranked(store)
+    return next((n for n in names if data.state_per_parameter(data.seeds(store, n)[0]) <= most), None)
 
 
 def _by_steps(store: Store) -> list[str]:
