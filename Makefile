@@ -63,8 +63,8 @@ CMAKE_FLAGS := -G Ninja '-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)'
 EMULATED_TESTS ?= ON
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo demo-distributed test test-python test-processes test-cpp test-cpp-sanitized test-cuda-build wheel wheel-cuda benchmark report \
-  docs docs-links stub lint types clean FORCE
+.PHONY: demo demo-distributed test test-python test-processes test-cpp test-cpp-sanitized test-cuda-build wheel wheel-cuda \
+  benchmark report docs docs-links stub lint types clean FORCE
 
 demo: $(VENV)/.installed $(VENV)/.examples
 	$(BIN)/python examples/train_llama.py demo

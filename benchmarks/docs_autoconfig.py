@@ -35,16 +35,14 @@ def verdict() -> str:
     said = []
     for name in budget.AGAINST:
         runs = data.select(kept, "budget", budget.NAME, "seed", against=name)
-        if name == "adamw" or len(runs) < len(SEEDS):  # which picks AdamW
-            continue
         rival = section.best_within(kept, name)
-        if rival is None:
+        theirs = data.seeds(kept, rival) if rival else []
+        difference = section.ahead(runs, theirs)
+        if name == "adamw" or difference is None:  # AdamW's state picks AdamW
             continue
-        theirs = data.seeds(kept, rival)
-        word = claims.better(data.estimate(runs) - data.estimate(theirs))
         said.append(
             f"at {data.state_per_parameter(runs[0]):.2f} bytes a parameter {data.with_spread(runs)} against "
-            f"{data.with_spread(theirs)} of `{rival}` ({word})"
+            f"{data.with_spread(theirs)} of `{rival}` ({claims.better(difference)})"
         )
     if not said:
         return prose("Whether what it picks trains better than a hybrid of the same state is not known yet.")

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from sage_ext import memory
+
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
@@ -51,8 +53,8 @@ def _put_back(kept: Sequence[tuple[Tensor, Tensor]]) -> None:
     failed: list[RuntimeError] = []
     with torch.no_grad():
         for tensor, content in kept:
-            # Nobody can have written to these either.
-            if tensor.is_meta or (tensor.layout == torch.strided and _is_expanded(tensor)):
+            # Nobody can have written to these either: no content, or several elements in one place.
+            if tensor.is_meta or (tensor.layout == torch.strided and memory.overlaps_itself(tensor)):
                 continue
             try:
                 tensor.copy_(content)
@@ -60,11 +62,6 @@ def _put_back(kept: Sequence[tuple[Tensor, Tensor]]) -> None:
                 failed.append(error)
     if failed:
         raise failed[0]
-
-
-def _is_expanded(tensor: Tensor) -> bool:
-    """Whether several elements are one place in memory."""
-    return any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 @contextmanager

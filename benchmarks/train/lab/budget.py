@@ -222,10 +222,14 @@ def restored(measured: dict[str, Any]) -> AutoConfig:
 # ------------------------------------------------------------------------------------------ what is picked
 
 
+def _made(contender: str) -> list[Group]:
+    """A contender's groups, whatever its rates."""
+    return contenders()[contender].make({"embedding": 1.0, "matrix": 1.0, "lm_head": 1.0}, 10)
+
+
 def state_of(config: AutoConfig, contender: str) -> int:
     """The bytes of state that a contender keeps for the parameters of a configuration."""
-    made = contenders()[contender].make({"embedding": 1.0, "matrix": 1.0, "lm_head": 1.0}, 10)
-    groups = {role: group for group in made for role in group["roles"]}
+    groups = {role: group for group in _made(contender) for role in group["roles"]}
 
     def of(block: Block) -> int:
         group = groups[block.role]
@@ -254,8 +258,7 @@ def groups_of(store: Store, contender: str) -> list[Group]:
             group["state_dtype"] = option.settings["state_dtype"]
         group = made.setdefault((block.role, option.candidate, *changes.items()), {**group, "names": []})
         group["names"].append(block.name)
-    theirs = contenders()[contender].make({"embedding": 1.0, "matrix": 1.0, "lm_head": 1.0}, 10)
-    return [*made.values(), *(group for group in theirs if group["roles"] == ["vector"])]
+    return [*made.values(), *(group for group in _made(contender) if group["roles"] == ["vector"])]
 
 
 def rate_of(store: Store, rule: str, role: str, settings: Group) -> float | None:

@@ -23,8 +23,7 @@ def section(store: Store, scale: Scale) -> str:
             continue
         rival = best_within(store, name)
         theirs = data.seeds(store, rival) if rival else []
-        whole = min(len(runs), len(theirs)) >= len(SEEDS)
-        difference = data.estimate(runs) - data.estimate(theirs) if whole else None
+        difference = ahead(runs, theirs)
         verdict = "-" if difference is None else f"{claims.written(difference)}: {claims.better(difference)}"
         rows.append(
             [
@@ -65,6 +64,12 @@ def section(store: Store, scale: Scale) -> str:
         ),
     )
     return "\n\n".join([text, table(columns, rows, text_last=True), *_by_steps(store)])
+
+
+def ahead(runs: list[data.Result], theirs: list[data.Result]) -> data.Estimate | None:
+    """How far a pick is from a rival; None: not all seeds of both are there."""
+    whole = min(len(runs), len(theirs)) >= len(SEEDS)
+    return data.estimate(runs) - data.estimate(theirs) if whole else None
 
 
 def best_within(store: Store, contender: str) -> str | None:

@@ -32,9 +32,6 @@ def rates(result: data.Result) -> str:
     return " / ".join(f"{value:g}" + r"\*" * (role in edge) for role, value in values.items())
 
 
-AT_ALL_RATES = f"`{ANCHOR}` at the best rates of all searches"
-
-
 def _by_role(run: data.Result) -> str:
     """The rates of a run whose groups say them alone."""
     found = {role: group["lr"] for group in run["config"]["groups"] for role in group["roles"]}
@@ -48,22 +45,26 @@ def table_of_ranked(store: Store, scale: Scale) -> str:
         text = f"No contender has its {len(SEEDS)} seeds yet, so that nothing is ranked."
         return prose(text, "`python benchmarks/train/run.py --study main` runs them.")
     level = data.adamw_level(store)
-    found = [(str(rank), name, data.seeds(store, name)) for rank, name in enumerate(names, 1)]
+    found = []  # rank, contender, runs of its search, rates, those that count
     if best := data.adamw_at_all_rates(store):
-        found.insert(0, ("-", AT_ALL_RATES, best))
+        found.append(("-", f"`{ANCHOR}` at the best rates of all searches", "all", _by_role(best[-1]), best))
+    for rank, name in enumerate(names, 1):
+        runs = data.seeds(store, name)
+        label = f"**`{name}`**" if name == ANCHOR else f"`{name}`"
+        searched = len(data.select(store, "main", name, "search"))
+        found.append((str(rank), label, str(searched), rates(runs[-1]), runs))
     rows = []
-    for rank, name, runs in found:
+    for rank, label, searched, at, runs in found:
         last = runs[-1]
         ratio = mean(map(data.perplexity, runs)) / level
-        searched = "all" if name == AT_ALL_RATES else str(len(data.select(store, "main", name, "search")))
         rows.append(
             [
                 rank,
-                f"**`{name}`**" if name == ANCHOR else name if name == AT_ALL_RATES else f"`{name}`",
+                label,
                 with_spread(runs),
                 f"{ratio:.3f}" if math.isfinite(ratio) else "-",
                 f"{searched} + {len(runs)}",
-                rates(last) if name != AT_ALL_RATES else _by_role(last),
+                at,
                 f"{data.state_per_parameter(last):.2f}",
                 _step(data.average(runs, "optimizer_ms")),
                 f"{data.seconds(runs, scale):.0f}" + _otherwise(runs, scale),
