@@ -8,9 +8,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-BEFORE: dict[str, Any] = {"compile": None, "attention": "sdpa"}
-"""What holds for a run whose configuration has no such entry: it is from before there was the choice."""
-
 
 @dataclass(frozen=True)
 class Model:

@@ -15,7 +15,6 @@ from llama.model import build_model, next_token_loss
 from torch import nn
 
 from lab import build
-from lab.scales import BEFORE
 from lab.text import Text
 
 CURVE_POINTS = 32  # the training loss is kept as so many means over equal parts of the run
@@ -25,7 +24,7 @@ class Run:
     """A model, its optimizers and its data, for one configuration (see ``scales.Scale.config``)."""
 
     def __init__(self, config: dict[str, Any], text: Text) -> None:
-        self.config = config = {**BEFORE, **config}
+        self.config = config
         self.device = torch.device(config["device"])
         torch.set_num_threads(config["threads"])
         sizes, seed = config["model"], config["seed"]

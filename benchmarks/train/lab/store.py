@@ -33,6 +33,10 @@ PACKAGES = (
 )
 
 
+BEFORE: dict[str, Any] = {"compile": None, "attention": "sdpa"}
+"""What holds for a run whose configuration has no such entry: it is from before there was the choice."""
+
+
 class Store:
     """The results in a folder, read once and kept up to date by ``load``."""
 
@@ -64,8 +68,10 @@ class Store:
                 )
 
     def load(self, path: Path) -> dict[str, Any]:
-        """Reads a result and keeps it."""
+        """Reads a result and keeps it, with what was no choice yet when it was made."""
         result = read(path)
+        for key, value in BEFORE.items():
+            result["config"].setdefault(key, value)
         self.results[result["id"]] = result
         return result
 

@@ -14,7 +14,7 @@ from lab.plan import SEEDS
 from lab.questions import ITERATED
 from lab.report import data, pictures, standings
 from lab.report.sections import SECTIONS
-from lab.scales import BEFORE, Scale
+from lab.scales import Scale
 from lab.store import Store
 
 BEGIN, END = "<!-- report:begin -->", "<!-- report:end -->"
@@ -116,7 +116,7 @@ def fixed(store: Store) -> str:
     if not runs:
         return "Nothing has run yet."
     keys = dict.fromkeys(key for run in runs for key in run["config"] if key not in VARIED)
-    rows = [[f"`{key}`", _values([run["config"].get(key, BEFORE.get(key)) for run in runs])] for key in keys]
+    rows = [[f"`{key}`", _values([run["config"].get(key) for run in runs])] for key in keys]
     rows.append(["parameters", _values([run["result"]["parameters"] for run in runs])])
     about = runs[0]["text"]
     for kind, of in about["kinds"].items():

@@ -12,8 +12,8 @@ from lab.contenders import PRESET, contenders
 from lab.plan import SEEDS
 from lab.report import claims, data
 from lab.report.data import with_spread
-from lab.scales import BEFORE, Scale
-from lab.store import Store
+from lab.scales import Scale
+from lab.store import BEFORE, Store
 
 ANCHOR = "adamw"
 
@@ -114,9 +114,9 @@ def table_of_ranked(store: Store, scale: Scale) -> str:
 def _otherwise(runs: list[data.Result], scale: Scale) -> str:
     """What must be said of a run's time where others compute the same in another way."""
     kinds = {
-        "eager" if not run["config"].get("compile") else run["config"].get("attention", BEFORE["attention"])
+        "eager" if not run["config"]["compile"] else run["config"]["attention"]
         for run in runs
-        if any(run["config"].get(key, old) != getattr(scale, key) for key, old in BEFORE.items())
+        if any(run["config"][key] != getattr(scale, key) for key in BEFORE)
     }
     return f" ({', '.join(sorted(kinds))})" if kinds else ""
 
