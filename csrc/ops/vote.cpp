@@ -1,6 +1,5 @@
 #include "cpu/vote.h"
 
-#include <sstream>
 #include <stdexcept>
 
 #include "ops/common/checks.h"
@@ -21,10 +20,8 @@ namespace {
 constexpr int64_t kMaxVoters = int64_t{1} << 18;  // what the counters on a GPU have digits for
 
 [[noreturn]] void fail(const char* name, const at::Tensor& tensor, const std::string& expected) {
-  std::ostringstream out;
-  out << name << ": got shape " << tensor.sizes() << ", dtype " << tensor.dtype().name() << ", device "
-      << tensor.device() << (tensor.is_contiguous() ? "" : ", not contiguous") << "; expected " << expected;
-  throw std::invalid_argument(out.str());
+  throw std::invalid_argument(std::string(name) + ": got " + text_of(tensor) +
+                              (tensor.is_contiguous() ? "" : ", not contiguous") + "; expected " + expected);
 }
 
 // A gradient or a momentum, flat.
@@ -48,10 +45,9 @@ void check_words(const char* name, const at::Tensor& packed, const at::Tensor& w
                     (single || (packed.size(0) >= 1 && packed.size(0) <= kMaxVoters));
   if (!fits || !packed.is_contiguous() || packed.scalar_type() != at::kInt || packed.device() != with.device() ||
       reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 16 != 0) {
-    std::ostringstream out;
-    out << "contiguous int32 of shape " << (single ? "[2, words]" : "[voters, 2, words]")
-        << ", with words in fours, from a 16-byte boundary on, on " << with.device();
-    fail(name, packed, out.str());
+    fail(name, packed,
+         std::string("contiguous int32 of shape ") + (single ? "[2, words]" : "[voters, 2, words]") +
+             ", with words in fours, from a 16-byte boundary on, on " + with.device().str());
   }
 }
 
@@ -59,9 +55,9 @@ void check_packed(const at::Tensor& packed, const at::Tensor& grad) {
   check_words("packed", packed, grad, false);
   const int64_t words = vote_words(grad.numel(), packed.size(0));
   if (packed.size(2) != words) {
-    std::ostringstream out;
-    out << words << " words for " << grad.numel() << " coordinates and " << packed.size(0) << " voters";
-    fail("packed", packed, out.str());
+    fail("packed", packed,
+         std::to_string(words) + " words for " + std::to_string(grad.numel()) + " coordinates and " +
+             std::to_string(packed.size(0)) + " voters");
   }
 }
 

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <sstream>
 #include <stdexcept>
 
 #include "core/sign_planes.h"
@@ -32,13 +31,18 @@ bool has_no_memory(const at::Tensor& tensor) {
   return impl.has_storage() && impl.numel() > 0 && impl.unsafe_storage().data() == nullptr;
 }
 
+}  // namespace
+
 std::string shape_text(at::IntArrayRef shape) {
-  std::ostringstream out;
-  out << shape;
-  return out.str();
+  std::string text = "[";
+  for (const int64_t size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  return text + "]";
 }
 
-}  // namespace
+std::string text_of(const at::Tensor& tensor) {
+  return "shape " + shape_text(tensor.sizes()) + ", dtype " + std::string(tensor.dtype().name()) + ", device " +
+         tensor.device().str();
+}
 
 DType dtype_of(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -99,14 +103,10 @@ void check_scalar(const char* name, const char* otherwise, const at::Tensor& ten
 }
 
 void Checker::fail(const char* list, size_t index, const at::Tensor& tensor, const std::string& what) const {
-  std::ostringstream out;
-  out << list << "[" << index << "]";
-  if (describe_) out << " (" << describe_(static_cast<int64_t>(index)) << ")";
-  if (tensor.defined()) {
-    out << ", shape " << tensor.sizes() << ", dtype " << tensor.dtype().name() << ", device " << tensor.device();
-  }
-  out << ": " << what;
-  throw std::invalid_argument(out.str());
+  std::string text = std::string(list) + "[" + std::to_string(index) + "]";
+  if (describe_) text += " (" + describe_(static_cast<int64_t>(index)) + ")";
+  if (tensor.defined()) text += ", " + text_of(tensor);
+  throw std::invalid_argument(text + ": " + what);
 }
 
 Checker::Checker(const TensorList& params, Layout layout, Describe describe, bool are_known)
@@ -244,13 +244,13 @@ void Checker::exactly(const char* name, size_t index, const at::Tensor& tensor, 
       tensor.sizes() == shape && tensor.device() == params_[index].device()) {
     return;
   }
-  std::ostringstream wanted;
-  wanted << "it must be a contiguous tensor of dtype " << c10::scalarTypeToTypeMeta(dtype).name() << " and shape "
-         << shape << " on its parameter's device";
+  std::string wanted = "it must be a contiguous tensor of dtype ";
+  wanted += c10::scalarTypeToTypeMeta(dtype).name();
+  wanted += " and shape " + shape_text(shape) + " on its parameter's device";
   if (tensor.defined() && tensor.sizes() != shape) {
-    wanted << "; if the parameter was replaced, begin its state anew with del optimizer.state[param]";
+    wanted += "; if the parameter was replaced, begin its state anew with del optimizer.state[param]";
   }
-  fail(name, index, tensor, wanted.str());
+  fail(name, index, tensor, wanted);
 }
 
 void Checker::steps(const TensorList& list) const {
