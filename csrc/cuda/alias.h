@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <limits>
 #include <span>
 
 #include "core/dtype.h"
@@ -26,9 +27,9 @@ struct AliasTensor {
 };
 
 // The loss at the first step, where the gap is the one to the lower bound: `tensor`, one element on the device, takes
-// the place of `value`.
+// the place of `value`. Only the device knows which step is the first one; without a loss, what comes of it is NaN.
 struct AliasLoss {
-  double value = 0.0;
+  double value = std::numeric_limits<double>::quiet_NaN();
   const float* tensor = nullptr;
 };
 

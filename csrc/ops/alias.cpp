@@ -73,7 +73,8 @@ class AliasPlan final : public RulePlan<Alias> {
                                 " tensors, but this form of ALIAS keeps none; pass an empty list");
   }
 
-  // Where the host knows that this is the first step, which with the lower bound needs the loss.
+  // Where the host knows that this is the first step, which with the lower bound needs the loss. On a GPU it does not:
+  // there a loss that is missing is NaN, and so are d and the parameters.
   void check_loss() {
     if (loss_.has_value()) {
       if (const auto* tensor = std::get_if<at::Tensor>(&*loss_)) {

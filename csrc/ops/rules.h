@@ -134,7 +134,8 @@ struct Alias {
                           Argument<"update_every", Integer<1>>,  // steps from one look at eta and d to the next
                           // What eta comes from in the memory-efficient forms.
                           Argument<"smoothness", Choice<"extrema", "sum">, Text("extrema")>,
-                          Argument<"loss", OptionalNumber, none>,  // of the first step, for the lower bound
+                          // Of the first step, for the lower bound: without it the step is refused, on a GPU NaN.
+                          Argument<"loss", OptionalNumber, none>,
                           Argument<"phase", Choice<"step", "move", "refresh">, Text("step")>>;
   static PlanPtr plan(Call<Alias>&& call);
 };

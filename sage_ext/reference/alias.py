@@ -119,7 +119,9 @@ def alias_(
         update_every: eta and d are brought up to date in step 2, and every so many steps from there.
         weight_decay: decoupled, with gamma in the learning rate's place.
         smoothness: in the memory-efficient form, what eta comes from: ``"extrema"`` or ``"sum"``.
-        loss: f(x_0), which the first step with the lower-bound gap needs; a number or one element.
+        loss: f(x_0), which the first step with the lower-bound gap needs; a number or one element. Without it
+            this function raises; native kernels on a GPU, where the host does not read which step it is, take
+            NaN for it. The optimizers know, and raise on every device.
         phase: ``"step"`` for all of it. ``"move"`` does the step without bringing eta and d up to date, and
             ``"refresh"`` only brings them up to date, from g and the gradient of the last step: with a
             gradient of the same batch in between, the two are the stochastic form of the method.
@@ -283,7 +285,8 @@ def alias_stages(
         farthest = reduce(_nan_max, (piece[1] for piece in moves), 0.0)
         settings = {"memory_efficient": memory_efficient, "smoothness": smoothness}
         shared["displacement"] = total if adds_distances(settings) else farthest
-    scalars.copy_(torch.tensor([shared[name] for name in ALIAS_SCALARS], dtype=torch.float64))
+    values = [shared[name] for name in ALIAS_SCALARS]
+    scalars.copy_(torch.tensor(values, dtype=torch.float64, device=scalars.device))
 
 
 def _check_kept(params: Sequence[Tensor], name: str, tensors: Sequence[Tensor], is_kept: bool) -> None:

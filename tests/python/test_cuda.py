@@ -146,6 +146,40 @@ class TestScalars:
 
 class TestWrongDevices:
     def test_one_list_on_two_devices(self) -> None:
+class TestFirstLoss:
+    """That it is missing only the optimizer can say: kernels make NaN of it (test_native_alias.py)."""
+
+    def build(self) -> tuple[FusedALIAS, nn.Parameter]:
+        param = nn.Parameter(torch.ones(3, device=GPU))
+        param.grad = torch.ones(3, device=GPU)
+        return FusedALIAS([param], gap="lower_bound", eta0=1.0), param
+
+    def refuse(self, optimizer: FusedALIAS, param: nn.Parameter) -> None:
+        with pytest.raises(ValueError, match=r"^loss: got None in param group 0, but the first step"):
+            optimizer.step()
+        assert torch.equal(param, torch.ones(3, device=GPU))
+
+    def test_missing(self) -> None:
+        optimizer, param = self.build()
+        self.refuse(optimizer, param)
+        optimizer.step(loss=2.0)
+        optimizer.step()
+        assert optimizer.param_groups[0]["scalars"][:3:2].tolist() == [2.0, 2.0]  # steps, d
+
+    def test_of_a_step_that_only_the_gpu_knew_was_skipped(self) -> None:
+        """It is kept; but a file does not have it, and says that the first step is to come."""
+        optimizer, param = self.build()
+        optimizer.found_inf = torch.ones((), device=GPU)
+        optimizer.step(loss=torch.tensor(2.0, device=GPU))
+        resumed, other = self.build()
+        resumed.load_state_dict(through_a_file(optimizer.state_dict(), None))
+        self.refuse(resumed, other)
+        optimizer.found_inf = None
+        optimizer.step()
+        assert optimizer.param_groups[0]["scalars"][:3:2].tolist() == [1.0, 2.0]
+        assert param.isfinite().all()
+
+
         tensors = support.make("lion", [(4, 5), (4, 5)])
         tensors.params[0] = tensors.params[0].to(GPU)
         with pytest.raises(

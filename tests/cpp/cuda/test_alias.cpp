@@ -236,6 +236,24 @@ TEST_P(CudaAlias, FoundInfChangesNothing) {
   }
 }
 
+// Nobody else can see that the first step has no loss: it must not pass for one of 0.
+TEST_P(CudaAlias, WithoutALossTheFirstStepIsNaN) {
+  if (GetParam().descent) GTEST_SKIP() << "takes no loss";
+  AliasProblem problem = make_alias(GetParam(), testing::kFloat, {777, 33}, 17);
+  problem.shared().eta = 1.0;
+  cuda_alias_step(problem, cuda::AliasLoss{}, DeviceScalars(1e-2, 1.0, false).get());
+  EXPECT_TRUE(std::isnan(problem.shared().d));
+  EXPECT_TRUE(std::isnan(problem.shared().step_size));
+  for (const testing::AliasTensorProblem& t : problem.tensors) {
+    for (int64_t i = 0; i < t.param.numel(); ++i) ASSERT_TRUE(std::isnan(t.param[i])) << i;
+  }
+  AliasProblem later = make_alias(GetParam(), testing::kFloat, {777, 33}, 17);
+  later.shared().eta = later.shared().d = later.shared().step = 1.0;
+  cuda_alias_step(later, cuda::AliasLoss{}, DeviceScalars(1e-2, 1.0, false).get());
+  EXPECT_EQ(later.shared().d, 1.0);
+  EXPECT_TRUE(std::isfinite(later.tensors[0].param[0]));
+}
+
 // Sums whose terms differ by 2^24, in turns of a thread: fp32 would lose the small ones. All numbers are powers of two,
 // so that the exact sums are known.
 TEST_P(CudaAlias, SumsAreExactWhereTheyCanBe) {
