@@ -48,7 +48,9 @@ def refreshes(step: float, settings: dict[str, Any]) -> bool:
     return step >= 2 and (step - 2) % settings["update_every"] == 0
 
 
-def alias_scalars(before: Tensors, after: Tensors, settings: dict[str, Any]) -> dict[str, float]:
+def alias_scalars(
+    before: Tensors, after: Tensors, settings: dict[str, Any], ran_on_gpu: bool
+) -> dict[str, float]:
     """Bounds of the shared scalars, by name; without the displacement, which follows from what was stored."""
     old, new = (named(tensors.shared["scalars"][0]) for tensors in (before, after))
     grads = [loaded(grad, settings) for grad in before.grads]
@@ -56,6 +58,10 @@ def alias_scalars(before: Tensors, after: Tensors, settings: dict[str, Any]) -> 
     adds_up = settings["smoothness"] == "sum"
     for name in ("grad_max", "grad_min"):
         error[name] = (SUM if adds_up else 2 * UNIT) * abs(new[name])
+    if ran_on_gpu:
+        # Every kernel loads gradients with a factor in float32. There the quotient is one from the start, and
+        # is kept as such.
+        error["grad_factor"] = UNIT * abs(new["grad_factor"])
     if refreshes(new["step"], settings):
         size = sum(float(g.abs().sum()) for g in grads)
         if adds_up:

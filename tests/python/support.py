@@ -106,8 +106,32 @@ class Tensors:
         shared = {key: copy(value, None) for key, value in self.shared.items()}
         return Tensors(copy(self.params, dtype), copy(self.grads, dtype), states, shared)
 
+    def to(self, device: torch.device | str) -> Tensors:
+        """A copy on a device."""
+        states = {key: copies_on(device, values) for key, values in self.states.items()}
+        shared = {key: copies_on(device, values) for key, values in self.shared.items()}
+        return Tensors(copies_on(device, self.params), copies_on(device, self.grads), states, shared)
+
     def flat(self) -> list[Tensor]:
         return [*self.params, *self.grads, *itertools.chain.from_iterable(self.lists)]
+
+
+def copies_on(device: torch.device | str, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Contiguous copies on a device.
+
+    What goes to a GPU or comes from there goes together: the host waits for each copy, and thousands of
+    tensors are thousands of them.
+    """
+    if all(tensor.device.type == torch.device(device).type == "cpu" for tensor in tensors):
+        return [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in tensors]
+    copies: dict[int, Tensor] = {}
+    for kind in {(tensor.device, tensor.dtype) for tensor in tensors}:
+        indices = [i for i, tensor in enumerate(tensors) if (tensor.device, tensor.dtype) == kind]
+        whole = torch.cat([tensors[i].detach().reshape(-1) for i in indices]).to(device)
+        parts = whole.split([tensors[i].numel() for i in indices])
+        # Each in memory of its own, which begins on a boundary.
+        copies |= {i: part.clone().view(tensors[i].shape) for i, part in zip(indices, parts, strict=True)}
+    return [copies[i] for i in range(len(tensors))]
 
 
 def shapes_of(rule: str) -> tuple[tuple[int, ...], ...]:
@@ -129,23 +153,26 @@ def make(
     They are on torch's default device, with the same numbers on every device.
     """
     generator = torch.Generator().manual_seed(seed)
-    params = [normal(shape, generator).to(mix[0]) for shape in shapes]
+    params = [torch.randn(tuple(shape), generator=generator, device="cpu").to(mix[0]) for shape in shapes]
     group, rule_itself = {**defaults_of(rule), "state_dtype": mix[2]}, RULES[rule_of(rule)]
     held = [rule_itself.init_state(param, group) for param in params]
     kept = rule_itself.kept_keys(group)
     states = {key: [state[key] for state in held] if key in kept else [] for key in rule_itself.state_keys}
     if "prev_grad" in states:
         states["prev_grad"] = [value.to(mix[1]) for value in states["prev_grad"]]
-    device = torch.get_default_device()
-    shared = {key: [value.to(device)] for key, value in rule_itself.init_shared(group).items()}
+    shared = {key: [value] for key, value in rule_itself.init_shared(group).items()}
     tensors = Tensors(params, [], states, shared)
     tensors.grads = new_grads(tensors, mix[1], scale=scale, seed=seed + 1)
-    return tensors
+    device = torch.get_default_device()
+    return tensors if device.type == "cpu" else tensors.to(device)
 
 
 def new_grads(tensors: Tensors, dtype: torch.dtype, *, scale: float = 1.0, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [(scale * normal(p.shape, generator)).to(p.device, dtype) for p in tensors.params]
+    draws = (torch.randn(p.shape, generator=generator, device="cpu") for p in tensors.params)
+    grads = [(scale * draw).to(dtype) for draw in draws]
+    devices = {param.device for param in tensors.params}
+    return grads if devices <= {torch.device("cpu")} else copies_on(devices.pop(), grads)
 
 
 def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -174,14 +201,32 @@ def call(module: ModuleType, rule: str, tensors: Tensors, **changes: Any) -> Non
 
 
 def step_and_compare(module: ModuleType, rule: str, tensors: Tensors, **changes: Any) -> None:
-    """Step ``tensors`` with ``module`` and fail unless the float64 reference arrives at the same numbers."""
-    before, oracle = tensors.clone(FP64), tensors.clone(FP64)
-    grads = [grad.clone() for grad in tensors.grads]
+    """Step ``tensors`` with ``module`` and fail unless the float64 reference arrives at the same numbers.
+
+    The reference steps a copy on the CPU, and there the two are compared: on a GPU each operation on each of
+    thousands of small tensors would be a launch that is waited for.
+    """
+    ran_on_gpu = any(param.is_cuda for param in tensors.params)
+    start = tensors.to("cpu") if ran_on_gpu else tensors.clone()
+    before, oracle = start.clone(FP64), start.clone(FP64)
     call(module, rule, tensors, **changes)
+    stepped = tensors.to("cpu") if ran_on_gpu else tensors
+    changes = {key: value.cpu() if isinstance(value, Tensor) else value for key, value in changes.items()}
     call(reference, rule, oracle, **changes)
-    settings = hyper(rule, **changes)
-    errors = alias_bounds.alias_scalars(before, oracle, settings) if tensors.shared else {}
-    for old, new in zip(grads, tensors.grads, strict=True):
+    _compare(rule, stepped, before, oracle, start.grads, hyper(rule, **changes), ran_on_gpu)
+
+
+def _compare(
+    rule: str,
+    tensors: Tensors,
+    before: Tensors,
+    oracle: Tensors,
+    old_grads: Sequence[Tensor],
+    settings: dict[str, Any],
+    ran_on_gpu: bool,
+) -> None:
+    errors = alias_bounds.alias_scalars(before, oracle, settings, ran_on_gpu) if tensors.shared else {}
+    for old, new in zip(old_grads, tensors.grads, strict=True):
         same = torch.equal(old, new) or torch.equal(old.nan_to_num(), new.nan_to_num())
         assert same, "a gradient was written"
     for index, param in enumerate(tensors.params):
@@ -325,3 +370,14 @@ def assert_same_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
         assert a.shape == b.shape, index
         view = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
         assert torch.equal(a.contiguous().view(view), b.contiguous().view(view)), f"tensor {index} differs"
+
+
+def assert_same_numbers(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
+    """As ``assert_same_bits``, the signs of zeros included, but that a NaN is a NaN whatever its bits.
+
+    Which bits one gets where a number is converted is up to the device, and to the instruction.
+    """
+    for index, (a, b) in enumerate(zip(first, second, strict=True)):
+        assert torch.equal(a.isnan(), b.isnan()), f"tensor {index} has NaN in other places"
+    numbers = ([tensor.masked_fill(tensor.isnan(), 0) for tensor in side] for side in (first, second))
+    assert_same_bits(*numbers)

@@ -71,13 +71,6 @@ def through_a_file(value: Any, map_location: str | None) -> Any:
     return torch.load(file, weights_only=True, map_location=map_location)
 
 
-def on_gpu(tensors: support.Tensors) -> support.Tensors:
-    states = {key: [value.to(GPU) for value in values] for key, values in tensors.states.items()}
-    shared = {key: [value.to(GPU) for value in values] for key, values in tensors.shared.items()}
-    params, grads = ([tensor.to(GPU) for tensor in held] for held in (tensors.params, tensors.grads))
-    return support.Tensors(params, grads, states, shared)
-
-
 @every_optimizer
 def test_agrees_with_the_cpu(build: Builder) -> None:
     ends = []
@@ -102,7 +95,7 @@ def test_states_are_on_the_gpu(build: Builder) -> None:
 
 @every_rule
 def test_dispatcher(rule: str) -> None:
-    first = on_gpu(support.make(rule, [(33, 65), (4, 7)]))
+    first = support.make(rule, [(33, 65), (4, 7)]).to(GPU)
     second = first.clone()
     support.call(_loader.load(), rule, first)
     function = getattr(torch.ops.sage_ext, f"{support.rule_of(rule)}_")
@@ -118,7 +111,7 @@ class TestScalars:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
     def test_any_dtype_on_any_device(self, rule: str, device: Any, dtype: torch.dtype) -> None:
         native = _loader.load()
-        first = on_gpu(support.make(rule, [(33, 65)]))
+        first = support.make(rule, [(33, 65)]).to(GPU)
         second = first.clone()
 
         def scalar(value: float) -> torch.Tensor:
@@ -189,7 +182,7 @@ class TestFirstLoss:
 
     @pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq", "step"])
     def test_state_left_on_the_cpu(self, key: str) -> None:
-        tensors = on_gpu(support.make("adamw", [(4, 5)]))
+        tensors = support.make("adamw", [(4, 5)]).to(GPU)
         tensors.states[key] = [value.cpu() for value in tensors.states[key]]
         with pytest.raises(ValueError, match=rf"^{key}s\[0\].*its parameter's device"):
             support.call(_loader.load(), "adamw", tensors)

@@ -212,14 +212,17 @@ class TestSumLowerBound:
 class TestBase(TestAlias):
     rule = "alias_base"
 
-    def test_scale_that_changes(self, native: ModuleType) -> None:  # noqa: F811
+    def test_scale_that_changes(self, native: ModuleType, device: torch.device) -> None:  # noqa: F811
         """The last gradient is kept as it came, so it is read with the factor of its own step."""
         tensors = support.make(self.rule, [(65, 129), (31,)])
         for step, scale in enumerate((1.0, 1024.0, 0.5, 3.0)):
             tensors.grads = [g * scale for g in support.new_grads(tensors, FP32, seed=step)]
             settings = {"grad_scale": torch.tensor(scale), "maximize": step % 2 == 1}
             support.step_and_compare(native, self.rule, tensors, **settings)
-            assert scalars_of(tensors)["grad_factor"] == pytest.approx((-1) ** step / scale, rel=1e-15)
+            factor = torch.tensor((-1) ** step / scale, dtype=FP64)
+            if device.type == "cuda":  # a quotient of float32, which kernels on a CPU make of it later
+                factor = factor.float()
+            assert scalars_of(tensors)["grad_factor"] == float(factor)
 
     @pytest.mark.parametrize("dtype", support.DTYPES)
     def test_last_gradient_as_it_came(self, native: ModuleType, dtype: torch.dtype) -> None:  # noqa: F811
