@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import contenders
 import gpu_check
 import gpu_launches
+import gpu_step
 import gpu_tests
 import gpu_time
 import on_gpu_report
@@ -231,6 +232,16 @@ esac
         }
         assert [name for name, tool in tools.items() if tool["stopped"]] == ["racecheck"]
         assert has_ended(pid)
+
+    def test_steps_that_move_nothing_are_found_and_no_others(self) -> None:
+        """Not those whose update a bfloat16 would have rounded away."""
+        from sage_ext.optimizers import FusedSignSGD
+
+        param = contenders.parameter((1,), torch.bfloat16)
+        param.data.fill_(256.0)
+        gpu_step.check("", lambda: FusedSignSGD([param], lr=1e-4), [param])
+        with pytest.raises(AssertionError, match=r"^still: 1 of 1 parameters did not move"):
+            gpu_step.check("still", lambda: FusedSignSGD([param], lr=0.0), [param])
 
     def test_no_summary_is_no_success(self) -> None:
         assert parse("========= Error: Device not supported\n")["errors"] is None
