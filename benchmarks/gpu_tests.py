@@ -24,7 +24,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests" / "python"
-FIRST = ("test_cuda.py", "test_native_*.py")
+FIRST = ("test_cuda.py", "test_native_*.py", "test_vote_cuda.py", "test_optimizers.py", "test_state.py")
 DRY = {True: "test_sign_of_zero_is_zero", False: "test_lr_as_tensor or test_zero_gradients"}
 MOST_FAILURES = 200
 # A test is marked gpu itself, or by the fixture that the tests share.
