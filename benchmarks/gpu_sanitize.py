@@ -1,6 +1,6 @@
 """compute-sanitizer's tools over benchmarks/gpu_step.py, side by side, each result written when it is there.
 
-    python benchmarks/gpu_sanitize.py --json FILE [--limit SECONDS] [--dry-run]
+    python benchmarks/gpu_sanitize.py --json FILE [--limit SECONDS] [--only PATTERN] [--dry-run]
 
 Fails if a tool finds an error, cannot run, or has not ended within the limit. ``--dry-run`` takes the steps
 on the CPU, with no tool looking on.
@@ -49,18 +49,21 @@ def parse(output: str) -> dict[str, Any]:
     }
 
 
-def command(name: str, dry_run: bool) -> list[str]:
+def command(name: str, dry_run: bool, only: str) -> list[str]:
     """How to run the steps under a tool; in a dry run, without it."""
+    steps = [sys.executable, str(STEP), f"--only={only}"]
     if dry_run:
-        return [sys.executable, str(STEP), "--device", "cpu"]
+        return [*steps, "--device", "cpu"]
     program = tool("compute-sanitizer")
     if program is None:
         sys.exit("gpu_sanitize.py: compute-sanitizer is not on the PATH, in CUDA_HOME or in /usr/local/cuda")
     options = [f"--tool={name}", f"--print-limit={SHOWN}", "--error-exitcode=99", "--target-processes=all"]
-    return [program, *options, sys.executable, str(STEP)]
+    return [program, *options, *steps]
 
 
-def run_all(names: tuple[str, ...], limit: float, dry_run: bool, path: Path) -> list[dict[str, Any]]:
+def run_all(
+    names: tuple[str, ...], limit: float, dry_run: bool, path: Path, only: str = ""
+) -> list[dict[str, Any]]:
     """Run the tools at the same time; a GPU and 16 cores have room for all of them.
 
     Args:
@@ -68,6 +71,7 @@ def run_all(names: tuple[str, ...], limit: float, dry_run: bool, path: Path) -> 
         limit: seconds, after which those that have not ended are stopped.
         dry_run: leave the tool out.
         path: of the JSON file, written whenever one has ended.
+        only: of which optimizers, by a pattern of their names.
     """
     begin = time.monotonic()
     # Each tensor in memory of its own: an access beyond its end is then one beyond what was allocated.
@@ -81,7 +85,7 @@ def run_all(names: tuple[str, ...], limit: float, dry_run: bool, path: Path) -> 
                 running[name] = (
                     output,
                     subprocess.Popen(
-                        command(name, dry_run),
+                        command(name, dry_run, only),
                         stdout=output,
                         stderr=subprocess.STDOUT,
                         env=environment,
@@ -135,10 +139,11 @@ def main() -> int:
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="the report")
     parser.add_argument("--limit", type=float, default=300.0, metavar="SECONDS", help="for each tool")
     parser.add_argument("--dry-run", action="store_true", help="the steps on the CPU, without a tool")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="of the optimizers' names")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what is running is ended on the way out
     names = ("none",) if arguments.dry_run else TOOLS
-    results = run_all(names, arguments.limit, arguments.dry_run, arguments.json)
+    results = run_all(names, arguments.limit, arguments.dry_run, arguments.json, arguments.only)
     return 0 if all(result["ok"] for result in results) else 1
 
 

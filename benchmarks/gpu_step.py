@@ -1,6 +1,6 @@
 """Two small steps of every rule in all of its forms, and of every hybrid: what compute-sanitizer looks at.
 
-    python benchmarks/gpu_step.py [--device cuda|cpu]
+    python benchmarks/gpu_step.py [--device cuda|cpu] [--only PATTERN]
 
 Tensors are as small as reaches every kind of kernel: vectors and odd tails, narrow rows, rows that take a
 whole block, and rows too wide to be held. Fails where a step leaves a parameter as it was, or makes a NaN.
@@ -9,6 +9,7 @@ whole block, and rows too wide to be held. Fails where a step leaves a parameter
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -21,7 +22,7 @@ from sage_ext import optimizers
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # For the rules that look at rows and columns.
-MATRICES = ((1, 1), (33, 65), (300, 8), (8, 2048), (5, 8193), (3, 33000), (2, 17, 40))
+MATRICES = ((1, 1), (33, 65), (300, 8), (8, 2048), (5, 8193), (3, 24576), (3, 33000), (2, 17, 40))
 VECTORS = ((1,), (777,), (4100,))
 STEPS = 2  # from the second on there is a state, and a last gradient to compare with
 
@@ -93,11 +94,15 @@ def check(name: str, build: Build, params: list[nn.Parameter]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda", help="default: %(default)s")
-    device = torch.device(parser.parse_args().device)
+    parser.add_argument("--only", default="", metavar="PATTERN", help="of the names; a regular expression")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
     torch.manual_seed(0)
     failures = 0
     for dtype in DTYPES:
         for name, build, params in everything(dtype, device):
+            if not re.search(arguments.only, name):
+                continue
             try:
                 check(f"{name}, {dtype}", build, params)
             except AssertionError as error:

@@ -25,9 +25,15 @@ constexpr int64_t kMinPanelRows = 32;    // of a GPU's block: its slots are 1/16
 constexpr int64_t kMaxPanelRows = 128;   // 1/64; also bounds the fp32 additions in a row
 constexpr int64_t kColumnBlocks = 1024;  // a matrix of this many such blocks fills a GPU, with more rows a block
 
-int64_t round_up(int64_t value, int64_t multiple) { return ceil_div(value, multiple) * multiple; }
+// What a thread holds of a row, where it needs `vectors`: the kernels come in these sizes.
+int32_t held_vectors(int64_t vectors) {
+  for (const int32_t held : {1, 2, 3, 4, 6}) {
+    if (vectors <= held) return held;
+  }
+  return kSinkhornVectors;
+}
 
-int64_t max_sinkhorn_vectors(bool aligned) { return aligned ? kSinkhornVectors : kUnalignedSinkhornVectors; }
+int64_t round_up(int64_t value, int64_t multiple) { return ceil_div(value, multiple) * multiple; }
 
 }  // namespace
 
@@ -130,16 +136,16 @@ RowBlocks plan_row_blocks(int64_t rows, int64_t cols) {
 }
 
 int32_t sinkhorn_threads(int64_t cols, int64_t vec, bool aligned) {
-  return cols > kSinkhornThreads * max_sinkhorn_vectors(aligned) * vec ? kWideSinkhornThreads : kSinkhornThreads;
+  return cols > kSinkhornThreads * max_sinkhorn_vectors(aligned, vec) * vec ? kWideSinkhornThreads : kSinkhornThreads;
 }
 
 SinkhornPlan plan_sinkhorn(int64_t rows, int64_t cols, int64_t vec, bool aligned, int32_t threads, int64_t total) {
   SinkhornPlan plan{};
-  const int64_t max_vectors = max_sinkhorn_vectors(aligned);
+  const int64_t max_vectors = max_sinkhorn_vectors(aligned, vec);
   const bool fits = cols <= threads * max_vectors * vec;
   const auto team = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(ceil_div(cols, vec))));
   plan.team = static_cast<int32_t>(std::clamp<int64_t>(team, kMinSinkhornTeam, threads));
-  plan.vectors = fits ? static_cast<int32_t>(std::max<int64_t>(team / threads, 1)) : kSplitRows;
+  plan.vectors = fits ? held_vectors(ceil_div(ceil_div(cols, vec), threads)) : kSplitRows;
   const int64_t group = threads / plan.team * (fits ? max_vectors / plan.vectors : 1);  // rows that go together
   const int64_t wanted = total / kGpuBlocks / cols;
   const int64_t per_block = round_up(std::clamp(wanted, kMinGpuRows, kMaxSinkhornRows), group);

@@ -116,7 +116,7 @@ RowBlocks plan_row_blocks(int64_t rows, int64_t cols);
 // kWideSinkhornThreads of them.
 struct SinkhornPlan {
   int32_t team;     // threads, a power of two
-  int32_t vectors;  // 1, 2, 4 or 8; or kSplitRows
+  int32_t vectors;  // 1, 2, 3, 4, 6 or 8; or kSplitRows
   int32_t rows_per_block;
   int32_t row_blocks;
 };
@@ -126,10 +126,12 @@ inline constexpr int32_t kMinSinkhornTeam = 8;
 inline constexpr int32_t kSinkhornThreads = 256;  // of a block: rows of up to 2,048 vectors (16,384 in bf16)
 inline constexpr int32_t kWideSinkhornThreads = 512;
 
-// How many times 16 bytes a thread holds of its rows: 32 registers, beside up to 64 for column sums. Rows that do not
-// start on 16-byte boundaries arrive element by element, each in a register of its own at first.
+// How many times 16 bytes, of `vec` elements, a thread holds of its rows: 32 registers, beside up to 64 for column
+// sums. Rows that do not start on 16-byte boundaries arrive element by element, each in a register of its own.
 inline constexpr int32_t kSinkhornVectors = 8;
-inline constexpr int32_t kUnalignedSinkhornVectors = 2;
+inline constexpr int32_t max_sinkhorn_vectors(bool aligned, int64_t vec) {
+  return aligned ? kSinkhornVectors : static_cast<int32_t>(32 / vec);
+}
 
 // The threads of a launch's blocks, which are the same for all matrices: what this one needs. `vec` elements fill 16
 // bytes.

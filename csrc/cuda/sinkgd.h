@@ -32,8 +32,9 @@ struct SinkGDOptions {
 // Bytes of device memory that sinkgd_step() needs as scratch.
 int64_t sinkgd_workspace_bytes(std::span<const SinkGDTensor> tensors);
 
-// One SinkGD step over all tensors on `stream`: two launches an iteration and one for the update, where all
-// tensors share their dtypes. The gradient is read once an iteration and never written.
+// One SinkGD step over all tensors on `stream`: where all share their dtypes, one launch for the update, and in an
+// iteration one for each kind of rows (on 16-byte boundaries or not, narrow or wide) and one for the columns. The
+// gradient is read once an iteration and never written.
 void sinkgd_step(std::span<const SinkGDTensor> tensors, const SinkGDOptions& options, const StepScalars& scalars,
                  void* workspace, cudaStream_t stream);
 

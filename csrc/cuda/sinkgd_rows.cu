@@ -1,5 +1,9 @@
 #include "cuda/sinkgd_rows.cuh"
 
+#include <algorithm>
+#include <iterator>
+#include <vector>
+
 #include "cuda/sinkgd_split_rows.cuh"
 #include "cuda/sinkgd_table.cuh"
 
@@ -7,27 +11,7 @@ namespace sage_ext::cuda {
 
 namespace {
 
-template <bool kAligned, typename G, int kThreads>
-__device__ __forceinline__ void sinkgd_block_rows(const SinkGDRows<G>& rows, SinkGDShared<G, kThreads>& shared,
-                                                  int vectors) {
-  switch (vectors) {
-    case 1:
-      return sinkgd_rows_in_registers<1, kAligned>(rows, shared);
-    case 2:
-      return sinkgd_rows_in_registers<2, kAligned>(rows, shared);
-    case kSplitRows:
-      // Rows that do not fit into the registers of 256 threads have 512 (see sinkhorn_threads()).
-      if constexpr (kThreads == kWideSinkhornThreads) sinkgd_split_rows<kAligned ? kVecSize<G> : 1>(rows, shared);
-      return;
-    default:
-      if constexpr (kAligned) {
-        vectors == 4 ? sinkgd_rows_in_registers<4, kAligned>(rows, shared)
-                     : sinkgd_rows_in_registers<8, kAligned>(rows, shared);
-      }
-  }
-}
-
-template <typename G, int kThreads>
+template <typename G, int kThreads, bool kAligned, bool kWide>
 __global__ void __launch_bounds__(kThreads, 512 / kThreads)
     sinkgd_rows_kernel(const SinkGDTable __grid_constant__ table) {
   if (skips_step(table.common.scalars)) return;
@@ -54,11 +38,47 @@ __global__ void __launch_bounds__(kThreads, 512 / kThreads)
   __syncthreads();
   using Shared = SinkGDShared<G, kThreads>;
   SAGE_EXT_SHARED(Shared, shared);
-  if (e.aligned) {
-    sinkgd_block_rows<true>(rows, shared, e.plan.vectors);
+  if constexpr (!kWide) {
+    switch (e.plan.vectors) {
+      case 1:
+        return sinkgd_rows_in_registers<1, kAligned>(rows, shared);
+      case 2:
+        return sinkgd_rows_in_registers<2, kAligned>(rows, shared);
+      case 3:
+        return sinkgd_rows_in_registers<3, kAligned>(rows, shared);
+      default:
+        return sinkgd_rows_in_registers<4, kAligned>(rows, shared);
+    }
   } else {
-    sinkgd_block_rows<false>(rows, shared, e.plan.vectors);
+    // Rows that do not fit into the registers of 256 threads have 512 (see sinkhorn_threads()).
+    if constexpr (kThreads == kWideSinkhornThreads) {
+      if (e.plan.vectors == kSplitRows) return sinkgd_split_rows<kAligned ? kVecSize<G> : 1>(rows, shared);
+    }
+    if constexpr (max_sinkhorn_vectors(kAligned, kVecSize<G>) == kSinkhornVectors) {
+      e.plan.vectors == 6 ? sinkgd_rows_in_registers<6, kAligned>(rows, shared)
+                          : sinkgd_rows_in_registers<8, kAligned>(rows, shared);
+    }
   }
+}
+
+// The entries of one kind: whether their rows start on 16-byte boundaries, and whether they fill the registers. A
+// kernel for several kinds would need more of those than any of them.
+template <typename G, bool kAligned, bool kWide>
+void launch_kind(int threads, const SinkGDCommon& common, std::span<const SinkGDEntry> entries,
+                 std::span<const int64_t> blocks, cudaStream_t stream) {
+  std::vector<SinkGDEntry> chosen;
+  std::vector<int64_t> chosen_blocks;
+  for (size_t i = 0; i < entries.size(); ++i) {
+    const int32_t vectors = entries[i].plan.vectors;
+    if (entries[i].aligned != kAligned || (vectors > 4 || vectors == kSplitRows) != kWide) continue;
+    chosen.push_back(entries[i]);
+    chosen_blocks.push_back(blocks[i]);
+  }
+  if (chosen.empty()) return;
+  const auto kernel = threads == kWideSinkhornThreads ? &sinkgd_rows_kernel<G, kWideSinkhornThreads, kAligned, kWide>
+                                                      : &sinkgd_rows_kernel<G, kSinkhornThreads, kAligned, kWide>;
+  launch_tensors("sinkgd_rows", kernel, threads, stream, common, std::span<const SinkGDEntry>(chosen),
+                 std::span<const int64_t>(chosen_blocks));
 }
 
 }  // namespace
@@ -68,9 +88,12 @@ void launch_sinkgd_rows(DType grad_dtype, int threads, const SinkGDCommon& commo
   visit_dtypes(
       [&](auto g) {
         using G = typename decltype(g)::type;
-        const auto kernel = threads == kWideSinkhornThreads ? &sinkgd_rows_kernel<G, kWideSinkhornThreads>
-                                                            : &sinkgd_rows_kernel<G, kSinkhornThreads>;
-        launch_tensors("sinkgd_rows", kernel, threads, stream, common, entries, blocks);
+        using Launch = decltype(&launch_kind<G, true, true>);
+        Launch kinds[] = {&launch_kind<G, true, false>, &launch_kind<G, true, true>, &launch_kind<G, false, false>,
+                          &launch_kind<G, false, true>};
+        // Like the blocks, in the opposite order of the iteration before.
+        if (common.reverse) std::reverse(std::begin(kinds), std::end(kinds));
+        for (const Launch kind : kinds) kind(threads, common, entries, blocks, stream);
       },
       grad_dtype);
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "core/launch_plan.h"
 #include "core/math/sinkgd.h"
@@ -31,13 +32,13 @@ struct SinkGDRows {
 
 // The kernel holds several variants of the pass. What they compute from the thread's index must not be kept in
 // registers for all of them.
-__device__ __forceinline__ int opaque_thread_index() {
-  auto thread = static_cast<int>(threadIdx.x);
+__device__ __forceinline__ int opaque(int value) {
 #if defined(__CUDA_ARCH__)
-  asm volatile("" : "+r"(thread));
+  asm volatile("" : "+r"(value));
 #endif
-  return thread;
+  return value;
 }
+__device__ __forceinline__ int opaque_thread_index() { return opaque(static_cast<int>(threadIdx.x)); }
 
 // N column scales from `col` on. The rows of a block read them again and again: they stay in the first-level cache.
 template <int N>
@@ -72,6 +73,35 @@ __device__ __forceinline__ void put_row_sum(Shared& shared, int slot, int team, 
   if (lane % 32 == 0) shared.row_sums[slot * warps + lane / 32] = static_cast<double>(value);
 }
 
+// The same for kRows values, of slots my_team, my_team + teams, ... While there are several, each step over the lanes
+// halves them: a lane goes on with one half and gives the other away.
+template <int kRows, typename Shared>
+__device__ __forceinline__ void put_row_sums(Shared& shared, int my_team, int teams, int team, float (&values)[kRows]) {
+  const int width = team < kWarpSize ? team : kWarpSize;
+  static_assert(kRows <= kMinSinkhornTeam);
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  int mask = width / 2;
+  int r = 0;
+#pragma unroll
+  for (int half = kRows / 2; half > 0; half /= 2) {
+    const bool has_upper = (lane & mask) != 0;
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+      const float given = has_upper ? values[i] : values[i + half];
+      const float kept = has_upper ? values[i + half] : values[i];
+      values[i] = kept + __shfl_xor_sync(~0u, given, mask);
+    }
+    r += has_upper ? half : 0;
+    mask /= 2;
+  }
+  const float sum = lane_sum(values[0], 2 * mask);
+  const int warps = team > 32 ? team / 32 : 1;
+  if (lane % (width / kRows) == 0) {
+    const int warp = static_cast<int>(threadIdx.x) % team / kWarpSize;
+    shared.row_sums[(r * teams + my_team) * warps + warp] = static_cast<double>(sum);
+  }
+}
+
 // The sum over the team's warps, in their order; after a barrier.
 template <typename Shared>
 __device__ __forceinline__ double get_row_sum(const Shared& shared, int slot, int team) {
@@ -83,12 +113,20 @@ __device__ __forceinline__ double get_row_sum(const Shared& shared, int slot, in
 
 // The row's new scale, computed in fp32 or in fp64.
 template <typename Real, typename G>
-__device__ __forceinline__ float update_row_scale(const SinkGDRows<G>& block, int row, double sum) {
+__device__ __forceinline__ float update_row_scale(const SinkGDRows<G>& block, int row, float old, double sum) {
   const auto scale =
-      static_cast<float>(sinkgd_rescale(static_cast<Real>(block.old_scale(row)), static_cast<Real>(sum),
+      static_cast<float>(sinkgd_rescale(static_cast<Real>(old), static_cast<Real>(sum),
                                         static_cast<Real>(block.norm.target), static_cast<Real>(block.norm.eps)));
   store_one(block.row_scale + row, scale);
   return scale;
+}
+
+// The old scale of the row whose new one this thread will compute, of the group that starts at `first`. Asked for
+// early: between the two halves of a group everybody would wait for it.
+template <typename G>
+__device__ __forceinline__ float old_scale_of_slot(const SinkGDRows<G>& block, int first, int slots) {
+  const int slot = static_cast<int>(threadIdx.x);
+  return slot < slots && first + slot < block.row_end ? block.old_scale(first + slot) : 1.0f;
 }
 
 // Turns the row sums of the group that starts at `first` into row scales. put_exact_sums() replaces all sums by
@@ -96,7 +134,7 @@ __device__ __forceinline__ float update_row_scale(const SinkGDRows<G>& block, in
 // whether.
 template <typename G, typename Shared, typename PutExactSums>
 __device__ __forceinline__ bool finish_row_sums(const SinkGDRows<G>& block, Shared& shared, int first, int slots,
-                                                const PutExactSums& put_exact_sums) {
+                                                float old, const PutExactSums& put_exact_sums) {
   __syncthreads();
   const int slot = static_cast<int>(threadIdx.x);
   const int row = first + slot;
@@ -105,8 +143,8 @@ __device__ __forceinline__ bool finish_row_sums(const SinkGDRows<G>& block, Shar
     float scale = 0.0f;
     if (row < block.row_end) {
       const double sum = get_row_sum(shared, slot, block.team);
-      is_unsafe = static_cast<int>(!squares_are_safe(sum) || !sinkgd_scale_is_safe(block.old_scale(row)));
-      if (is_unsafe == 0) scale = update_row_scale<float>(block, row, sum);
+      is_unsafe = static_cast<int>(!squares_are_safe(sum) || !sinkgd_scale_is_safe(old));
+      if (is_unsafe == 0) scale = update_row_scale<float>(block, row, old, sum);
     }
     shared.row_scales[slot] = scale;
   }
@@ -114,60 +152,96 @@ __device__ __forceinline__ bool finish_row_sums(const SinkGDRows<G>& block, Shar
   put_exact_sums();
   __syncthreads();
   if (is_unsafe != 0) {
-    shared.row_scales[slot] = update_row_scale<double>(block, row, get_row_sum(shared, slot, block.team));
+    shared.row_scales[slot] = update_row_scale<double>(block, row, old, get_row_sum(shared, slot, block.team));
   }
   __syncthreads();
   return true;
 }
 
+// N elements that are loaded one by one, each in a register of its own: to put two of 16 bits into one would be to wait
+// for them.
+template <typename T, int N>
+struct Loose {
+  T elements[N];
+
+  __device__ __forceinline__ void stay_packed() {}
+  __device__ __forceinline__ void unpack(float (&values)[N]) const {
+#pragma unroll
+    for (int i = 0; i < N; ++i) values[i] = to_float(elements[i]);
+  }
+};
+
 // Which columns a thread has: kVectors pieces of kN. Where rows start on 16-byte boundaries a piece is 16 neighbouring
 // bytes; elsewhere its elements are a team apart, so that neighbouring lanes load neighbouring elements.
 template <bool kAligned, int kN>
-struct TeamColumns {
-  int team, lane;
+struct TeamColumns;
 
-  __device__ __forceinline__ int column(int v, int e) const {
-    return kAligned ? (lane + v * team) * kN + e : lane + (v * kN + e) * team;
-  }
+template <int kN>
+struct TeamColumns<true, kN> {
+  int team, lane;
+  int count;  // of its pieces
+
+  __device__ __forceinline__ TeamColumns(int team, int lane, int cols)
+      : team(team), lane(lane), count((cols / kN - lane + team - 1) / team) {}
+
+  __device__ __forceinline__ int column(int v, int e) const { return (lane + v * team) * kN + e; }
 
   template <typename G>
-  __device__ __forceinline__ void load(const G* row, int v, int cols, Pack<G, kN>& pack) const {
-    pack = {};
-    if constexpr (kAligned) {
-      if (column(v, 0) < cols) pack.load(row + column(v, 0));
-    } else {
-      G elements[kN] = {};
+  using Piece = Pack<G, kN>;
+
+  template <typename G>
+  __device__ __forceinline__ void load(const G* row, int v, bool is_row, Pack<G, kN>& pack) const {
+    pack.load_or_zero(v < opaque(is_row ? count : 0), row + lane * kN + v * team * kN);
+  }
+
+  __device__ __forceinline__ void load_scales(const float* col_scale, int v, float (&scales)[kN]) const {
+    if (v < opaque(count)) load_col_scales(col_scale, column(v, 0), scales);
+  }
+
+  __device__ __forceinline__ void store(float* partial, int v, const float (&sums)[kN]) const {
+    Pack<float, kN> pack;
+    pack.pack(sums);
+    if (v < count) pack.store(partial + column(v, 0));
+  }
+};
+
+template <int kN>
+struct TeamColumns<false, kN> {
+  int team, lane;
+  int count;  // of its columns, which are a team apart
+
+  __device__ __forceinline__ TeamColumns(int team, int lane, int cols)
+      : team(team), lane(lane), count((cols - lane + team - 1) / team) {}
+
+  __device__ __forceinline__ int column(int v, int e) const { return lane + (v * kN + e) * team; }
+
+  template <typename G>
+  using Piece = Loose<G, kN>;
+
+  template <typename G>
+  __device__ __forceinline__ void load(const G* row, int v, bool is_row, Loose<G, kN>& loose) const {
+    const int here = opaque(is_row ? count : 0);
+    const G* const first = row + lane;
 #pragma unroll
-      for (int e = 0; e < kN; ++e) {
-        if (column(v, e) < cols) elements[e] = load_one(row + column(v, e));
-      }
-      std::memcpy(pack.words, elements, sizeof(pack.words));
+    for (int e = 0; e < kN; ++e) {
+      const int i = v * kN + e;
+      loose.elements[e] = load_or_zero(i < here, first + i * team);
     }
   }
 
-  __device__ __forceinline__ void load_scales(const float* col_scale, int v, int cols, float (&scales)[kN]) const {
-    if constexpr (kAligned) {
-      if (column(v, 0) < cols) load_col_scales(col_scale, column(v, 0), scales);
-    } else {
+  __device__ __forceinline__ void load_scales(const float* col_scale, int v, float (&scales)[kN]) const {
+    const int here = opaque(count);
 #pragma unroll
-      for (int e = 0; e < kN; ++e) {
-        float scale[1] = {0.0f};
-        if (column(v, e) < cols) load_col_scales(col_scale, column(v, e), scale);
-        scales[e] = scale[0];
-      }
+    for (int e = 0; e < kN; ++e) {
+      const int i = v * kN + e;
+      scales[e] = col_scale == nullptr ? 1.0f : load_uniform_or_zero(i < here, col_scale + lane + i * team);
     }
   }
 
-  __device__ __forceinline__ void store(float* partial, int v, int cols, const float (&sums)[kN]) const {
-    if constexpr (kAligned) {
-      Pack<float, kN> pack;
-      pack.pack(sums);
-      if (column(v, 0) < cols) pack.store(partial + column(v, 0));
-    } else {
+  __device__ __forceinline__ void store(float* partial, int v, const float (&sums)[kN]) const {
 #pragma unroll
-      for (int e = 0; e < kN; ++e) {
-        if (column(v, e) < cols) store_one(partial + column(v, e), sums[e]);
-      }
+    for (int e = 0; e < kN; ++e) {
+      if (v * kN + e < count) store_one(partial + column(v, e), sums[e]);
     }
   }
 };
@@ -208,18 +282,20 @@ __device__ __forceinline__ double exact_row_sum(const SinkGDRows<G>& block, int 
   return sum;
 }
 
-// Each thread holds kVectors pieces of 16 bytes of a row, of as many rows at a time as its registers hold: their
-// loads are all in flight together.
+// Each thread holds kVectors pieces of 16 bytes of a row, of as many rows at a time as its registers hold. The loads of
+// the next rows are issued piece by piece, as the last use of a piece leaves its registers: while a block adds up, as
+// much is on its way to it as it has.
 template <int kVectors, bool kAligned, typename G, int kThreads>
 __device__ __forceinline__ void sinkgd_rows_in_registers(const SinkGDRows<G>& block,
                                                          SinkGDShared<G, kThreads>& shared) {
   constexpr int kN = kVecSize<G>;
-  constexpr int kRows = (kAligned ? kSinkhornVectors : kUnalignedSinkhornVectors) / kVectors;
+  constexpr int kRows = max_sinkhorn_vectors(kAligned, kN) / kVectors;
   const int thread = opaque_thread_index();
   const int team = kVectors == 1 ? block.team : kThreads;
   const int teams = kThreads / team;
   const int my_team = thread / team;
-  const TeamColumns<kAligned, kN> columns{team, thread % team};
+  using Columns = TeamColumns<kAligned, kN>;
+  const Columns columns(team, thread % team, static_cast<int>(block.cols));
 
   // Sums of squares of this thread's columns. 64 of them beside a row of 32 registers are a few too many: the last two
   // pieces' are in shared memory then.
@@ -235,37 +311,41 @@ __device__ __forceinline__ void sinkgd_rows_in_registers(const SinkGDRows<G>& bl
 #pragma unroll
     for (int e = 0; e < kN; ++e) sum_of(v, e) = 0.0f;
   }
-  for (int first = block.row_begin; first < block.row_end; first += kRows * teams) {
-    const auto cols = static_cast<int>(block.cols);
-    Pack<G, kN> packs[kRows][kVectors];
-    const auto load_rows = [&] {
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const int row = first + r * teams + my_team;
-        const int cols_of_row = row < block.row_end ? cols : 0;
-#pragma unroll
-        for (int v = 0; v < kVectors; ++v) columns.load(block.grad + row * block.cols, v, cols_of_row, packs[r][v]);
-      }
-    };
-    load_rows();
 
+  typename Columns::template Piece<G> pieces[kRows][kVectors];
+  const auto load_piece = [&](int first, int r, int v) {
+    const int row = first + r * teams + my_team;
+    columns.load(block.grad + row * block.cols, v, row < block.row_end, pieces[r][v]);
+  };
+  const auto load_rows = [&](int first) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) load_piece(first, r, v);
+    }
+  };
+  // With 48 sums and more there are no registers for that.
+  constexpr bool kLoadsAhead = kVectors * kN <= 32;
+  if constexpr (kLoadsAhead) load_rows(block.row_begin);
+  for (int first = block.row_begin; first < block.row_end; first += kRows * teams) {
+    const float old = old_scale_of_slot(block, first, kRows * teams);
+    if constexpr (!kLoadsAhead) load_rows(first);
     float squares[kRows] = {};
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       float scales[kN] = {};
-      columns.load_scales(block.col_scale, v, cols, scales);
+      columns.load_scales(block.col_scale, v, scales);
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         float grads[kN];
-        packs[r][v].stay_packed();
-        packs[r][v].unpack(grads);
+        pieces[r][v].stay_packed();
+        pieces[r][v].unpack(grads);
 #pragma unroll
         for (int e = 0; e < kN; ++e) squares[r] = add_square(squares[r], grads[e] * scales[e]);
       }
     }
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) put_row_sum(shared, r * teams + my_team, team, squares[r]);
-    const bool was_rare = finish_row_sums(block, shared, first, kRows * teams, [&] {
+    put_row_sums(shared, my_team, teams, team, squares);
+    const bool was_rare = finish_row_sums(block, shared, first, kRows * teams, old, [&] {
 #pragma unroll 1
       for (int r = 0; r < kRows; ++r) {
         const int slot = r * teams + my_team;
@@ -273,7 +353,7 @@ __device__ __forceinline__ void sinkgd_rows_in_registers(const SinkGDRows<G>& bl
       }
     });
     // Loaded again, so that the rows need not stay in registers all through the rare path.
-    if (was_rare) load_rows();
+    if (was_rare) load_rows(first);
 
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
@@ -281,13 +361,14 @@ __device__ __forceinline__ void sinkgd_rows_in_registers(const SinkGDRows<G>& bl
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
         float grads[kN];
-        packs[r][v].stay_packed();
-        packs[r][v].unpack(grads);
+        pieces[r][v].stay_packed();
+        pieces[r][v].unpack(grads);
 #pragma unroll
         for (int e = 0; e < kN; ++e) {
           float& sum = sum_of(v, e);
           sum = add_square(sum, grads[e] * scale);
         }
+        if constexpr (kLoadsAhead) load_piece(first + kRows * teams, r, v);
       }
     }
   }
@@ -303,7 +384,7 @@ __device__ __forceinline__ void sinkgd_rows_in_registers(const SinkGDRows<G>& bl
     float values[kN];
 #pragma unroll
     for (int e = 0; e < kN; ++e) values[e] = sum_of(v, e);
-    columns.store(block.partial, v, static_cast<int>(block.cols), values);
+    columns.store(block.partial, v, values);
   }
 }
 

@@ -28,6 +28,7 @@ __device__ __forceinline__ void sinkgd_split_rows(const SinkGDRows<G>& block, Si
   const auto pieces = static_cast<int>(block.cols / N);  // at most 2^30
   for (int row = block.row_begin; row < block.row_end; ++row) {
     const G* data = block.grad + row * block.cols;
+    const float old = old_scale_of_slot(block, row, 1);
     // Sums of sums: the error of a row's sum does not grow with the row.
     float total = 0.0f;
     for (int piece = thread; piece < pieces;) {
@@ -44,7 +45,8 @@ __device__ __forceinline__ void sinkgd_split_rows(const SinkGDRows<G>& block, Si
       total += sum;
     }
     put_row_sum(shared, 0, kThreads, total);
-    finish_row_sums(block, shared, row, 1, [&] { put_row_sum(shared, 0, kThreads, exact_row_sum<N>(block, row)); });
+    finish_row_sums(block, shared, row, 1, old,
+                    [&] { put_row_sum(shared, 0, kThreads, exact_row_sum<N>(block, row)); });
     __syncthreads();  // before the next row's sum, and so that all threads see the scales in memory
   }
 

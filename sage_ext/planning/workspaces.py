@@ -29,7 +29,8 @@ MIN_PANEL_ROWS, MAX_PANEL_ROWS = 32, 128
 COLUMN_BLOCKS = 1024
 COLUMN_THREADS = 256
 SINKHORN_THREADS, WIDE_SINKHORN_THREADS = 256, 512
-SINKHORN_VECTORS, UNALIGNED_SINKHORN_VECTORS = 8, 2
+SINKHORN_VECTORS = 8
+HELD_VECTORS = (1, 2, 3, 4, 6)  # and 8: held_vectors() of csrc/core/launch_plan.cpp
 MIN_SINKHORN_TEAM = 8
 VEC_BYTES = 16
 LINE = 128
@@ -211,20 +212,26 @@ def scale_cuda(shapes: Sequence[Shape], dim: int, itemsize: int) -> int:
     return total
 
 
+def max_sinkhorn_vectors(vec: int, aligned: bool) -> int:
+    """Return how many vectors of a row a thread can hold: the function of launch_plan.h."""
+    return SINKHORN_VECTORS if aligned else 32 // vec
+
+
 def sinkhorn_blocks(rows: int, cols: int, vec: int, aligned: bool, threads: int, total: int) -> int:
     """Return how many blocks of rows a matrix has: ``plan_sinkhorn`` of csrc/core/launch_plan.cpp."""
-    most = SINKHORN_VECTORS if aligned else UNALIGNED_SINKHORN_VECTORS
+    most = max_sinkhorn_vectors(vec, aligned)
     fits = cols <= threads * most * vec
-    wide = _bit_ceil(_div(cols, vec))
-    team = _clamp(wide, MIN_SINKHORN_TEAM, threads)
-    group = threads // team * (most // max(wide // threads, 1) if fits else 1)
+    vectors = _div(cols, vec)
+    team = _clamp(_bit_ceil(vectors), MIN_SINKHORN_TEAM, threads)
+    held = next((held for held in HELD_VECTORS if vectors <= held * threads), SINKHORN_VECTORS)
+    group = threads // team * (most // held if fits else 1)
     per_block = _up(_clamp(total // GPU_BLOCKS // cols, MIN_GPU_ROWS, MAX_SINKHORN_ROWS), group)
     return _div(rows, per_block)
 
 
 def sinkhorn_threads(cols: int, vec: int, aligned: bool) -> int:
     """Return the threads of a block that so many columns need: ``sinkhorn_threads`` of launch_plan.cpp."""
-    most = SINKHORN_VECTORS if aligned else UNALIGNED_SINKHORN_VECTORS
+    most = max_sinkhorn_vectors(vec, aligned)
     return WIDE_SINKHORN_THREADS if cols > SINKHORN_THREADS * most * vec else SINKHORN_THREADS
 
 

@@ -1,6 +1,7 @@
 // How launches on a GPU are cut: tables of tensors, and SinkGD's rows.
 #include <bit>
 #include <cstdint>
+#include <set>
 #include <vector>
 
 #include "core/launch_plan.h"
@@ -62,7 +63,7 @@ void check_sinkhorn(int64_t rows, int64_t cols, int64_t vec, bool aligned, int32
   ASSERT_TRUE(std::has_single_bit(static_cast<uint32_t>(p.team)));
   ASSERT_GE(p.team, kMinSinkhornTeam);
   ASSERT_LE(p.team, threads);
-  const int32_t most = aligned ? kSinkhornVectors : kUnalignedSinkhornVectors;
+  const int32_t most = max_sinkhorn_vectors(aligned, vec);
   if (p.vectors == kSplitRows) {
     ASSERT_GT(cols, int64_t{threads} * most * vec) << "fits";
     // What the kernels take for granted: only wide blocks have code for these rows, one of which takes all threads,
@@ -71,10 +72,11 @@ void check_sinkhorn(int64_t rows, int64_t cols, int64_t vec, bool aligned, int32
     ASSERT_EQ(p.team, threads);
     ASSERT_GT(cols / (aligned ? vec : 1), threads);
   } else {
-    ASSERT_TRUE(std::has_single_bit(static_cast<uint32_t>(p.vectors)));
+    ASSERT_TRUE(std::set<int32_t>({1, 2, 3, 4, 6, 8}).contains(p.vectors)) << p.vectors;
     ASSERT_LE(p.vectors, most);
-    // The team holds the row, and half of it, or of the vectors, would not.
+    // The team holds the row, and half of it, or of the vectors (two thirds from 3 on), would not.
     ASSERT_GE(int64_t{p.team} * p.vectors * vec, cols);
+    if (p.vectors > 2) ASSERT_LT(int64_t{p.team} * p.vectors * vec * 2, 3 * (cols + vec));
     ASSERT_TRUE(p.team == kMinSinkhornTeam || int64_t{p.team} * p.vectors * vec < 2 * (cols + vec));
     ASSERT_TRUE(p.vectors == 1 || p.team == threads) << "more threads come before more registers";
     // Full groups of rows, unless the matrix ends.
@@ -121,7 +123,8 @@ TEST(PlanSinkhorn, WideRows) {
   EXPECT_EQ(sinkhorn_threads(16384, 8, true), kSinkhornThreads);
   EXPECT_EQ(sinkhorn_threads(16392, 8, true), kWideSinkhornThreads);
   EXPECT_EQ(vectors(4096, 8), 2);
-  EXPECT_EQ(vectors(11008, 8), 8);
+  EXPECT_EQ(vectors(5464, 8), 3);
+  EXPECT_EQ(vectors(11008, 8), 6);
   EXPECT_EQ(vectors(28672, 8), 8);
   EXPECT_EQ(vectors(32768, 8), 8);
   EXPECT_EQ(vectors(40000, 8), kSplitRows);
@@ -133,7 +136,7 @@ TEST(PlanSinkhorn, WideRows) {
 TEST(PlanSinkhorn, RowsThatDoNotFitHaveWideBlocks) {
   for (const int64_t vec : {4, 8}) {
     for (const bool aligned : {false, true}) {
-      const int64_t held = (aligned ? kSinkhornVectors : kUnalignedSinkhornVectors) * vec;  // by a thread
+      const int64_t held = max_sinkhorn_vectors(aligned, vec) * vec;  // by a thread
       for (const auto& [threads, is_split] :
            {std::pair{kSinkhornThreads, false}, {kWideSinkhornThreads, false}, {kWideSinkhornThreads, true}}) {
         const int64_t cols = (is_split ? kWideSinkhornThreads : threads) * held + (is_split ? vec : 0);

@@ -45,33 +45,31 @@ class MatrixPlace {
 };
 
 // Read-only operands of update_elements(): an fp32 vector with one value for each column, or each row, of a matrix.
-// Blocks read the same values again and again, from the caches.
+// Blocks read the same values again and again, from the caches: they are loaded when they are needed. Ahead of that
+// they would only take registers, and with these room on the multiprocessor for other blocks' loads.
 template <int N, int U>
 struct ColumnValues {
   static constexpr bool aligned = true;  // what does not suit a vector is loaded one by one
   const float* data;                     // of column 0
   MatrixPlace place;
-  float slots[U][N];
+  int at[U];
   float values[N];
 
   __device__ __forceinline__ ColumnValues(const float* of_columns, int64_t cols, const BlockElements& range)
       : data(of_columns), place(cols, range) {}
 
-  __device__ __forceinline__ void load(int u, int i) {
-    int64_t col = place(i).col;
+  __device__ __forceinline__ void load(int u, int i) { at[u] = i; }
+  __device__ __forceinline__ void unpack(int u) {
+    int64_t col = place(at[u]).col;
     if (col + N <= place.cols() && is_vec_aligned(data + col)) {
-      load_uniform_floats(data + col, slots[u]);
+      load_uniform_floats(data + col, values);
     } else {
 #pragma unroll
       for (int e = 0; e < N; ++e) {
-        slots[u][e] = load_uniform(data + col);
+        values[e] = load_uniform(data + col);
         col = col + 1 == place.cols() ? 0 : col + 1;
       }
     }
-  }
-  __device__ __forceinline__ void unpack(int u) {
-#pragma unroll
-    for (int e = 0; e < N; ++e) values[e] = slots[u][e];
   }
   __device__ __forceinline__ void store(int, int) {}
   __device__ __forceinline__ void load_one(int i) { values[0] = load_uniform(data + place(i).col); }
@@ -83,7 +81,7 @@ struct RowValues {
   static constexpr bool aligned = true;
   const float* data;  // of the row in which the chunk starts
   MatrixPlace place;
-  float slots[U][N];
+  int at[U];
   float values[N];
 
   __device__ __forceinline__ RowValues(const float* of_rows, int64_t cols, const BlockElements& range)
@@ -91,8 +89,9 @@ struct RowValues {
     data += place.first_row();
   }
 
-  __device__ __forceinline__ void load(int u, int i) {
-    auto [row, col] = place(i);
+  __device__ __forceinline__ void load(int u, int i) { at[u] = i; }
+  __device__ __forceinline__ void unpack(int u) {
+    auto [row, col] = place(at[u]);
     float value = load_uniform(data + row);
 #pragma unroll
     for (int e = 0; e < N; ++e) {
@@ -100,13 +99,9 @@ struct RowValues {
         col = 0;
         value = load_uniform(data + ++row);
       }
-      slots[u][e] = value;
+      values[e] = value;
       ++col;
     }
-  }
-  __device__ __forceinline__ void unpack(int u) {
-#pragma unroll
-    for (int e = 0; e < N; ++e) values[e] = slots[u][e];
   }
   __device__ __forceinline__ void store(int, int) {}
   __device__ __forceinline__ void load_one(int i) { values[0] = load_uniform(data + place(i).row); }

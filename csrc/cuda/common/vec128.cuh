@@ -70,6 +70,53 @@ __device__ __forceinline__ T load_uniform(const T* address) {
   return *address;
 }
 
+// The value if `is_there`, and zero otherwise: a load and no branch, which would take longer than the load.
+template <typename T>
+__device__ __forceinline__ T load_or_zero(bool is_there, const T* address) {
+#if defined(__CUDA_ARCH__)
+  static_assert(sizeof(T) == 4 || sizeof(T) == 2);
+  const auto flag = static_cast<uint32_t>(is_there);
+  if constexpr (sizeof(T) == 4) {
+    uint32_t bits;
+    asm volatile(
+        "{\n"
+        "  .reg .pred there;\n"
+        "  setp.ne.u32 there, %2, 0;\n"
+        "  mov.b32 %0, 0;\n"
+        "  @there ld.global.b32 %0, [%1];\n"
+        "}"
+        : "=&r"(bits)
+        : "l"(__cvta_generic_to_global(address)), "r"(flag));
+    T value;
+    std::memcpy(&value, &bits, sizeof(T));
+    return value;
+  } else {
+    uint16_t bits;
+    asm volatile(
+        "{\n"
+        "  .reg .pred there;\n"
+        "  setp.ne.u32 there, %2, 0;\n"
+        "  mov.b16 %0, 0;\n"
+        "  @there ld.global.b16 %0, [%1];\n"
+        "}"
+        : "=&h"(bits)
+        : "l"(__cvta_generic_to_global(address)), "r"(flag));
+    return {bits};
+  }
+#else
+  return is_there ? load_one(address) : T{};
+#endif
+}
+
+template <typename T>
+__device__ __forceinline__ T load_uniform_or_zero(bool is_there, const T* address) {
+#if defined(__CUDA_ARCH__)
+  return load_or_zero(is_there, address);
+#else
+  return is_there ? load_uniform(address) : T{};
+#endif
+}
+
 // N such values from a 16-byte boundary on.
 template <int N>
 __device__ __forceinline__ void load_uniform_floats(const float* address, float (&values)[N]) {
@@ -115,6 +162,28 @@ struct Pack {
     for (int i = 0; i < kWords; ++i) words[i] = load_vec<Word>(address + i * kPerWord);
   }
 
+  // As load_or_zero(), of one vector of 16 bytes.
+  __device__ __forceinline__ void load_or_zero(bool is_there, const T* address) {
+    static_assert(kWords == 1 && sizeof(Word) == 16);
+#if defined(__CUDA_ARCH__)
+    asm volatile(
+        "{\n"
+        "  .reg .pred there;\n"
+        "  setp.ne.u32 there, %5, 0;\n"
+        "  mov.b32 %0, 0;\n"
+        "  mov.b32 %1, 0;\n"
+        "  mov.b32 %2, 0;\n"
+        "  mov.b32 %3, 0;\n"
+        "  @there ld.global.v4.b32 {%0, %1, %2, %3}, [%4];\n"
+        "}"
+        : "=&r"(words[0].x), "=&r"(words[0].y), "=&r"(words[0].z), "=&r"(words[0].w)
+        : "l"(__cvta_generic_to_global(address)), "r"(static_cast<uint32_t>(is_there)));
+#else
+    *this = {};
+    if (is_there) load(address);
+#endif
+  }
+
   __device__ __forceinline__ void store(T* address) const {
 #pragma unroll
     for (int i = 0; i < kWords; ++i) store_vec(address + i * kPerWord, words[i]);
@@ -132,6 +201,17 @@ struct Pack {
   }
 
   __device__ __forceinline__ void unpack(float (&values)[N]) const {
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      // Two of them are 32 bits: nvcc would first cut the upper one out, and then shift it back.
+      uint32_t pairs[N / 2];
+      std::memcpy(pairs, words, sizeof(words));
+#pragma unroll
+      for (int i = 0; i < N / 2; ++i) {
+        values[2 * i] = bits_float(pairs[i] << 16);
+        values[2 * i + 1] = bits_float(pairs[i] & 0xffff0000u);
+      }
+      return;
+    }
     T elements[N];
     std::memcpy(elements, words, sizeof(words));
 #pragma unroll

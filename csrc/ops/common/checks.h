@@ -10,8 +10,8 @@
 // Python) with a message that names the list, the index, what was found and what to do; none changes anything.
 namespace sage_ext::ops {
 
-// For messages: "[2, 3]", and "shape [2, 3], dtype float, device cpu". No stream makes them: one would print nothing, or
-// crash, in a module that a compiler links with a C++ library of its own beside the one that torch brings.
+// For messages: "[2, 3]", and "shape [2, 3], dtype float, device cpu". No stream makes them: one would print nothing,
+// or crash, in a module that a compiler links with a C++ library of its own beside the one that torch brings.
 std::string shape_text(at::IntArrayRef shape);
 std::string text_of(const at::Tensor& tensor);
 

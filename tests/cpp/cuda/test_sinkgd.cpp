@@ -181,7 +181,7 @@ TEST(CudaSinkGD, FoundInfChangesNothing) {
       [&] { cuda_sinkgd_step(cuda_tensors(problems), kSinkGDOptions, DeviceScalars(0.5, 1.0, false, 1.0f).get()); });
   for (const SinkGDProblem& p : problems) append(after, p.param);
   EXPECT_EQ(before, after);
-  EXPECT_EQ(launches.size(), 11u);
+  EXPECT_EQ(launches.size(), 16u);
   for (const simt::Launch& launch : launches) EXPECT_EQ(launch.bytes_read + launch.bytes_written, 0u);
 }
 

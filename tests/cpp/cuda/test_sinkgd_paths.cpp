@@ -58,33 +58,48 @@ TEST(CudaSinkGDPaths, RowsInRegisters) {
   // For 256 threads, then for 512: the widest matrix decides.
   for (const Mix& mix : {testing::kFloat, Mix{DType::float32, DType::bfloat16, {}}}) {
     const int64_t vec = 16 / itemsize(mix.grad);
-    std::vector<Shape> shapes = {{70, vec * 2},   {70, vec * 8},   {70, vec * 9},   {35, vec * 33},
-                                 {19, vec * 100}, {9, vec * 256},  {9, vec * 257},  {5, vec * 512},
-                                 {5, vec * 700},  {4, vec * 1024}, {4, vec * 1500}, {4, vec * 2048}};
+    std::vector<Shape> shapes = {{70, vec * 2},   {70, vec * 8},   {70, vec * 9},   {35, vec * 33},  {19, vec * 100},
+                                 {9, vec * 256},  {9, vec * 257},  {5, vec * 512},  {5, vec * 700},  {4, vec * 1000},
+                                 {4, vec * 1024}, {4, vec * 1500}, {4, vec * 1536}, {4, vec * 2000}, {4, vec * 2048}};
     ASSERT_NO_FATAL_FAILURE(check_paths(mix, shapes, seen));
     shapes.push_back({4, vec * 2049});
     shapes.push_back({4, vec * 4096});
     ASSERT_NO_FATAL_FAILURE(check_paths(mix, shapes, seen));
   }
   for (const int32_t threads : {kSinkhornThreads, kWideSinkhornThreads}) {
-    for (const int32_t vectors : {1, 2, 4, 8}) EXPECT_TRUE(seen.contains({true, vectors, threads})) << vectors;
+    for (const int32_t vectors : {1, 2, 3, 4, 6, 8}) EXPECT_TRUE(seen.contains({true, vectors, threads})) << vectors;
   }
 }
 
 TEST(CudaSinkGDPaths, RowsInRegistersOffTheBoundary) {
-  std::set<Path> seen;
   for (const Mix& mix : {testing::kFloat, Mix{DType::float32, DType::bfloat16, {}}}) {
+    std::set<Path> seen;
     const int64_t vec = 16 / itemsize(mix.grad);
-    std::vector<Shape> shapes = {
-        {70, 8},        {70, vec * 2 + 1},  {70, vec * 8 - 1},  {35, vec * 33 + 2}, {19, vec * 100}, {9, vec * 256 - 1},
-        {9, vec * 256}, {9, vec * 256 + 1}, {5, vec * 300 + 1}, {5, vec * 512 - 1}, {5, vec * 512}};
+    const int64_t most = max_sinkhorn_vectors(false, vec);
+    std::vector<Shape> shapes = {{70, 8},
+                                 {70, vec * 2 + 1},
+                                 {70, vec * 8 - 1},
+                                 {35, vec * 33 + 2},
+                                 {19, vec * 100},
+                                 {9, vec * 256 - 1},
+                                 {9, vec * 256},
+                                 {9, vec * 256 + 1},
+                                 {5, vec * 300 + 1},
+                                 {5, vec * 512 - 1},
+                                 {5, vec * 512},
+                                 {5, vec * 700 + 1},
+                                 {4, vec * 1000},
+                                 {4, vec * 192 * most},
+                                 {4, vec * 256 * most - 1}};
     ASSERT_NO_FATAL_FAILURE(check_paths(mix, shapes, seen, 1));
-    shapes.push_back({4, vec * 1024 - 3});
+    shapes.push_back({4, vec * 1300 + 1});
+    shapes.push_back({4, vec * 384 * most});
+    shapes.push_back({4, vec * 512 * most - 3});
     ASSERT_NO_FATAL_FAILURE(check_paths(mix, shapes, seen, 3));
-  }
-  for (const int32_t threads : {kSinkhornThreads, kWideSinkhornThreads}) {
-    for (int32_t vectors = 1; vectors <= kUnalignedSinkhornVectors; vectors *= 2) {
-      EXPECT_TRUE(seen.contains({false, vectors, threads})) << vectors;
+    for (const int32_t threads : {kSinkhornThreads, kWideSinkhornThreads}) {
+      for (const int32_t vectors : {1, 2, 3, 4, 6, 8}) {
+        EXPECT_EQ(seen.contains({false, vectors, threads}), vectors <= most) << vectors << ", " << threads;
+      }
     }
   }
 }
@@ -94,7 +109,7 @@ TEST(CudaSinkGDPaths, RowsThatDoNotFit) {
   for (const Mix& mix : {testing::kFloat, Mix{DType::float32, DType::bfloat16, {}}}) {
     const int64_t vec = 16 / itemsize(mix.grad);
     ASSERT_NO_FATAL_FAILURE(check_paths(mix, {{5, vec * 4097}, {18, 65}, {5, vec * 5000}}, seen));
-    ASSERT_NO_FATAL_FAILURE(check_paths(mix, {{5, vec * 1024 + 1}, {18, 64}, {4, vec * 2500 + 3}}, seen));
+    ASSERT_NO_FATAL_FAILURE(check_paths(mix, {{5, 16385}, {18, 64}, {4, 20003}}, seen));
   }
   EXPECT_TRUE(seen.contains({true, kSplitRows, kWideSinkhornThreads}));
   EXPECT_TRUE(seen.contains({false, kSplitRows, kWideSinkhornThreads}));
