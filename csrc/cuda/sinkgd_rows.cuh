@@ -324,8 +324,8 @@ __device__ __forceinline__ void sinkgd_rows_in_registers(const SinkGDRows<G>& bl
       for (int v = 0; v < kVectors; ++v) load_piece(first, r, v);
     }
   };
-  // With 48 sums and more there are no registers for that.
-  constexpr bool kLoadsAhead = kVectors * kN <= 32;
+  // With 32 sums and more there are no registers for that.
+  constexpr bool kLoadsAhead = kVectors * kN < 32;
   if constexpr (kLoadsAhead) load_rows(block.row_begin);
   for (int first = block.row_begin; first < block.row_end; first += kRows * teams) {
     const float old = old_scale_of_slot(block, first, kRows * teams);
