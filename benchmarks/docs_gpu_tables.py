@@ -97,13 +97,35 @@ def timing() -> dict[str, Any] | None:
 
 
 def in_short(page: str = "docs/gpu.md") -> str:
-    """The sentence on GPUs, with a link to ``page``."""
+    """The sentences on GPUs, with a link to ``page``."""
     found = timing()
-    if found is not None:
-        return prose(f"On a GPU ({found['setting']['gpu']}): see [GPUs]({page}).")
+    if found is None:
+        return prose(
+            "**No GPU has run this yet.** The CUDA kernels are tested on an emulator, built for real",
+            f"architectures, and their machine code is audited: [GPUs]({page}).",
+        )
+    rows = {(r["dtype"], r["optimizer"]): r for r in found["steps"] if r["case"] == "7B" and r["graph_ms"]}
+    base = rows.get(("bf16", ADAMW))
+    if base is None:
+        return prose(f"On a GPU ({found['setting']['gpu']}): [GPUs]({page}).")
+
+    def ratio(dtype: str, name: str) -> float | None:
+        ours, theirs = rows.get((dtype, name)), rows.get((dtype, ADAMW))
+        return ours["graph_ms"] / theirs["graph_ms"] if ours and theirs else None
+
+    names = {
+        label: name for label, name in docs_tables.IN_SHORT.items() if ratio("bf16", name) and name != ADAMW
+    }
+    presets = {label.split('"')[1]: name for label, name in names.items() if '"' in label}
+    times = ", ".join(
+        f"`{preset}` {ratio('bf16', name):.2f} ({ratio('fp32', name):.2f})"
+        for preset, name in presets.items()
+        if ratio("fp32", name)
+    )
     return prose(
-        "**No GPU has run this yet.** The CUDA kernels are tested on an emulator, built for real",
-        f"architectures, and their machine code is audited: [GPUs]({page}).",
+        f"**On a GPU** ({found['setting']['gpu']}, a Llama of 7B in bf16) torch's fused AdamW takes",
+        f"{base['graph_ms']:.1f} ms and keeps {size(base['state_bytes'])} GiB.",
+        f"Of its time, in brackets in fp32: {times}. All tests that ran there pass: [GPUs]({page}).",
     )
 
 
@@ -118,6 +140,7 @@ def timed() -> str:
         f"{setting['cuda']}, torch {setting['torch']}), caches flushed, by `benchmarks/on_gpu.sh`. Eager:",
         "called by the host; graph: a replayed CUDA graph. `x AdamW`, and the share of a copy that reads and",
         "writes as many bytes, are of the graph. Transient: the most that a step allocated.",
+        *filter(None, [found.get("note")]),
     )
     columns = ["eager ms", "graph ms", "x AdamW", "share of a copy", "state, GiB", "transient, MiB"]
     rows = [of_step(row, found["steps"]) for row in found["steps"]]
@@ -127,6 +150,53 @@ def timed() -> str:
     if missing:
         parts += ["Not timed:", "\n".join(missing)]
     return "\n\n".join(parts)
+
+
+def checked() -> str:
+    """What the tests and compute-sanitizer found on a GPU, in each call that is kept."""
+    tools = ("memcheck", "racecheck", "initcheck", "synccheck")
+    rows = []
+    for call in ("on_gpu.first.json", "on_gpu.json"):
+        found = load(call)
+        runs = found["tests"]["runs"]
+        done = [sum(run[key] for run in runs) for key in ("passed", "failed", "error", "skipped")]
+        errors = {tool["tool"]: tool["errors"] for tool in found["sanitizer"]["tools"]}
+        counts = [
+            f"{done[0]:,}",
+            f"{done[1] + done[2]}",
+            f"{sum(run['selected'] for run in runs) - sum(done):,}",
+        ]
+        rows.append(
+            [f"`{call}`", *counts, *("no time" if errors.get(t) is None else f"{errors[t]}" for t in tools)]
+        )
+    return table(["call", "passed", "failed", "no time for", *(f"{tool}: errors" for tool in tools)], rows)
+
+
+def waves() -> str:
+    """SinkGD's two orders on a GPU."""
+    rows = [
+        [f"Llama {r['matrices']}", f"{r['waves']}", f"{r['serpentine_ms']:.2f}", f"{r['waves_ms']:.2f}"]
+        for r in load("on_gpu.json")["time"]["waves"]
+    ]
+    return table(["matrices, bf16", "waves", "serpentine ms", "waves ms"], rows)
+
+
+def iterations() -> str:
+    """What each iteration of SinkGD after the first takes on a GPU, and the rest of the step."""
+    found = load("on_gpu.json")["time"]
+    rows = {(r["case"], r["dtype"], r["optimizer"]): r for r in found["steps"]}
+    bandwidth, lines = found["launch"]["memory_bytes_per_s"], []
+    for (case, dtype, name), five in rows.items():
+        one = rows.get((case, dtype, f"{name}, 1 iteration"))
+        if one is None:
+            continue
+        milliseconds = (five["graph_ms"] - one["graph_ms"]) / 4
+        share = (five["reads"] - one["reads"]) / 4 / (milliseconds / 1e3) / bandwidth
+        lines.append(
+            [f"Llama {case}", dtype, f"{one['graph_ms']:.2f}", f"{milliseconds:.2f}", f"{share:.2f}"]
+        )
+    columns = ["step with one ms", "each more ms", "its bytes a second, of a copy's"]
+    return table(["matrices", "dtype", *columns], lines, left=2)
 
 
 def of_step(row: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:

@@ -51,6 +51,9 @@ PARTS: dict[str, dict[str, list[Callable[[], str]]]] = {
     "docs/install.md": {"stable-abi": [cpu.stable_abi]},
     "docs/gpu.md": {
         "on-gpu": [gpu.timed],
+        "on-gpu-checks": [gpu.checked],
+        "on-gpu-iterations": [gpu.iterations],
+        "on-gpu-waves": [gpu.waves],
         "traffic": [gpu.traffic],
         "machine-code": [gpu.machine_code],
         "l2": [gpu.l2],
