@@ -46,7 +46,11 @@ PARTS: dict[str, dict[str, list[Callable[[], str]]]] = {
     "docs/results.md": {"report": [runs.report]},
     "docs/training.md": {"training": [cpu.training]},
     "docs/numerics.md": {"low-precision": [cpu.second_moment, cpu.low_precision_losses]},
-    "docs/plan.md": {"example": [plan.example], "side-by-side": [plan.side_by_side]},
+    "docs/plan.md": {
+        "example": [plan.example],
+        "side-by-side": [plan.side_by_side],
+        "on-gpu": [gpu.against_plan],
+    },
     "docs/trainers.md": {"lora": [cpu.lora]},
     "docs/install.md": {"stable-abi": [cpu.stable_abi]},
     "docs/gpu.md": {

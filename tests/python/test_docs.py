@@ -199,6 +199,7 @@ def test_times_of_a_gpu_take_the_place_of_no_gpu(copied: Path) -> None:
     }
     file = copied / "results" / "on_gpu.json"
     whole = json.loads(file.read_text())
+    found["steps"] += [row for row in whole["time"]["steps"] if row["case"] == "7B"]  # other pages have them
     whole["time"] |= found
     file.write_text(json.dumps(whole))
     text = docs_gpu_tables.timed()
