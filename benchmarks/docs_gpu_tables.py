@@ -196,8 +196,8 @@ def against_plan() -> str:
     names = [name for label, name in docs_tables.IN_SHORT.items() if '"' in label]
     ours = sorted(times_as_long(name) for name in names)
     return prose(
-        f"**Timed**: on an H200 a step of a 7B Llama in bf16 took {ours[0]:.2f} to {ours[-1]:.2f} times as long",
-        "as its bytes at the published bandwidth, over the presets of README; torch's fused AdamW",
+        f"**Timed**: on an H200 a step of a 7B Llama in bf16 took {ours[0]:.2f} to {ours[-1]:.2f} times as",
+        "long as its bytes at the published bandwidth, over the presets of README; torch's fused AdamW",
         f"{times_as_long(ADAMW):.2f} times: [GPUs](gpu.md).",
     )
 

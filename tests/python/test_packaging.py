@@ -173,6 +173,11 @@ class TestSdist:
                 assert any((folder / name).is_file() for folder in folders), f"{path} includes {name}"
         assert included > len(listed)
 
+    def test_makes_no_streams(self, source: Path) -> None:
+        """A compiler may link a C++ library of its own, whose streams do not get on with torch's."""
+        for path in (source / name for name in files_below(source) if name.startswith("csrc/")):
+            assert not re.search(r"#include <\w*stream>|std::\w*stream\b", path.read_text()), path
+
     def test_leaves_torch_open(self, source: Path) -> None:
         metadata = HeaderParser().parsestr((source / "PKG-INFO").read_text())
         assert torch_requirement(metadata) == "torch>=2.6"
