@@ -126,17 +126,17 @@ struct Alias {
   static constexpr const char* doc = "One ALIAS step, in place.";
   // The first two are empty in the forms that do not keep them; the last has one tensor for all parameters.
   using States = Types<List<"signs">, List<"prev_grads">, List<"scalars">>;
-  using Arguments = Types<Argument<"memory_efficient", Flag>,                 // or the base form
-                          Argument<"gap", Choice<"descent", "lower_bound">>,  // what d comes from
-                          Argument<"lower_bound", Finite>,                    // of the loss
-                          Argument<"max_step", NotNegative>,                  // gamma is at most this
-                          Argument<"warmup_steps", Integer<0>>,               // gamma is lr in these
-                          Argument<"update_every", Integer<1>>,  // steps from one look at eta and d to the next
-                          // What eta comes from in the memory-efficient forms.
-                          Argument<"smoothness", Choice<"extrema", "sum">, Text("extrema")>,
-                          // Of the first step, for the lower bound: without it the step is refused, on a GPU NaN.
-                          Argument<"loss", OptionalNumber, none>,
-                          Argument<"phase", Choice<"step", "move", "refresh">, Text("step")>>;
+  using Arguments =
+      Types<Argument<"memory_efficient", Flag>,                 // or the base form
+            Argument<"gap", Choice<"descent", "lower_bound">>,  // what d comes from
+            Argument<"lower_bound", Finite>,                    // of the loss
+            Argument<"max_step", NotNegative>,                  // gamma is at most this
+            Argument<"warmup_steps", Integer<0>>,               // gamma is lr in these
+            Argument<"update_every", Integer<1>>,               // steps from one look at eta and d to the next
+            // What eta comes from in the memory-efficient forms.
+            Argument<"smoothness", Choice<"extrema", "sum">, Text("extrema")>,
+            // Of the first step, for the lower bound: without it the step is refused, on a GPU NaN.
+            Argument<"loss", OptionalNumber, none>, Argument<"phase", Choice<"step", "move", "refresh">, Text("step")>>;
   static PlanPtr plan(Call<Alias>&& call);
 };
 
