@@ -6,8 +6,8 @@ blocks of rows:
 - ``forward``: every launch goes through the matrices in the same order;
 - ``serpentine``: every launch goes the other way than the one before, so that it starts with what is still
   cached. This is what ``csrc/cuda/sinkgd.cu`` does: it costs nothing;
-- ``waves``: all iterations of as many matrices as fit the cache, then the next ones. That takes 2 L + 1
-  launches a wave, and each launch has to wait for the one before to drain.
+- ``waves``: all iterations of as many matrices as fit the cache, then the next ones. That takes all launches
+  of a step for each wave, and each has to wait for the one before to drain.
 
 The numbers of the GPU are assumptions, printed with the result: nothing here was timed.
 """
@@ -20,6 +20,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from sage_ext.planning import workspaces
 
 ORDERS = ("forward", "serpentine", "waves")
 ITERATIONS = 5
@@ -95,6 +97,14 @@ def usable(gpu: Gpu) -> int:
     return gpu.l2_bytes * 3 // 4
 
 
+def kinds_of_rows(matrices: Sequence[tuple[int, int]]) -> int:
+    """How many launches go through the rows: csrc/cuda/sinkgd_rows.cu has one for each kind."""
+    vec = workspaces.VEC_BYTES // GRAD_BYTES
+    cut = [(-(-cols // vec), cols % vec == 0, cols) for _, cols in matrices]
+    threads = max(workspaces.sinkhorn_threads(cols, vec, aligned) for _, aligned, cols in cut)
+    return len({(aligned, workspaces.held_vectors(vectors, threads) > 4) for vectors, aligned, _ in cut})
+
+
 def simulate(matrices: Sequence[tuple[int, int]], gpu: Gpu, order: str) -> dict[str, float]:
     """Return bytes a parameter from memory, launches, and the predicted milliseconds of a step."""
     capacity = usable(gpu)
@@ -108,7 +118,7 @@ def simulate(matrices: Sequence[tuple[int, int]], gpu: Gpu, order: str) -> dict[
         for i in range(ITERATIONS + 1):
             for name, size in reversed(blocks) if order != "forward" and i % 2 else blocks:
                 cache.read(name, size)
-    launches = (2 * ITERATIONS + 1) * len(waves)
+    launches = sum(ITERATIONS * (kinds_of_rows(wave) + 1) + 1 for wave in waves)
     read = params * GRAD_BYTES * (ITERATIONS + 1)
     moved = cache.misses + params * PARAM_BYTES
     seconds = moved / gpu.memory + (read - cache.misses) / gpu.l2

@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kThreads, 512 / kThreads)
     if constexpr (kThreads == kWideSinkhornThreads) {
       if (e.plan.vectors == kSplitRows) return sinkgd_split_rows<kAligned ? kVecSize<G> : 1>(rows, shared);
     }
-    if constexpr (max_sinkhorn_vectors(kAligned, kVecSize<G>) == kSinkhornVectors) {
+    if constexpr (kMaxVectors<kAligned, G> == kSinkhornVectors) {
       e.plan.vectors == 6 ? sinkgd_rows_in_registers<6, kAligned>(rows, shared)
                           : sinkgd_rows_in_registers<8, kAligned>(rows, shared);
     }

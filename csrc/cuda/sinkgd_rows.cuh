@@ -12,6 +12,10 @@
 // The row half of a SinkGD iteration, with the rows' share of the column sums: rows that fit into registers.
 namespace sage_ext::cuda {
 
+// Of max_sinkhorn_vectors(): a function of the host, which device code cannot call.
+template <bool kAligned, typename G>
+inline constexpr int kMaxVectors = max_sinkhorn_vectors(kAligned, kVecSize<G>);
+
 // One block's rows of one matrix. Kept in shared memory: registers are for the rows.
 template <typename G>
 struct SinkGDRows {
@@ -289,7 +293,7 @@ template <int kVectors, bool kAligned, typename G, int kThreads>
 __device__ __forceinline__ void sinkgd_rows_in_registers(const SinkGDRows<G>& block,
                                                          SinkGDShared<G, kThreads>& shared) {
   constexpr int kN = kVecSize<G>;
-  constexpr int kRows = max_sinkhorn_vectors(kAligned, kN) / kVectors;
+  constexpr int kRows = kMaxVectors<kAligned, G> / kVectors;
   const int thread = opaque_thread_index();
   const int team = kVectors == 1 ? block.team : kThreads;
   const int teams = kThreads / team;
@@ -324,8 +328,8 @@ __device__ __forceinline__ void sinkgd_rows_in_registers(const SinkGDRows<G>& bl
       for (int v = 0; v < kVectors; ++v) load_piece(first, r, v);
     }
   };
-  // With 32 sums and more there are no registers for that.
-  constexpr bool kLoadsAhead = kVectors * kN < 32;
+  // There are no registers for that beside more sums, nor for loose elements of several short rows.
+  constexpr bool kLoadsAhead = kVectors * kN < 32 && (kAligned || kN == 4 || kVectors > 1);
   if constexpr (kLoadsAhead) load_rows(block.row_begin);
   for (int first = block.row_begin; first < block.row_end; first += kRows * teams) {
     const float old = old_scale_of_slot(block, first, kRows * teams);

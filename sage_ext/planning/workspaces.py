@@ -30,7 +30,7 @@ COLUMN_BLOCKS = 1024
 COLUMN_THREADS = 256
 SINKHORN_THREADS, WIDE_SINKHORN_THREADS = 256, 512
 SINKHORN_VECTORS = 8
-HELD_VECTORS = (1, 2, 3, 4, 6)  # and 8: held_vectors() of csrc/core/launch_plan.cpp
+HELD_VECTORS = (1, 2, 3, 4, 6)  # and 8
 MIN_SINKHORN_TEAM = 8
 VEC_BYTES = 16
 LINE = 128
@@ -217,14 +217,18 @@ def max_sinkhorn_vectors(vec: int, aligned: bool) -> int:
     return SINKHORN_VECTORS if aligned else 32 // vec
 
 
+def held_vectors(vectors: int, threads: int) -> int:
+    """Return how many vectors of a row a thread of a block holds: the function of launch_plan.cpp."""
+    return next((held for held in HELD_VECTORS if vectors <= held * threads), SINKHORN_VECTORS)
+
+
 def sinkhorn_blocks(rows: int, cols: int, vec: int, aligned: bool, threads: int, total: int) -> int:
     """Return how many blocks of rows a matrix has: ``plan_sinkhorn`` of csrc/core/launch_plan.cpp."""
     most = max_sinkhorn_vectors(vec, aligned)
     fits = cols <= threads * most * vec
     vectors = _div(cols, vec)
     team = _clamp(_bit_ceil(vectors), MIN_SINKHORN_TEAM, threads)
-    held = next((held for held in HELD_VECTORS if vectors <= held * threads), SINKHORN_VECTORS)
-    group = threads // team * (most // held if fits else 1)
+    group = threads // team * (most // held_vectors(vectors, threads) if fits else 1)
     per_block = _up(_clamp(total // GPU_BLOCKS // cols, MIN_GPU_ROWS, MAX_SINKHORN_ROWS), group)
     return _div(rows, per_block)
 
