@@ -32,7 +32,9 @@ IN_SHORT = {
     "`FusedSignSGD`": "FusedSignSGD",
     "`FusedAdamW`": "FusedAdamW",
 }
-SMALL = "2000 x 256 fp32"
+OTHER_MACHINE = (
+    "step_time.amd.json"  # benchmarks/step_time.py --quick --json, on two cores of an AMD EPYC (Zen 4)
+)
 # A row of benchmarks/stable_abi.py.
 STEP = "optimizer.step()"
 
@@ -68,15 +70,16 @@ def costs() -> str:
     ]
     columns = ["optimizer", *(f"state in {d}, GiB" for d in own), *(f"step in {d}" for d in own)]
     state, setting = own["bf16"]["state_bytes"], times["setting"]
-    small = found[SMALL, "FusedLion"]
+    elsewhere = {(row["case"], row["optimizer"]): row["ratio"] for row in load(OTHER_MACHINE)["rows"]}
+    other = [elsewhere[f"llama 53M {dtype}", HYBRID] for dtype in ("fp32", "bf16")]
     text = prose(
         f"For a Llama with {own['bf16']['parameters'] / 1e9:.2f} billion parameters in bf16, torch's AdamW",
         f"keeps {size(state[ADAMW])} GiB of state (moments in bf16), the preset `sinkgd-scale` one part in",
         f"{state[ADAMW] / state[LITTLE]:.0f}, `sage` one in {state[ADAMW] / state[HYBRID]:.0f}. Step times",
         f"are of a Llama with 53 million parameters on {setting['threads']} cores (torch",
-        f"{setting['torch']}), in brackets the ratio to torch's fused AdamW: they change with the load of",
-        f"the machine. With 2,000 tensors of 256 numbers each, `FusedLion` takes {small['ratio']:.2f} of",
-        "AdamW's time.",
+        f"{setting['torch']}), in brackets the ratio to torch's fused AdamW: they change with the machine",
+        "([an AMD EPYC](docs/measurements.md#on-another-machine) gives",
+        f"`sage` {other[0]:.2f} and {other[1]:.2f}) and with its load.",
     )
     return f"{text}\n\n{table(columns, rows)}"
 
@@ -119,6 +122,18 @@ def step_time() -> str:
         f"{setting['rounds']} steps, caches {caches}.",
     )
     return f"{text}\n\n{table(['tensors', 'optimizer', *formats], rows, left=2)}"
+
+
+def other_machine() -> str:
+    """The ratios of README's rows on another processor."""
+    here, there = load("step_time.json"), load(OTHER_MACHINE)
+    found = [{(r["case"], r["optimizer"]): r["ratio"] for r in file["rows"]} for file in (here, there)]
+    cases = ("llama 53M fp32", "llama 53M bf16")
+    rows = [
+        [label, *(f"{ratios[case, name]:.2f}" for case in cases for ratios in found)]
+        for label, name in IN_SHORT.items()
+    ]
+    return table(["optimizer", *(f"{case[6:]}, {cpu}" for case in cases for cpu in ("Xeon", "EPYC"))], rows)
 
 
 def hybrid_profile() -> str:

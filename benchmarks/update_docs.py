@@ -40,6 +40,7 @@ PARTS: dict[str, dict[str, list[Callable[[], str]]]] = {
     "docs/measurements.md": {
         "memory": [cpu.memory],
         "step-time": [cpu.step_time],
+        "other-machine": [cpu.other_machine],
         "hybrid-profile": [cpu.hybrid_profile],
     },
     "docs/distributed.md": {"scaling": [scaling.assumptions, scaling.exchanged, scaling.predicted]},
