@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import docs_tables
+from contenders import ITERATIONS, ONE_ITERATION, SINKGD
 from counted import BANDWIDTH
 from docs_markdown import prose, table
 from docs_tables import ADAMW, MIB, load, size
@@ -97,12 +98,20 @@ def timing() -> dict[str, Any] | None:
     return None if place["dry_run"] else place
 
 
-def baseline(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The row of torch's fused AdamW for the same tensors, of the same call."""
-    if row.get("call") == 1:
-        rows = load("on_gpu.first.json")["time"]["steps"]
-    case = (row["case"], row["dtype"], ADAMW)
-    return next((r for r in rows if (r["case"], r["dtype"], r["optimizer"]) == case), None)
+# A row's tensors and dtype, and in which call it was measured.
+Case = tuple[str, str, int | None]
+# README's presets, by the rows of the benchmarks.
+PRESETS = {label.split('"')[1]: name for label, name in docs_tables.IN_SHORT.items() if '"' in label}
+
+
+def case_of(row: dict[str, Any]) -> Case:
+    return row["case"], row["dtype"], row.get("call")
+
+
+def baselines(found: dict[str, Any]) -> dict[Case, dict[str, Any]]:
+    """The rows of torch's fused AdamW: a ratio is to that of the same call."""
+    first = [{**row, "call": 1} for row in load("on_gpu.first.json")["time"]["steps"]]
+    return {case_of(row): row for row in (*first, *found["steps"]) if row["optimizer"] == ADAMW}
 
 
 def in_short(page: str = "docs/gpu.md") -> str:
@@ -118,20 +127,14 @@ def in_short(page: str = "docs/gpu.md") -> str:
     if base is None:
         return prose(f"On a GPU ({found['setting']['gpu']}): [GPUs]({page}).")
 
-    def ratio(dtype: str, name: str) -> float | None:
-        ours = rows.get((dtype, name))
-        theirs = ours and baseline(ours, found["steps"])
-        return ours["graph_ms"] / theirs["graph_ms"] if ours and theirs else None
+    bases = baselines(found)
 
-    names = {
-        label: name for label, name in docs_tables.IN_SHORT.items() if ratio("bf16", name) and name != ADAMW
-    }
-    presets = {label.split('"')[1]: name for label, name in names.items() if '"' in label}
-    times = ", ".join(
-        f"`{preset}` {ratio('bf16', name):.2f} ({ratio('fp32', name):.2f})"
-        for preset, name in presets.items()
-        if ratio("fp32", name)
-    )
+    def ratio(dtype: str, name: str) -> float | None:
+        row = rows.get((dtype, name))
+        return row["graph_ms"] / bases[case_of(row)]["graph_ms"] if row else None
+
+    ratios = {preset: (ratio("bf16", name), ratio("fp32", name)) for preset, name in PRESETS.items()}
+    times = ", ".join(f"`{preset}` {b:.2f} ({f:.2f})" for preset, (b, f) in ratios.items() if b and f)
     return prose(
         f"**On a GPU** ({found['setting']['gpu']}, a Llama of 7B in bf16) torch's fused AdamW takes",
         f"{base['graph_ms']:.1f} ms and keeps {size(base['state_bytes'])} GiB.",
@@ -153,7 +156,8 @@ def timed() -> str:
         *filter(None, [found.get("note")]),
     )
     columns = ["eager ms", "graph ms", "x AdamW", "share of a copy", "state, GiB", "transient, MiB"]
-    rows = [of_step(row, found["steps"]) for row in found["steps"]]
+    bases = baselines(found)
+    rows = [of_step(row, bases.get(case_of(row))) for row in found["steps"]]
     parts = [text, table(["tensors", "optimizer", *columns], rows, left=2)]
     missing = [f"- {entry['what']}: {entry['why']}." for entry in found["left_out"]]
     missing += [f"- {entry['what']}: {entry['error']}" for entry in found["errors"]]
@@ -208,8 +212,7 @@ def against_plan() -> str:
     def times_as_long(name: str) -> float:
         return rows[name]["graph_ms"] / 1e3 * BANDWIDTH["H200"] / (rows[name]["reads"] + rows[name]["writes"])
 
-    names = [name for label, name in docs_tables.IN_SHORT.items() if '"' in label]
-    ours = sorted(times_as_long(name) for name in names)
+    ours = sorted(map(times_as_long, PRESETS.values()))
     return prose(
         f"**Timed**: on an H200 a step of a 7B Llama in bf16 took {ours[0]:.2f} to {ours[-1]:.2f} times as",
         "long as its bytes at the published bandwidth, over the presets of README; torch's fused AdamW",
@@ -222,12 +225,12 @@ def iterations() -> str:
     found = load("on_gpu.json")["time"]
     rows = {(r["case"], r["dtype"], r["optimizer"]): r for r in found["steps"]}
     bandwidth, lines = found["launch"]["memory_bytes_per_s"], []
-    for (case, dtype, name), five in rows.items():
-        one = rows.get((case, dtype, f"{name}, 1 iteration"))
-        if one is None:
+    for (case, dtype, name), many in rows.items():
+        if name != SINKGD:
             continue
-        milliseconds = (five["graph_ms"] - one["graph_ms"]) / 4
-        share = (five["reads"] - one["reads"]) / 4 / (milliseconds / 1e3) / bandwidth
+        one, more = rows[case, dtype, ONE_ITERATION], ITERATIONS - 1
+        milliseconds = (many["graph_ms"] - one["graph_ms"]) / more
+        share = (many["reads"] - one["reads"]) / more / (milliseconds / 1e3) / bandwidth
         lines.append(
             [f"Llama {case}", dtype, f"{one['graph_ms']:.2f}", f"{milliseconds:.2f}", f"{share:.2f}"]
         )
@@ -235,9 +238,8 @@ def iterations() -> str:
     return table(["matrices", "dtype", *columns], lines, left=2)
 
 
-def of_step(row: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+def of_step(row: dict[str, Any], base: dict[str, Any] | None) -> list[str]:
     """One line of the table of times; what was not measured is left empty."""
-    base = baseline(row, rows)
     graph = row["graph_ms"]
     cells = [f"{row['case']} {row['dtype']}", row["optimizer"], f"{row['eager_ms']:.3f}"]
     cells.append(f"{graph:.3f}" if graph else "")

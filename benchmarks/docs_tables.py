@@ -32,9 +32,8 @@ IN_SHORT = {
     "`FusedSignSGD`": "FusedSignSGD",
     "`FusedAdamW`": "FusedAdamW",
 }
-OTHER_MACHINE = (
-    "step_time.amd.json"  # benchmarks/step_time.py --quick --json, on two cores of an AMD EPYC (Zen 4)
-)
+# benchmarks/step_time.py --quick, on two cores of an AMD EPYC (Zen 4).
+OTHER_MACHINE = "step_time.amd.json"
 # A row of benchmarks/stable_abi.py.
 STEP = "optimizer.step()"
 
@@ -54,6 +53,11 @@ def size(count: int) -> str:
 # ------------------------------------------------------------------------------------------------ costs
 
 
+def ratios(file: str) -> dict[tuple[str, str], float]:
+    """Times of a step as a multiple of torch's fused AdamW's, by tensors and optimizer."""
+    return {(row["case"], row["optimizer"]): row["ratio"] for row in load(file)["rows"]}
+
+
 def costs() -> str:
     """The README's table: state and time of a step, side by side."""
     memory, times = load("memory.json"), load("step_time.json")
@@ -70,7 +74,7 @@ def costs() -> str:
     ]
     columns = ["optimizer", *(f"state in {d}, GiB" for d in own), *(f"step in {d}" for d in own)]
     state, setting = own["bf16"]["state_bytes"], times["setting"]
-    elsewhere = {(row["case"], row["optimizer"]): row["ratio"] for row in load(OTHER_MACHINE)["rows"]}
+    elsewhere = ratios(OTHER_MACHINE)
     other = [elsewhere[f"llama 53M {dtype}", HYBRID] for dtype in ("fp32", "bf16")]
     text = prose(
         f"For a Llama with {own['bf16']['parameters'] / 1e9:.2f} billion parameters in bf16, torch's AdamW",
@@ -126,11 +130,10 @@ def step_time() -> str:
 
 def other_machine() -> str:
     """The ratios of README's rows on another processor."""
-    here, there = load("step_time.json"), load(OTHER_MACHINE)
-    found = [{(r["case"], r["optimizer"]): r["ratio"] for r in file["rows"]} for file in (here, there)]
+    found = [ratios("step_time.json"), ratios(OTHER_MACHINE)]
     cases = ("llama 53M fp32", "llama 53M bf16")
     rows = [
-        [label, *(f"{ratios[case, name]:.2f}" for case in cases for ratios in found)]
+        [label, *(f"{machine[case, name]:.2f}" for case in cases for machine in found)]
         for label, name in IN_SHORT.items()
     ]
     return table(["optimizer", *(f"{case[6:]}, {cpu}" for case in cases for cpu in ("Xeon", "EPYC"))], rows)

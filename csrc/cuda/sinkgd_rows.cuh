@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <type_traits>
 
 #include "core/launch_plan.h"
 #include "core/math/sinkgd.h"
@@ -67,20 +66,13 @@ struct SinkGDShared {
   float col_sums[2 * kThreads * kVecSize<G>];  // of teams that are side by side; or see kOwnPieces
 };
 
-// Adds `value` over the lanes of a team and leaves the sum of each of the team's warps in shared memory.
-// Every thread of the block calls it.
-template <typename Shared, typename T>
-__device__ __forceinline__ void put_row_sum(Shared& shared, int slot, int team, T value) {
-  value = lane_sum(value, team < kWarpSize ? team : kWarpSize);
-  const int lane = static_cast<int>(threadIdx.x) % team;
-  const int warps = team > 32 ? team / 32 : 1;
-  if (lane % 32 == 0) shared.row_sums[slot * warps + lane / 32] = static_cast<double>(value);
-}
+__device__ __forceinline__ int warps_of(int team) { return team > kWarpSize ? team / kWarpSize : 1; }
 
-// The same for kRows values, of slots my_team, my_team + teams, ... While there are several, each step over the lanes
-// halves them: a lane goes on with one half and gives the other away.
-template <int kRows, typename Shared>
-__device__ __forceinline__ void put_row_sums(Shared& shared, int my_team, int teams, int team, float (&values)[kRows]) {
+// Adds each of kRows values over the lanes of a team and leaves the sums of each of the team's warps in shared memory,
+// in the slots my_team, my_team + teams, ... While there are several values, each step over the lanes halves them: a
+// lane goes on with one half and gives the other away. Every thread of the block calls it.
+template <int kRows, typename Shared, typename T>
+__device__ __forceinline__ void put_row_sums(Shared& shared, int my_team, int teams, int team, T (&values)[kRows]) {
   const int width = team < kWarpSize ? team : kWarpSize;
   static_assert(kRows <= kMinSinkhornTeam);
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
@@ -91,25 +83,31 @@ __device__ __forceinline__ void put_row_sums(Shared& shared, int my_team, int te
     const bool has_upper = (lane & mask) != 0;
 #pragma unroll
     for (int i = 0; i < half; ++i) {
-      const float given = has_upper ? values[i] : values[i + half];
-      const float kept = has_upper ? values[i + half] : values[i];
+      const T given = has_upper ? values[i] : values[i + half];
+      const T kept = has_upper ? values[i + half] : values[i];
       values[i] = kept + __shfl_xor_sync(~0u, given, mask);
     }
     r += has_upper ? half : 0;
     mask /= 2;
   }
-  const float sum = lane_sum(values[0], 2 * mask);
-  const int warps = team > 32 ? team / 32 : 1;
+  const T sum = lane_sum(values[0], 2 * mask);
   if (lane % (width / kRows) == 0) {
     const int warp = static_cast<int>(threadIdx.x) % team / kWarpSize;
-    shared.row_sums[(r * teams + my_team) * warps + warp] = static_cast<double>(sum);
+    shared.row_sums[(r * teams + my_team) * warps_of(team) + warp] = static_cast<double>(sum);
   }
+}
+
+// The same for one value.
+template <typename Shared, typename T>
+__device__ __forceinline__ void put_row_sum(Shared& shared, int slot, int team, T value) {
+  T values[1] = {value};
+  put_row_sums(shared, slot, 0, team, values);
 }
 
 // The sum over the team's warps, in their order; after a barrier.
 template <typename Shared>
 __device__ __forceinline__ double get_row_sum(const Shared& shared, int slot, int team) {
-  const int warps = team > 32 ? team / 32 : 1;
+  const int warps = warps_of(team);
   double sum = 0.0;
   for (int warp = 0; warp < warps; ++warp) sum += shared.row_sums[slot * warps + warp];
   return sum;

@@ -153,7 +153,7 @@ def make(
     They are on torch's default device, with the same numbers on every device.
     """
     generator = torch.Generator().manual_seed(seed)
-    params = [torch.randn(tuple(shape), generator=generator, device="cpu").to(mix[0]) for shape in shapes]
+    params = [normal(shape, generator).to(mix[0]) for shape in shapes]
     group, rule_itself = {**defaults_of(rule), "state_dtype": mix[2]}, RULES[rule_of(rule)]
     held = [rule_itself.init_state(param, group) for param in params]
     kept = rule_itself.kept_keys(group)
@@ -169,15 +169,14 @@ def make(
 
 def new_grads(tensors: Tensors, dtype: torch.dtype, *, scale: float = 1.0, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    draws = (torch.randn(p.shape, generator=generator, device="cpu") for p in tensors.params)
-    grads = [(scale * draw).to(dtype) for draw in draws]
+    grads = [(scale * normal(param.shape, generator)).to(dtype) for param in tensors.params]
     devices = {param.device for param in tensors.params}
     return grads if devices <= {torch.device("cpu")} else copies_on(devices.pop(), grads)
 
 
 def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Normal numbers on torch's default device, from a generator on the CPU."""
-    return torch.randn(tuple(shape), generator=generator, device="cpu").to(torch.get_default_device())
+    """Normal numbers on the CPU, from a generator there."""
+    return torch.randn(tuple(shape), generator=generator, device="cpu")
 
 
 def hyper(rule: str, **changes: Any) -> dict[str, Any]:
