@@ -95,7 +95,26 @@ TEST(Elements, UpdateElementsCoversEveryLength) {
 // Long arrays are taken from several places in turn: around the length from which that begins, and beyond.
 constexpr int64_t kLengths[] = {2047, 2048, 2049, 2111, 2112, 2303, 2304, 2367, 4097, 32768, 32768 + 77};
 
-TEST(Elements, UpdateElementsCoversLongArrays) {
+// Whatever a processor goes by.
+class StreamsOf : public ::testing::TestWithParam<int64_t> {
+ protected:
+  StreamsOf() : before_(streams) { streams.count = GetParam(); }
+  ~StreamsOf() override { streams = before_; }
+
+ private:
+  Streams before_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Elements, StreamsOf, ::testing::Range(int64_t{1}, kMaxStreams + 1));
+
+TEST(Elements, TheProcessorsStreamsAreWithinTheBounds) {
+  EXPECT_GE(streams.count, 1);
+  EXPECT_LE(streams.count, kMaxStreams);
+  EXPECT_GE(streams.ahead, 1);
+  EXPECT_LE(streams.ahead, kMaxAhead);
+}
+
+TEST_P(StreamsOf, UpdateElementsCoversLongArrays) {
   for (const DType dtype : testing::kDTypes) {
     for (const int64_t count : kLengths) {
       Buffer grad(dtype, count, 1), param(dtype, count, 3);
@@ -125,7 +144,7 @@ TEST(Elements, UpdateElementsCoversLongArrays) {
 }
 
 // Whatever part of a matrix it is, with rows that strips fit in and others.
-TEST(Elements, UpdateColumnsNamesEveryElementsColumn) {
+TEST_P(StreamsOf, UpdateColumnsNamesEveryElementsColumn) {
   for (const int64_t width : {1, 63, 64, 65, 192, 768, 1000, 4096, 40000}) {
     for (const int64_t begin : {0, 64, 100, 7680}) {
       for (const int64_t count : kLengths) {

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "core/numeric.h"
+#include "cpu/common/isa.h"
 
 // Loops over elements of mixed storage types, written so that compilers vectorise them well.
 //

@@ -31,24 +31,24 @@ inline __attribute__((always_inline)) void update_range(int64_t begin, int64_t e
   }
 }
 
-// Long arrays are taken from four places in turn, a strip of elements each time: a core reads several streams faster
-// than one (measured: 12.4 GB/s from four, 9.8 from one). The places are an odd number of strips apart, so that their
-// addresses differ in the lower 12 bits: a core takes a load for one of what it has just stored if these are the same.
-// Short strips keep all four streams in flight (measured: AdamW takes 0.9 times the time with 32 that it takes with
-// 64).
+// Long arrays are taken from several places in turn, a strip of elements each time: a core reads a few streams faster
+// than one; how many suit element-wise passes over several arrays, isa.cpp says. The places are an odd number of strips
+// apart, so that their addresses differ in the lower 12 bits: a core takes a load for one of what it has just stored if
+// these are the same. Short strips keep all streams in flight (measured: AdamW takes 0.9 times the time with 32 that it
+// takes with 64).
 inline constexpr int64_t kStrip = 32;
-inline constexpr int64_t kStreams = 4;
+inline constexpr int64_t kStreams = 4;         // of rows, and of what is added up, whose bits hang on the order
 inline constexpr int64_t kMinStreamed = 2048;  // elements; shorter arrays are one stream
 
 // Asks for the cache lines of the strips that these arrays' stream reaches some visits later: what a core looks ahead
 // by itself ends after a few strips where much is computed (measured: 0.7 to 0.97 times the time in bf16, 0.94 to 0.98
 // in fp32).
 template <typename... T>
-inline __attribute__((always_inline)) void prefetch_strips(const T*... strips) {
-  constexpr int64_t kAhead = 8 * kStrip;
+inline __attribute__((always_inline)) void prefetch_strips(int64_t ahead, const T*... strips) {
   constexpr uintptr_t kLine = 64;
-  const auto prefetch = [](const auto* strip) SAGE_EXT_ALWAYS_INLINE {
-    const uintptr_t begin = reinterpret_cast<uintptr_t>(strip) + kAhead * sizeof(*strip);
+  const auto prefetch = [=](const auto* strip) SAGE_EXT_ALWAYS_INLINE {
+    const uintptr_t begin =
+        reinterpret_cast<uintptr_t>(strip) + static_cast<uintptr_t>(ahead * kStrip) * sizeof(*strip);
     for (uintptr_t line = 0; line < kStrip * sizeof(*strip); line += kLine) {
       __builtin_prefetch(reinterpret_cast<const void*>(begin + line));  // may be behind the array's end
     }
@@ -56,8 +56,8 @@ inline __attribute__((always_inline)) void prefetch_strips(const T*... strips) {
   (prefetch(strips), ...);
 }
 
-inline __attribute__((always_inline)) int64_t stream_distance(int64_t count) {
-  return ((count / (kStreams * kStrip) - 1) | 1) * kStrip;
+inline __attribute__((always_inline)) int64_t stream_distance(int64_t count, int64_t places) {
+  return ((count / (places * kStrip) - 1) | 1) * kStrip;
 }
 
 // For i in [0, count): body(i, grad[i], written[i]...) with fp32 values; what the body leaves in `written` is
@@ -67,15 +67,14 @@ inline __attribute__((always_inline)) void update_elements(int64_t count, Body b
                                                            Written* __restrict... written) {
   int64_t done = 0;
   if (count >= kMinStreamed) {
-    const int64_t distance = stream_distance(count);
+    const int64_t distance = stream_distance(count, streams.count);
+    done = streams.count * distance;
     for (int64_t i = 0; i < distance; i += kStrip) {
-      for (int64_t stream = 0; stream < kStreams; ++stream) {
-        const int64_t begin = stream * distance + i;
-        prefetch_strips(grad + begin, (written + begin)...);
+      for (int64_t begin = i; begin < done; begin += distance) {
+        prefetch_strips(streams.ahead, grad + begin, (written + begin)...);
         update_range(begin, begin + kStrip, body, grad, written...);
       }
     }
-    done = kStreams * distance;
   }
   update_range(done, count, body, grad, written...);
 }
@@ -86,13 +85,14 @@ inline __attribute__((always_inline)) void for_strips_of_rows(int64_t row_begin,
                                                               const Update& update) {
   const int64_t whole = cols - cols % kStrip;
   const int64_t distance = (row_end - row_begin) / kStreams;
-  for (int64_t row = row_begin; row < row_begin + distance; ++row) {
+  const int64_t streamed = kStreams * distance;
+  for (int64_t first = row_begin; first < row_begin + distance; ++first) {
     for (int64_t j = 0; j < whole; j += kStrip) {
-      for (int64_t stream = 0; stream < kStreams; ++stream) update(row + stream * distance, j, j + kStrip);
+      for (int64_t row = first; row < row_begin + streamed; row += distance) update(row, j, j + kStrip);
     }
-    for (int64_t stream = 0; stream < kStreams; ++stream) update(row + stream * distance, whole, cols);
+    for (int64_t row = first; row < row_begin + streamed; row += distance) update(row, whole, cols);
   }
-  for (int64_t row = row_begin + kStreams * distance; row < row_end; ++row) update(row, 0, cols);
+  for (int64_t row = row_begin + streamed; row < row_end; ++row) update(row, 0, cols);
 }
 
 // The same for the elements [begin, end) of a matrix with rows of `width`: body(column, grad[i], written[i]...).
@@ -108,20 +108,21 @@ inline __attribute__((always_inline)) void update_columns_of(int64_t begin, int6
   // A strip lies in one row then.
   if (end - begin >= kMinStreamed && width % kStrip == 0 && begin % kStrip == 0) {
     // Streams a whole number of rows apart share the columns' numbers in the first-level cache.
-    const int64_t rows = (end - begin) / (kStreams * width) * width;
-    const int64_t usual = stream_distance(end - begin);
+    const int64_t places = streams.count;
+    const int64_t rows = (end - begin) / (places * width) * width;
+    const int64_t usual = stream_distance(end - begin, places);
     const int64_t distance = 8 * rows >= 7 * usual ? rows : usual;
-    int64_t column[kStreams];
-    for (int64_t stream = 0; stream < kStreams; ++stream) column[stream] = (begin + stream * distance) % width;
+    int64_t column[kMaxStreams];
+    for (int64_t stream = 0; stream < places; ++stream) column[stream] = (begin + stream * distance) % width;
     for (int64_t i = 0; i < distance; i += kStrip) {
-      for (int64_t stream = 0; stream < kStreams; ++stream) {
+      for (int64_t stream = 0; stream < places; ++stream) {
         const int64_t strip = begin + stream * distance + i;
-        prefetch_strips(grad + strip, (written + strip)...);
+        prefetch_strips(streams.ahead, grad + strip, (written + strip)...);
         update(strip, kStrip, column[stream]);
         column[stream] = column[stream] + kStrip == width ? 0 : column[stream] + kStrip;
       }
     }
-    begin += kStreams * distance;
+    begin += places * distance;
   }
   for (int64_t column = begin % width; begin < end; column = 0) {
     const int64_t count = end - begin < width - column ? end - begin : width - column;
@@ -159,7 +160,7 @@ inline __attribute__((always_inline)) void add_rows(const X* rows, int64_t strid
   };
   const int64_t whole = count - count % kStrip;
   for (int64_t begin = 0; begin < whole; begin += kStrip) {
-    for (int64_t row = 0; row < kAddedRows; ++row) prefetch_strips(rows + row * stride + begin);
+    for (int64_t row = 0; row < kAddedRows; ++row) prefetch_strips(kMaxAhead, rows + row * stride + begin);
     for (int64_t row = 0; row < kAddedRows; row += 4) four(rows + row * stride, begin, begin + kStrip);
   }
   for (int64_t row = 0; row < kAddedRows; row += 4) four(rows + row * stride, whole, count);

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+
 // Which instruction set the CPU kernels run with. One binary holds them all; the choice is made at first use.
 namespace sage_ext::cpu {
 
@@ -14,5 +16,17 @@ const char* isa_name(Isa isa);
 
 // The sets compiled into this binary, separated by spaces.
 const char* built_isas();
+
+// How element-wise passes go through long arrays (elements.inl): from so many places in turn, and the cache lines that
+// a place reaches so many strips later are asked for.
+struct Streams {
+  int64_t count;  // at most kMaxStreams
+  int64_t ahead;  // at most kMaxAhead
+};
+inline constexpr int64_t kMaxStreams = 4;
+inline constexpr int64_t kMaxAhead = 8;
+
+// What suits this processor; no result depends on it. Tests try others.
+extern Streams streams;
 
 }  // namespace sage_ext::cpu
