@@ -55,13 +55,13 @@ ROWS: dict[str, tuple[list[str], list[str]]] = {
         ["ALIAS hybrid", "FusedALIAS", "FusedALIAS (lower bound)", "FusedALIAS (base)", "FusedALIASAdam"],
         ["alias-adam", "prodigy", "sign-sgd", *ALIAS_FORMS],
     ),
-    "lion": (["FusedLion", "Lion hybrid"], ["lion", "lion-hybrid", "lion-sinkgd-adamw"]),
+    "lion": (["FusedLion", "Lion hybrid"], ["lion", "lion-hybrid", "lion-sinkgd-adamw", "preset-lion"]),
     "sign_sgd": (["FusedSignSGD"], ["sign-sgd", "signum", "alias-lower-bound"]),
     "adamw": (["FusedAdamW"], ["adamw-8bit", "muon", "schedule-free"]),
     "hybrids": (
         [f"{label} hybrid" for label in HYBRIDS.values()],
         [
-            *(f"preset-{name}" for name in ("sinkgd-scale", "sage", "scale", "sinkgd")),
+            *(f"preset-{name}" for name in ("sinkgd-scale", "sage", "scale", "sinkgd", "lion")),
             "adamw-sinkgd-scale",
             "sage-hybrid",
             "sinkgd-hybrid",

@@ -32,8 +32,10 @@ IN_SHORT = {
     "`FusedSignSGD`": "FusedSignSGD",
     "`FusedAdamW`": "FusedAdamW",
 }
-# benchmarks/step_time.py --quick, on two cores of an AMD EPYC (Zen 4).
-OTHER_MACHINE = "step_time.amd.json"
+# benchmarks/step_time.py on two cores of an Intel Xeon.
+OTHER_MACHINE = "step_time.xeon.json"
+# How a row is called that was measured when the preset had its papers' iterations of SinkGD, and not yet one.
+OF_PAPER = f", {ITERATIONS} iterations"
 # A row of benchmarks/stable_abi.py.
 STEP = "optimizer.step()"
 
@@ -75,15 +77,15 @@ def costs() -> str:
     columns = ["optimizer", *(f"state in {d}, GiB" for d in own), *(f"step in {d}" for d in own)]
     state, setting = own["bf16"]["state_bytes"], times["setting"]
     elsewhere = ratios(OTHER_MACHINE)
-    other = [elsewhere[f"llama 53M {dtype}", HYBRID] for dtype in ("fp32", "bf16")]
+    other = [elsewhere[f"llama 53M {dtype}", "FusedLion"] for dtype in ("fp32", "bf16")]
     text = prose(
         f"For a Llama with {own['bf16']['parameters'] / 1e9:.2f} billion parameters in bf16, torch's AdamW",
         f"keeps {size(state[ADAMW])} GiB of state (moments in bf16), the preset `sinkgd-scale` one part in",
         f"{state[ADAMW] / state[LITTLE]:.0f}, `sage` one in {state[ADAMW] / state[HYBRID]:.0f}. Step times",
-        f"are of a Llama with 53 million parameters on {setting['threads']} cores (torch",
-        f"{setting['torch']}), in brackets the ratio to torch's fused AdamW: they change with the machine",
-        "([an AMD EPYC](docs/measurements.md#on-another-machine) gives",
-        f"`sage` {other[0]:.2f} and {other[1]:.2f}) and with its load.",
+        f"are of a Llama with 53 million parameters on {setting['threads']} cores of an",
+        f"{setting['processor']}, in brackets the ratio to torch's fused AdamW: they change with the machine",
+        "([an Intel Xeon](docs/measurements.md#on-another-machine) gives",
+        f"Lion {other[0]:.2f} and {other[1]:.2f}) and with its load.",
     )
     return f"{text}\n\n{table(columns, rows)}"
 
@@ -122,25 +124,30 @@ def step_time() -> str:
     ]
     caches = "evicted before each step" if setting["caches_evicted"] else "as the step before left them"
     text = prose(
-        f"On {setting['threads']} cores ({setting['cpu_capability']}, torch {setting['torch']}); medians of",
-        f"{setting['rounds']} steps, caches {caches}.",
+        f"On {setting['threads']} cores of an {setting['processor']} ({setting['cpu_capability']}, torch",
+        f"{setting['torch']}); medians of {setting['rounds']} steps, caches {caches}.",
     )
     return f"{text}\n\n{table(['tensors', 'optimizer', *formats], rows, left=2)}"
 
 
 def other_machine() -> str:
-    """The ratios of README's rows on another processor."""
-    found = [ratios("step_time.json"), ratios(OTHER_MACHINE)]
+    """The ratios of README's rows on another processor, and there of SinkGD's presets as in their papers."""
+    here, there = ratios("step_time.json"), ratios(OTHER_MACHINE)
     cases = ("llama 53M fp32", "llama 53M bf16")
-    rows = [
-        [label, *(f"{machine[case, name]:.2f}" for case in cases for machine in found)]
-        for label, name in IN_SHORT.items()
-    ]
-    return table(["optimizer", *(f"{case[6:]}, {cpu}" for case in cases for cpu in ("Xeon", "EPYC"))], rows)
+    rows = []
+    for label, name in IN_SHORT.items():
+        elsewhere = name if (cases[0], name) in there else name + OF_PAPER
+        cells = (
+            f"{machine[case, row]:.2f}"
+            for case in cases
+            for machine, row in ((here, name), (there, elsewhere))
+        )
+        rows.append([f"{label}, Xeon: {elsewhere[len(name) + 2 :]}" if elsewhere != name else label, *cells])
+    return table(["optimizer", *(f"{case[6:]}, {cpu}" for case in cases for cpu in ("EPYC", "Xeon"))], rows)
 
 
 def hybrid_profile() -> str:
-    """What the SAGE hybrid's step is made of: the parts that step_time.py takes the time of."""
+    """What the SAGE hybrid's step is made of, by parts that step_time.py takes the time of."""
     rows = load("step_time.json")["rows"]
     lines = []
     for case in dict.fromkeys(row["case"] for row in rows if "llama" in row["case"]):
@@ -152,7 +159,7 @@ def hybrid_profile() -> str:
         times = [found[name]["median_ms"] for name in (ADAMW, HYBRID, EMBEDDING, ONE_ITERATION)]
         times.append(more_ms / (ITERATIONS - 1))
         lines.append([case, *(f"{ms:.1f}" for ms in times), f"{more_mb / more_ms:.1f}"])
-    parts = ["embedding", "first iteration and update", "each other iteration"]
+    parts = ["embedding", "SinkGD, its iteration and the update", "each further iteration"]
     return table(["tensors", "torch AdamW", "SAGE hybrid", *parts, "GB/s in it"], lines)
 
 

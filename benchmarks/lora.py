@@ -22,6 +22,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from sage_ext.optimizers import FusedHybrid
+from sage_ext.optimizers.presets import PRESETS
 
 VOCABULARY, WIDTH, RANKS, SEEDS = 64, 64, (1, 4, 16), (0, 1, 2)
 BEFORE, STEPS, LAST = 1000, 400, 50
@@ -105,13 +106,13 @@ def fine_tune(weights: dict[str, Tensor], rank: int, seed: int, rules: tuple[str
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["up", "down"])
     model = get_peft_model(model, config)
     found = dict(model.named_parameters())
-    unit = {"rule": "sinkgd", "normalization": "unit", "alpha": 10.0}
+    preset = {"rule": "sinkgd", **PRESETS["sage"].hyperparameters["sinkgd"]}
     groups = [
         {
             "params": [(n, p) for n, p in found.items() if kind in n],
             "weight_decay": 0.0,
+            **(preset if rule == "sinkgd_unit" else {"rule": rule}),
             "lr": lr[rule],
-            **(unit if rule == "sinkgd_unit" else {"rule": rule}),
         }
         for kind, rule in zip(("lora_A", "lora_B"), rules, strict=True)
     ]

@@ -32,6 +32,7 @@ from contenders import (
     torch_builders,
     vector_builders,
 )
+from machine import processor
 
 import sage_ext
 from sage_ext import optimizers
@@ -169,6 +170,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "cpu_capability": _C.cpu_capability(),
         "machine": platform.machine(),
+        "processor": processor(),
         "rounds": rounds,
         "caches_evicted": args.flush,
     }

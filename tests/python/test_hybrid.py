@@ -218,7 +218,7 @@ def test_same_numbers_as_the_rules_on_their_own(backend: str) -> None:
     others = [p for p in twin.parameters() if not any(p is m for m in matrices)]
     apart = [
         FusedSAGE(others, lr=2e-3, backend=backend),
-        FusedSinkGD(matrices, lr=2e-3, alpha=10.0, normalization="unit", backend=backend),
+        FusedSinkGD(matrices, lr=2e-3, iterations=1, alpha=10.0, normalization="unit", backend=backend),
     ]
     for seed in range(4):
         models.train(model, hybrid, [seed])
@@ -228,6 +228,13 @@ def test_same_numbers_as_the_rules_on_their_own(backend: str) -> None:
     support.assert_same_bits(
         [p.detach() for p in model.parameters()], [p.detach() for p in twin.parameters()]
     )
+
+
+@pytest.mark.parametrize("preset", [name for name, row in PRESETS.items() if row.matrix == "sinkgd"])
+def test_sinkgd_has_one_iteration_in_presets_and_as_many_as_are_said(preset: str, backend: str) -> None:
+    for said, expected in ({}, 1), ({"sinkgd": {"iterations": 5}}, 5):
+        groups = by_role(FusedHybrid(TinyLanguageModel(), preset, backend=backend, **said))
+        assert groups["matrix"]["iterations"] == expected
 
 
 def test_group_dicts_are_taken_as_they_are(backend: str) -> None:

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "tra
 from lab import packages, runner, search, store, studies
 from lab.contenders import contenders
 from lab.plan import SEEDS
-from lab.report import claims, command, data, page, pictures
+from lab.report import claims, command, data, page, pictures, standings
 from lab.report.claims import NO, NOT_RUN, NOT_SHOWN, YES
 from lab.report.data import Estimate
 from lab.report.style import CONTENDERS
@@ -288,6 +288,22 @@ def test_a_row_says_what_its_runs_say_and_which_command_runs_it_again(tmp_path: 
     assert "| 3 | `" not in text
     assert row_of(text, "| `dog` |")[4] == "2 of 3"
     assert "Not begun: `adamw-sinkgd-scale`" in text
+
+
+def test_times_of_another_processor_are_called_so_and_not_drawn(tmp_path: Path) -> None:
+    away = seeds(3.9, 4.0, 4.1, contender="lion")
+    for run in away.values():
+        run["versions"]["processor"] = "another"
+    kept = a_store(
+        tmp_path, seeds(4.0, 4.1, 4.2, contender="adamw"), seeds(5.0, 5.1, 5.2, contender="sage"), away
+    )
+    rows = {
+        line.split("`")[1]: line for line in standings.table_of_ranked(kept, CPU).splitlines() if "`" in line
+    }
+    assert "10 (another)" in rows["lion"]
+    assert "another" not in rows["adamw"]
+    drawn = pictures.PICTURES["seconds"].data(kept, CPU)
+    assert [point["name"] for point in drawn["points"]] == ["adamw", "sage"]
 
 
 def test_without_results_the_page_says_what_runs_them(tmp_path: Path) -> None:

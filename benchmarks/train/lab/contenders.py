@@ -251,7 +251,7 @@ _OURS = [
             searched=False,
             feature=("preset", name),
         )
-        for name in ("sinkgd-scale", "stateless", "scale", "sage", "sinkgd")
+        for name in ("sinkgd-scale", "stateless", "scale", "sage", "sinkgd", "lion")
     ),
     Contender("sage", "SAGE on everything", alone("sage"), 2),
     Contender(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from lab.contenders import MATRICES, Contender
+from lab.contenders import MATRICES, PRESET, Contender
 from lab.packages import available
 from lab.plan import SEEDS, Run, grid_then_seeds, round_robin, run_at_best
 from lab.scales import Scale
@@ -127,6 +127,7 @@ def ablation(scale: Scale) -> list[Run]:
         ("sage", "momentum-first", on("sage", momentum_first=True)),
         ("scale", "no-momentum", on("scale", momentum=0.0)),
         *((name, "decay-0.1", decay(0.1)) for name in ("adamw", "adamw-sinkgd-scale", "sage-hybrid")),
+        *((f"{PRESET}{name}", "five-iterations", on("sinkgd", iterations=5)) for name in ("sage", "sinkgd")),
     ]
     return round_robin(
         [

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama.errors import UsageError
+from machine import processor
 
 from lab import ROOT
 
@@ -116,7 +117,7 @@ def _lines(value: dict[str, Any]) -> str:
 
 def versions() -> dict[str, str]:
     """Of everything that the numbers of a run may depend on, as far as it is installed."""
-    found = {"python": platform.python_version(), "processor": _processor()}
+    found = {"python": platform.python_version(), "processor": processor()}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
@@ -128,13 +129,3 @@ def versions() -> dict[str, str]:
     if commit.returncode == 0:
         found["commit"] = commit.stdout.strip()
     return found
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.machine()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
@@ -137,6 +138,17 @@ def average(results: Sequence[Result], key: str) -> float:
 def seconds(results: Sequence[Result], scale: Scale) -> float:
     """Of a run, mean over ``results``: the processor's where it does the work, else by the clock."""
     return average(results, "cpu_seconds" if scale.device == "cpu" else "wall_seconds")
+
+
+def other_processors(store: Store, results: Sequence[Result]) -> set[str]:
+    """Those of ``results`` that are not the one of most runs that count: their times do not compare."""
+    runs = select(store, "main", stage="seed")
+    usual = Counter(map(_processor, runs)).most_common(1)
+    return set(map(_processor, results)) - {name for name, _ in usual}
+
+
+def _processor(result: Result) -> str:
+    return result["versions"].get("processor", "another processor")
 
 
 def state_per_parameter(result: Result) -> float:

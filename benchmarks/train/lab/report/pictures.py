@@ -103,9 +103,13 @@ def front(store: Store, scale: Scale) -> Data | None:
 
 
 def seconds(store: Store, scale: Scale) -> Data | None:
-    """Against the optimizer's own time: a run's would say whether its model was compiled."""
+    """Against the optimizer's own time: a run's would say whether its model was compiled.
+
+    Without those that another processor timed.
+    """
     points = _points(store, lambda runs: data.average(runs, "optimizer_ms"))
-    points = [point for point in points if point["x"] is not None]
+    away = {name for name in data.ranked(store) if data.other_processors(store, data.seeds(store, name))}
+    points = [point for point in points if point["x"] is not None and point["name"] not in away]
     what = "processor time" if scale.device == "cpu" else "time"
     return {"points": points, "what": what} if points else None
 
@@ -256,7 +260,11 @@ PICTURES = {
             tokens,
         ),
         Picture("front", "Perplexity against bytes of optimizer state a parameter", front),
-        Picture("seconds", "Perplexity against the time of an optimizer's step", seconds),
+        Picture(
+            "seconds",
+            "Perplexity against the time of an optimizer's step, of what one processor has timed",
+            seconds,
+        ),
         Picture(
             "rates",
             "Perplexity of the search's runs against each role's rate, of the best of each colour",

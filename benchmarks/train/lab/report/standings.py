@@ -67,7 +67,7 @@ def table_of_ranked(store: Store, scale: Scale) -> str:
                 at,
                 f"{data.state_per_parameter(last):.2f}",
                 _step(data.average(runs, "optimizer_ms")),
-                f"{data.seconds(runs, scale):.0f}" + _otherwise(runs, scale),
+                f"{data.seconds(runs, scale):.0f}" + _otherwise(store, runs, scale),
                 f"`{runs[0]['command']}`",
             ]
         )
@@ -91,8 +91,8 @@ def table_of_ranked(store: Store, scale: Scale) -> str:
         if scale.device == "cpu"
         else "seconds by the clock;",
         "a step is the optimizer's, the median of a run, mean over seeds. Runs called eager are from before",
-        "the model was compiled, those called sdpa had torch's attention kernel: their times and others' do",
-        "not compare.",
+        "the model was compiled, those called sdpa had torch's attention kernel, those called by a processor",
+        "ran on that one: their times and others' do not compare.",
         STAR,
         "1-D parameters, where nothing else is said, have AdamW at one rate: those are the bytes where a",
         "contender says that it keeps nothing.",
@@ -111,13 +111,14 @@ def table_of_ranked(store: Store, scale: Scale) -> str:
     return f"{text}\n\n{table(columns, rows, left=2, text_last=True)}"
 
 
-def _otherwise(runs: list[data.Result], scale: Scale) -> str:
+def _otherwise(store: Store, runs: list[data.Result], scale: Scale) -> str:
     """What must be said of a run's time where others compute the same in another way."""
     kinds = {
         "eager" if not run["config"]["compile"] else run["config"]["attention"]
         for run in runs
         if any(run["config"][key] != getattr(scale, key) for key in BEFORE)
     }
+    kinds |= data.other_processors(store, runs)
     return f" ({', '.join(sorted(kinds))})" if kinds else ""
 
 

@@ -42,6 +42,7 @@ CONTENDERS: dict[str, Style] = {
     "preset-scale": Style(GREEN, "o", "-."),
     "preset-sage": Style(BLUE, "D", "-."),
     "preset-sinkgd": Style(ORANGE, "s", "-."),
+    "preset-lion": Style(PURPLE, "D", "-."),
     "adamw-scale-scale": Style(GREEN, "s", "--"),
     "scale": Style(GREEN, "D"),
     "adamw-momentum": Style(GREEN, "^", "--"),
