@@ -32,7 +32,7 @@ SAGE_EXT_INLINE Displacement move_blocks(W* param, int64_t count, float step, fl
   for_blocks(
       blocks,
       [&](int64_t block) SAGE_EXT_ALWAYS_INLINE {
-        prefetch_strips(kMaxAhead, param + block * kBlock);
+        prefetch_strips(param + block * kBlock);
         move_block(sums, param + block * kBlock, step, decay,
                    [&](int k) SAGE_EXT_ALWAYS_INLINE { return sign_of(block, k); });
       },
@@ -73,7 +73,7 @@ Displacement move_by_grads(const AliasTensor& tensor, int64_t begin, int64_t end
   std::memcpy(last, grad + blocks * kBlock, static_cast<size_t>(count - blocks * kBlock) * sizeof(G));
   return move_blocks(static_cast<W*>(tensor.param) + begin, count, step, decay,
                      [&](int64_t block, int k) SAGE_EXT_ALWAYS_INLINE {
-                       if (k == 0) prefetch_strips(kMaxAhead, grad + block * kBlock);
+                       if (k == 0) prefetch_strips(grad + block * kBlock);
                        Floats g;
                        load_part((block < blocks ? grad + block * kBlock : last) + k * kLanes, g);
                        return sign_of_lanes(g * grad_factor);

@@ -117,7 +117,7 @@ void scale_update_rows(const ScaleMatrix& matrix, const void* data, const RowGro
   for_strips_of_rows(0, rows.count, cols, [&](int64_t i, int64_t begin, int64_t end) SAGE_EXT_ALWAYS_INLINE {
     const float inverse = inverse_of_row[i];
     W* param = static_cast<W*>(matrix.param) + rows.at(i) * cols;
-    prefetch_strips(kMaxAhead, param + begin);
+    prefetch_strips(param + begin);
     update_range(
         begin, end,
         [=](int64_t, float x, float& w)

@@ -234,7 +234,7 @@ void sinkgd_update_rows(const SinkGDWork& work, int64_t row_begin, int64_t row_e
     const G* grad = static_cast<const G*>(work.matrix.grad) + row * cols;
     W* param = static_cast<W*>(work.matrix.param) + row * cols;
     const auto step = static_cast<float>(lr_alpha * work.row_scale[row]);
-    prefetch_strips(kMaxAhead, grad + begin, param + begin);
+    prefetch_strips(grad + begin, param + begin);
     update_range(
         begin, end,
         [=](int64_t j, float g, float& w)

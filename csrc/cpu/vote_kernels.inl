@@ -45,7 +45,7 @@ void pack_chunk(const void* grad_data, void* exp_avg_data, int64_t count, const 
   for_blocks(
       blocks,
       [&](int64_t block) SAGE_EXT_ALWAYS_INLINE {
-        prefetch_strips(kMaxAhead, grad + block * kBlock);
+        prefetch_strips(grad + block * kBlock);
         pack_block(grad + block * kBlock, part_of(block * kBlock), momentum, planes.up[block], planes.down[block]);
       },
       []() SAGE_EXT_ALWAYS_INLINE {});

@@ -17,14 +17,13 @@ const char* isa_name(Isa isa);
 // The sets compiled into this binary, separated by spaces.
 const char* built_isas();
 
-// How element-wise passes go through long arrays (elements.inl): from so many places in turn, and the cache lines that
-// a place reaches so many strips later are asked for.
+// How passes go through long arrays (elements.inl): element-wise ones from so many places in turn, at most kMaxStreams,
+// and all of them ask for the cache lines that a place reaches so many strips later.
 struct Streams {
-  int64_t count;  // at most kMaxStreams
-  int64_t ahead;  // at most kMaxAhead
+  int64_t count;
+  int64_t ahead;
 };
 inline constexpr int64_t kMaxStreams = 4;
-inline constexpr int64_t kMaxAhead = 8;
 
 // What suits this processor; no result depends on it. Tests try others.
 extern Streams streams;

@@ -60,7 +60,7 @@ Observation observe_values(const void* data, Span span, float factor, uint32_t* 
   for_blocks(
       blocks,
       [&](int64_t block) SAGE_EXT_ALWAYS_INLINE {
-        prefetch_strips(kMaxAhead, grad + block * kBlock);
+        prefetch_strips(grad + block * kBlock);
         observe_block<kSigns, kNorm>(sums, grad + block * kBlock, factor, positive + block, negative + block, ~0u,
                                      record);
       },
@@ -128,7 +128,7 @@ Observation observe_pair(const void* data, Span span, float factor, void* prev_d
   for_blocks(
       blocks,
       [&](int64_t block) SAGE_EXT_ALWAYS_INLINE {
-        prefetch_strips(kMaxAhead, grad + block * kBlock, prev_grad + block * kBlock);
+        prefetch_strips(grad + block * kBlock, prev_grad + block * kBlock);
         compare_block(sums, grad + block * kBlock, factor, prev_grad + block * kBlock, prev_factor);
         if (record) std::memcpy(prev_grad + block * kBlock, grad + block * kBlock, kBlock * sizeof(G));
       },
