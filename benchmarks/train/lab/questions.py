@@ -128,6 +128,7 @@ def ablation(scale: Scale) -> list[Run]:
         ("scale", "no-momentum", on("scale", momentum=0.0)),
         *((name, "decay-0.1", decay(0.1)) for name in ("adamw", "adamw-sinkgd-scale", "sage-hybrid")),
         *((f"{PRESET}{name}", "five-iterations", on("sinkgd", iterations=5)) for name in ("sage", "sinkgd")),
+        *((f"{PRESET}{name}", "decay-0.1", decay(0.1)) for name in ("sinkgd-scale", "sage", "stateless")),
     ]
     return round_robin(
         [
