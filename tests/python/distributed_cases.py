@@ -148,7 +148,7 @@ def messages(places: dict[str, Layout], rank: int, size: int) -> None:
         ("columns", "scale_rows"): 1,
         ("rows", "alias"): 2,
         ("rows", "alias_adam"): 1,
-        ("rows", "hybrid_sage"): 5 + 1,  # SAGE's vectors in float64
+        ("rows", "hybrid_sage"): 1 + 1,  # SinkGD's iteration, and SAGE's vectors in float64
         ("replicated", "sage"): 0,
     }
     if size == 4:
