@@ -140,11 +140,14 @@ def seconds(results: Sequence[Result], scale: Scale) -> float:
     return average(results, "cpu_seconds" if scale.device == "cpu" else "wall_seconds")
 
 
+def usual_processor(store: Store) -> str:
+    """That of most runs that count. Times of another do not compare with its."""
+    counts = Counter(map(_processor, select(store, "main", stage="seed")))
+    return max(counts, key=counts.__getitem__, default="")
+
+
 def other_processors(store: Store, results: Sequence[Result]) -> set[str]:
-    """Those of ``results`` that are not the one of most runs that count: their times do not compare."""
-    runs = select(store, "main", stage="seed")
-    usual = Counter(map(_processor, runs)).most_common(1)
-    return set(map(_processor, results)) - {name for name, _ in usual}
+    return set(map(_processor, results)) - {usual_processor(store)}
 
 
 def _processor(result: Result) -> str:

@@ -110,7 +110,7 @@ def seconds(store: Store, scale: Scale) -> Data | None:
     points = _points(store, lambda runs: data.average(runs, "optimizer_ms"))
     away = {name for name in data.ranked(store) if data.other_processors(store, data.seeds(store, name))}
     points = [point for point in points if point["x"] is not None and point["name"] not in away]
-    what = "processor time" if scale.device == "cpu" else "time"
+    what = f"{data.usual_processor(store)}: processor time" if scale.device == "cpu" else "time"
     return {"points": points, "what": what} if points else None
 
 
