@@ -157,7 +157,7 @@ def alias_steps(found: Data) -> Figure:
         axes.plot(x, y, label=curve["name"], markevery=4, **_line(style))
     _step_axes(axes)
     axes.legend(ncols=2)
-    axes.set_title("The step size that each finds, mean of three seeds")
+    axes.set_title("The step size that each finds, mean over its seeds")
     return made
 
 
