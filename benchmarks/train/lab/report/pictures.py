@@ -107,9 +107,11 @@ def seconds(store: Store, scale: Scale) -> Data | None:
 
     Without those that another processor timed.
     """
-    points = _points(store, lambda runs: data.average(runs, "optimizer_ms"))
-    away = {name for name in data.ranked(store) if data.other_processors(store, data.seeds(store, name))}
-    points = [point for point in points if point["x"] is not None and point["name"] not in away]
+
+    def time(runs: list[data.Result]) -> float:
+        return math.nan if data.other_processors(store, runs) else data.average(runs, "optimizer_ms")
+
+    points = [point for point in _points(store, time) if point["x"] is not None]
     what = f"{data.usual_processor(store)}: processor time" if scale.device == "cpu" else "time"
     return {"points": points, "what": what} if points else None
 
