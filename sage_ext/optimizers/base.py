@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -17,7 +17,7 @@ from torch.optim.optimizer import ParamsT
 
 from sage_ext import _loader, pieces
 from sage_ext import backend as backends
-from sage_ext.optimizers import state_io, step, validate
+from sage_ext.optimizers import first_loss, state_io, step, validate
 from sage_ext.optimizers.advice import Advice
 from sage_ext.optimizers.groups import GroupedOptimizer
 from sage_ext.optimizers.repeat import LastStep, Ready
@@ -69,8 +69,10 @@ class FusedOptimizer(GroupedOptimizer):
     """The processes over which a loss is averaged. Of this process alone: it is not saved or copied."""
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], *, backend: backends.Backend) -> None:
-        # The last loss of a group whose rule takes one. Only a GPU knows whether its first step was skipped.
+        # Index of a group whose rule takes a loss -> what its first step took; and what steps before that one
+        # were given, which were skipped.
         self._losses: dict[int, float | Tensor] = {}
+        self._skipped_losses: dict[int, float | Tensor] = {}
         self._amp_scaling: bool | None = None
         self._forget()
         super().__init__(params, defaults, backend=backend)
@@ -128,7 +130,8 @@ class FusedOptimizer(GroupedOptimizer):
         """Perform one step over all groups. Parameters without a gradient are skipped and get no state.
 
         With native kernels on a GPU the step is only enqueued, on the current stream: the host waits for
-        nothing. A CUDA graph can capture it once every parameter has its state.
+        nothing, but for the first loss of ALIAS with ``gap="lower_bound"``, to look at it. A CUDA graph can
+        capture a step once every parameter has its state.
 
         Where lr is 0 and every gradient zero, ALIAS changes and counts nothing and needs no loss, and no rule
         changes what it has just made: torch's checkpoint helpers have the state made by such a step.
@@ -159,7 +162,7 @@ class FusedOptimizer(GroupedOptimizer):
         with self._telling(found_inf):
             team = self._team()
         if team is None:
-            if step.is_known_skip(found_inf):
+            if step.is_known_skip(found_inf) or self._is_skip_before_the_first(found_inf):
                 self._keep_loss(loss)
                 self._next_loss = None
                 return evaluated
@@ -352,38 +355,54 @@ class FusedOptimizer(GroupedOptimizer):
         self._check_params(group, index, native=self.backend == "native", with_gradient=True)
         met[index] = Known(group["params"], tuple(group["params"]), stepped, kept)
 
+    def _is_skip_before_the_first(self, found_inf: Any) -> bool:
+        """Whether ``found_inf`` keeps a group from its first step, with a loss that need not be finite then.
+        For this the host waits for an accelerator."""
+        awaited = map(self._awaits_loss, range(len(self.param_groups)))
+        if not isinstance(found_inf, Tensor) or not any(awaited):
+            return False
+        if found_inf.is_cuda and torch.cuda.is_current_stream_capturing():
+            return False  # the host cannot look
+        return bool(found_inf)
+
+    def _awaits_loss(self, index: int) -> bool:
+        """Whether the first step of a group is to come, and takes a loss."""
+        group = self.param_groups[index]
+        return index not in self._losses and self._rule(group, index).takes_loss(group)
+
     def _keep_loss(self, loss: float | Tensor | None) -> None:
-        """Keep the loss of a step that is skipped: the next is the first one then, and may come without."""
-        for index, group in enumerate(self.param_groups):
-            if loss is not None and self._rule(group, index).takes_loss(group):
-                self._losses[index] = self._loss_for(index, loss)
+        """Keep the loss of a step that is skipped: the next is the first one then, and may come without.
 
-    def _loss_for(self, index: int, loss: float | Tensor | None) -> float | Tensor | None:
-        """Return the loss for a group that takes one: without one the last, as first steps may be skipped."""
-        where = f" in param group {index}"
-        if self._process_group is not None:
-            if index in self._losses:
-                return self._losses[index]  # the mean that all have begun with
-            from sage_ext.distributed.losses import mean_of_losses
+        One that no step can begin with is not kept: what made the gradients overflow may have made it, too.
+        """
+        if loss is None:
+            return
+        for index in filter(self._awaits_loss, range(len(self.param_groups))):
+            found = self._given_loss(index, loss)
+            with suppress(ValueError):
+                self._skipped_losses[index] = self._checked_loss(index, found)
 
-            loss = mean_of_losses(loss, self._process_group, self.param_groups[index]["params"][0].device)
-        elif index not in self._losses:
-            self._advice.before_first_loss(self.param_groups[index]["params"])
+    def _loss_for(self, index: int, loss: float | Tensor | None) -> float | Tensor:
+        """Return the loss for a group that takes one. Only that of its first step is looked at."""
+        if index not in self._losses:
+            return self._checked_loss(index, self._given_loss(index, loss))
         if loss is not None:
-            validate.number_or_scalar(loss, "loss", where)
-            if isinstance(loss, Tensor):
-                loss = loss.detach()
-        elif index in self._losses:
-            return self._losses[index]
-        else:
-            raise ValueError(
-                f'loss: got None{where}, but the first step with gap="lower_bound" needs it: call '
-                "step(closure) or step(loss=...), or set_loss(...) before someone else calls step()"
-            )
-        if index not in self._losses and not (isinstance(loss, Tensor) and loss.device.type != "cpu"):
-            group = self.param_groups[index]
-            self._rule(group, index).check_first_loss(float(loss), group, where)
-        return loss
+            validate.number_or_scalar(loss, "loss", f" in param group {index}")
+        return self._losses[index]
+
+    def _given_loss(self, index: int, loss: float | Tensor | None) -> float | Tensor:
+        """Return what a group begins with: without a loss, the last one of the steps that were skipped."""
+        params = self.param_groups[index]["params"]
+        if self._process_group is None:
+            self._advice.before_first_loss(params)
+        if loss is None:
+            loss = self._skipped_losses.get(index)
+        where = f" in param group {index}"
+        return first_loss.given(loss, where, process_group=self._process_group, device=params[0].device)
+
+    def _checked_loss(self, index: int, loss: float | Tensor) -> float | Tensor:
+        group = self.param_groups[index]
+        return first_loss.checked(loss, self._rule(group, index), group, f" in param group {index}")
 
     def _describer(self, call: Call) -> Callable[[int], str]:
         """Return what names the parameters of a call in messages: position in the call -> label."""
@@ -401,7 +420,7 @@ class FusedOptimizer(GroupedOptimizer):
     # ------------------------------------------------------------------------------------------------ files
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_requested_backend", "_losses", "_amp_scaling")
+        own = ("_requested_backend", "_losses", "_skipped_losses", "_amp_scaling")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -411,6 +430,7 @@ class FusedOptimizer(GroupedOptimizer):
             for key, value in rule.defaults.items():
                 group.setdefault(key, value)  # pickled before the rule had this hyperparameter
         self.__dict__.setdefault("_losses", {})
+        self.__dict__.setdefault("_skipped_losses", {})
         self.__dict__.setdefault("_amp_scaling", None)
         if "_advice" not in self.__dict__:
             self._advice = Advice()
@@ -448,6 +468,7 @@ class FusedOptimizer(GroupedOptimizer):
         def after(_: Optimizer) -> None:
             self.state = new_state
             self._losses = state_io.known_losses(self.param_groups, self.rules)
+            self._skipped_losses = {}
 
         # Between the user's hooks: theirs see the dict as it was given, and the state as it was loaded.
         handles = [

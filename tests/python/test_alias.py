@@ -132,6 +132,22 @@ class TestLoss:
             optimizer.step()
             assert scalar(optimizer, "d") == 8.0
 
+    def test_of_a_skipped_step_is_kept_only_if_one_can_begin_with_it(self, backend: str) -> None:
+        """What made the gradients overflow may have made the loss, too."""
+        optimizer = FusedALIAS([filled(1.0)], gap="lower_bound", backend=backend)
+        skip = torch.tensor(1.0)
+        optimizer.found_inf = skip
+        optimizer.step(loss=math.inf)
+        del optimizer.found_inf
+        refuse(optimizer, "^loss: got None")
+        for loss in (8.0, math.nan, -1.0):
+            optimizer.found_inf = skip
+            optimizer.step(loss=loss)
+        del optimizer.found_inf
+        refuse(optimizer, r"^loss: got -1\.0 .*above lower_bound", loss=-1.0)
+        optimizer.step()
+        assert scalar(optimizer, "d") == 8.0
+
     def test_of_a_step_that_was_refused_is_not_taken(self, backend: str) -> None:
         good, bad = filled(1.0), filled(1.0)
         groups = [{"params": [good]}, {"params": [bad]}]

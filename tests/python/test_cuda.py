@@ -166,7 +166,23 @@ class TestFirstLoss:
         optimizer.step()
         assert optimizer.param_groups[0]["scalars"][:3:2].tolist() == [2.0, 2.0]  # steps, d
 
-    def test_of_a_step_that_only_the_gpu_knew_was_skipped(self) -> None:
+    @pytest.mark.parametrize("loss", [0.0, -1.0, float("nan"), float("inf")])
+    def test_not_above_the_bound(self, loss: float) -> None:
+        """The host waits for it: d would be 0 or infinite, without a word."""
+        optimizer, param = self.build()
+        with pytest.raises(ValueError, match=r"^loss: got .* in param group 0, expected a finite .* above"):
+            optimizer.step(loss=torch.tensor(loss, device=GPU))
+        assert torch.equal(param, torch.ones(3, device=GPU))
+        assert optimizer.param_groups[0]["scalars"] is None
+        optimizer.found_inf = torch.ones((), device=GPU)
+        optimizer.step(loss=torch.tensor(loss, device=GPU))
+        assert torch.equal(param, torch.ones(3, device=GPU))
+        optimizer.found_inf = torch.zeros((), device=GPU)
+        self.refuse(optimizer, param)
+        optimizer.step(loss=torch.tensor(2.0, device=GPU))
+        assert optimizer.param_groups[0]["scalars"][:3:2].tolist() == [1.0, 2.0]
+
+    def test_of_a_skipped_step(self) -> None:
         """It is kept; but a file does not have it, and says that the first step is to come."""
         optimizer, param = self.build()
         optimizer.found_inf = torch.ones((), device=GPU)
@@ -217,6 +233,8 @@ class TestHostDoesNotWait:
         optimizer.found_inf = torch.tensor(0.0, device=scalars)
         fill_grads(optimizer, 0)
         loss = torch.tensor(1.0, device=scalars)
+        if build is models.alias_lower_bound:
+            models.step(optimizer, loss)  # it looks at its first loss
         torch.cuda.set_sync_debug_mode("error")
         try:
             for _ in range(2):  # the first one makes the states
