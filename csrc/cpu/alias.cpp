@@ -8,6 +8,7 @@
 #include "cpu/common/isa.h"
 #include "cpu/common/map.h"
 #include "cpu/common/observe.h"
+#include "cpu/common/x86_intrinsics.h"
 
 namespace sage_ext::cpu {
 

@@ -9,6 +9,7 @@
 #include "core/math/vote.h"
 #include "cpu/common/isa.h"
 #include "cpu/common/map.h"
+#include "cpu/common/x86_intrinsics.h"
 
 namespace sage_ext::cpu {
 

@@ -1,6 +1,7 @@
 // Part of every instruction set's namespace (see foreach_isa.inl): arrays in blocks of 32 elements, which are a word of
 // the sign planes. Packing bits and sums that stay in registers are beyond what compilers vectorise by themselves, so
-// these are vector types of GCC and Clang, which become what the instruction set has.
+// these are vector types of GCC and Clang, which become what the instruction set has. What includes this includes
+// "cpu/common/x86_intrinsics.h" first, outside of the namespace.
 namespace {
 
 inline constexpr int kLanes = SAGE_EXT_ISA_LANES;  // of one vector
@@ -87,11 +88,19 @@ SAGE_EXT_INLINE Words lane_bits(int part) {
   return bits;
 }
 
+#if SAGE_EXT_X86_ISAS && SAGE_EXT_ISA_LANES == 16
+SAGE_EXT_INLINE Words load_shorts(const void* data) {
+  // GCC converts the vector type with five instructions. The mask keeps it from warnings.
+  return reinterpret_cast<Words>(
+      _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(static_cast<const __m256i*>(data))));
+}
+#else
 SAGE_EXT_INLINE Words load_shorts(const void* data) {
   Shorts shorts;
   std::memcpy(&shorts, data, sizeof(shorts));
   return __builtin_convertvector(shorts, Words);
 }
+#endif
 
 SAGE_EXT_INLINE void store_shorts(void* data, const Words& words) {
   const Shorts shorts = __builtin_convertvector(words, Shorts);
@@ -144,8 +153,14 @@ SAGE_EXT_INLINE Floats sign_of_lanes(const Floats& x) { return one_where(x > 0.0
 
 // The signs that a word of both planes has for one part of a block.
 SAGE_EXT_INLINE Floats sign_of_bits(uint32_t positive, uint32_t negative, int part) {
+#if SAGE_EXT_X86_ISAS && SAGE_EXT_ISA_LANES == 16
+  const int first = part * kLanes;
+  const __m512 up = _mm512_maskz_mov_ps(static_cast<__mmask16>(positive >> first), Floats{} + 1.0f);
+  return _mm512_mask_sub_ps(up, static_cast<__mmask16>(negative >> first), up, Floats{} + 1.0f);
+#else
   const Words bits = lane_bits(part);
   return one_where((bits & positive) != 0) - one_where((bits & negative) != 0);
+#endif
 }
 
 SAGE_EXT_INLINE Floats absolute(const Floats& x) {
@@ -157,12 +172,8 @@ SAGE_EXT_INLINE Floats smaller(const Floats& a, const Floats& b) { return a < b 
 
 // A bit for each lane that is more, or less, than 0.
 #if SAGE_EXT_X86_ISAS && SAGE_EXT_ISA_LANES == 16
-SAGE_EXT_INLINE uint32_t positive_bits(const Floats& x) {
-  return static_cast<uint16_t>(__builtin_ia32_cmpps512_mask(x, Floats{}, 0x1e, 0xffff, 4));  // GT, ordered, quiet
-}
-SAGE_EXT_INLINE uint32_t negative_bits(const Floats& x) {
-  return static_cast<uint16_t>(__builtin_ia32_cmpps512_mask(x, Floats{}, 0x11, 0xffff, 4));  // LT, ordered, quiet
-}
+SAGE_EXT_INLINE uint32_t positive_bits(const Floats& x) { return _mm512_cmp_ps_mask(x, Floats{}, _CMP_GT_OQ); }
+SAGE_EXT_INLINE uint32_t negative_bits(const Floats& x) { return _mm512_cmp_ps_mask(x, Floats{}, _CMP_LT_OQ); }
 #else
 SAGE_EXT_INLINE uint32_t bits_of(const Masks& mask) {
 #if SAGE_EXT_X86_ISAS && SAGE_EXT_ISA_LANES == 8

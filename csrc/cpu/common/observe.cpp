@@ -5,6 +5,7 @@
 #include "core/math/sign.h"
 #include "core/sign_planes.h"
 #include "cpu/common/isa.h"
+#include "cpu/common/x86_intrinsics.h"
 
 namespace sage_ext::cpu {
 
