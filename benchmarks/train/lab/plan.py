@@ -166,6 +166,36 @@ def round_robin(lists: Iterable[Sequence[Run]]) -> list[Run]:
     return [runs[i] for i in range(longest) for runs in lists if i < len(runs)]
 
 
+def seeds_at_best(
+    scale: Scale,
+    contender: Contender,
+    study: str,
+    stage: str,
+    variant: dict[str, Any],
+    grid: Sequence[Run],
+    change: Callable[[list[dict[str, Any]]], object] | None = None,
+    *,
+    seeds: tuple[int, ...] = SEEDS,
+    **given: Any,
+) -> list[Run]:
+    """Runs at the full budget, at the best rates of a grid: a run a seed."""
+    ids = tuple(run.id for run in grid)
+    return [
+        Run(
+            id=run_id(study, contender.name, stage, seed),
+            study=study,
+            contender=contender.name,
+            stage="seed",
+            variant={**variant, "seed": seed},
+            needs=ids,
+            tokens=scale.final_tokens,
+            rates=partial(best_rates, ids=ids),
+            configure=configured(scale, contender, change, tokens=scale.final_tokens, seed=seed, **given),
+        )
+        for seed in seeds
+    ]
+
+
 def grid_then_seeds(
     scale: Scale,
     study: str,
@@ -202,23 +232,8 @@ def grid_then_seeds(
             for factor in factors
         ]
         grids.append(grid)
-        ids = tuple(run.id for run in grid)
+        labels = {**variant, "case": label.strip("-")}
         finals.append(
-            [
-                Run(
-                    id=run_id(study, name, f"seed{case}", seed),
-                    study=study,
-                    contender=name,
-                    stage="seed",
-                    variant={**variant, "case": label.strip("-"), "seed": seed},
-                    needs=ids,
-                    tokens=scale.final_tokens,
-                    rates=partial(best_rates, ids=ids),
-                    configure=configured(
-                        scale, contender, change, tokens=scale.final_tokens, seed=seed, **given
-                    ),
-                )
-                for seed in seeds
-            ]
+            seeds_at_best(scale, contender, study, f"seed{case}", labels, grid, change, seeds=seeds, **given)
         )
     return round_robin(grids) + round_robin(finals)

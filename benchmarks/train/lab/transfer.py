@@ -7,7 +7,7 @@ from typing import Any
 
 from lab.contenders import MATRICES, Contender
 from lab.packages import available
-from lab.plan import Run, round_robin, run_at_best, run_at_rates
+from lab.plan import Run, round_robin, run_at_best, run_at_rates, seeds_at_best
 from lab.scales import Scale
 
 WIDTH_FACTORS = (1.0, 0.5, 2.0, 0.25, 4.0)
@@ -80,13 +80,17 @@ def shapes(scale: Scale) -> list[Run]:
     )
 
 
-SHARED = ("adamw", "adamw-sinkgd-scale", "scale", "sage-hybrid")
+SHARED = ("adamw", "adamw-sinkgd-scale", "scale", "sage-hybrid", "sign-sgd")
 SHARED_RATES = {1: (1e-3, 2e-3, 5e-4, 4e-3, 8e-3), 10: (5e-4, 1e-3, 2.5e-4, 2e-3)}
 """The embedding's rate over that of all others -> the others' rates: as many runs as a search has."""
+ONE_STEP = "sign-sgd"  # what has one step for all when it is ALIAS that finds it
 
 
 def one_rate(scale: Scale) -> list[Run]:
-    """One rate for all roles, and one with ten times that for the embedding: nine runs, as a search has."""
+    """One rate for all roles, and one with ten times that for the embedding: nine runs, as a search has.
+
+    Then Sign-SGD at the best rate for all, three seeds: what ALIAS's one step is compared with.
+    """
 
     def one(contender: Contender, ratio: int, rate: float) -> Run:
         rates = {role: float(f"{rate * (ratio if role == 'embedding' else 1):g}") for role in MATRICES}
@@ -102,7 +106,9 @@ def one_rate(scale: Scale) -> list[Run]:
             seed=0,
         )
 
-    return round_robin(
+    runs = round_robin(
         [one(available()[name], ratio, rate) for ratio, rates in SHARED_RATES.items() for rate in rates]
         for name in SHARED
     )
+    of_one = [run for run in runs if run.contender == ONE_STEP and run.variant["ratio"] == 1]
+    return runs + seeds_at_best(scale, available()[ONE_STEP], "one-rate", "seed", {}, of_one)
