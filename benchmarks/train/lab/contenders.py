@@ -109,6 +109,7 @@ def alone(rule: str, **changes: Any) -> Make:
 ADAMW: tuple[str, Group] = ("adamw", {})
 SAGE: tuple[str, Group] = ("sage", {})
 LION: tuple[str, Group] = ("lion", {})
+SIGN_SGD: tuple[str, Group] = ("sign_sgd", {})
 SINKGD: tuple[str, Group] = ("sinkgd", {})
 ROWS: tuple[str, Group] = ("scale", {"dim": 1})  # an output unit of a matrix or of the head
 COLUMNS: tuple[str, Group] = ("scale", {"dim": 0})  # a dimension of an embedding
@@ -172,10 +173,15 @@ def alias(**changes: Any) -> Make:
     return make
 
 
-def alias_but_head(rates: dict[str, float], steps: int) -> list[Group]:
-    (group,) = alias()(rates, steps)
-    group["roles"] = ["embedding", "matrix", "vector"]
-    return [group, ours("adamw", "lm_head", 1e-3)]
+def alias_but_head(**changes: Any) -> Make:
+    """ALIAS on all but the head, which has AdamW: as in its authors' code."""
+
+    def make(rates: dict[str, float], steps: int) -> list[Group]:
+        (group,) = alias(**changes)(rates, steps)
+        group["roles"] = ["embedding", "matrix", "vector"]
+        return [group, ours("adamw", "lm_head", 1e-3)]
+
+    return make
 
 
 def alias_adam(rates: dict[str, float], steps: int) -> list[Group]:
@@ -286,9 +292,30 @@ _OURS = [
     Contender(
         "alias-head-adamw",
         "ALIAS, memory-efficient, on all but the head, which has AdamW at 1e-3",
-        alias_but_head,
+        alias_but_head(),
         2,
         searched=False,
+    ),
+    Contender(
+        "alias-base-head-adamw",
+        "ALIAS in its base form, gap from the loss's lower bound, on all but the head (AdamW at 1e-3)",
+        alias_but_head(memory_efficient=False, gap="lower_bound"),
+        2,
+        searched=False,
+    ),
+    Contender(
+        "alias-sum-head-adamw",
+        "ALIAS with the sum of 1-norms, gap from the lower bound, on all but the head (AdamW at 1e-3)",
+        alias_but_head(smoothness="sum", gap="lower_bound"),
+        2,
+        searched=False,
+        feature=("alias", "smoothness"),
+    ),
+    Contender(
+        "sign-sgd-adamw",
+        "Sign-SGD on embedding and matrices, AdamW on the head",
+        by_role(SIGN_SGD, SIGN_SGD, ADAMW),
+        2,
     ),
     Contender(
         "alias-sum",

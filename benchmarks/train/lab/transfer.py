@@ -80,10 +80,10 @@ def shapes(scale: Scale) -> list[Run]:
     )
 
 
-SHARED = ("adamw", "adamw-sinkgd-scale", "scale", "sage-hybrid", "sign-sgd")
+SHARED = ("adamw", "adamw-sinkgd-scale", "scale", "sage-hybrid", "sign-sgd", "sign-sgd-adamw")
 SHARED_RATES = {1: (1e-3, 2e-3, 5e-4, 4e-3, 8e-3), 10: (5e-4, 1e-3, 2.5e-4, 2e-3)}
 """The embedding's rate over that of all others -> the others' rates: as many runs as a search has."""
-ONE_STEP = "sign-sgd"  # what has one step for all when it is ALIAS that finds it
+ONE_STEP = ("sign-sgd", "sign-sgd-adamw")  # where ALIAS finds a step, it is one for all
 
 
 def one_rate(scale: Scale) -> list[Run]:
@@ -110,5 +110,10 @@ def one_rate(scale: Scale) -> list[Run]:
         [one(available()[name], ratio, rate) for ratio, rates in SHARED_RATES.items() for rate in rates]
         for name in SHARED
     )
-    of_one = [run for run in runs if run.contender == ONE_STEP and run.variant["ratio"] == 1]
-    return runs + seeds_at_best(scale, available()[ONE_STEP], "one-rate", "seed", {}, of_one)
+    of_one = {
+        name: [run for run in runs if run.contender == name and run.variant["ratio"] == 1]
+        for name in ONE_STEP
+    }
+    return runs + round_robin(
+        seeds_at_best(scale, available()[name], "one-rate", "seed", {}, grid) for name, grid in of_one.items()
+    )
