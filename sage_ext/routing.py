@@ -62,14 +62,15 @@ def route(
         ``tied`` says otherwise), ``"lm_head"``, ``"vector"`` for fewer than two dimensions, and ``"matrix"``.
 
     Raises:
-        TypeError: neither a module nor pairs.
+        TypeError: neither a module nor pairs, or something else than names.
         ValueError: nothing to train, a name that does not exist or exists twice, pairs without
             ``embeddings``, or a tied parameter without ``tied``.
     """
+    tables_named = _names(embeddings, "embeddings")
+    heads_named = _names(lm_head, "lm_head")
+    without_decay = _names(no_decay, "no_decay")
     if isinstance(model_or_named_parameters, nn.Module):
-        return _route_module(
-            model_or_named_parameters, _names(embeddings), _names(lm_head), tied, _names(no_decay)
-        )
+        return _route_module(model_or_named_parameters, tables_named, heads_named, tied, without_decay)
     pairs = _pairs(model_or_named_parameters)
     if embeddings is None:
         raise ValueError(
@@ -77,9 +78,9 @@ def route(
             "itself, or embeddings=[names] and lm_head=[names], or embeddings=[] if there are none"
         )
     params = dict(pairs)
-    tables = _find(_names(embeddings), params, "embeddings")
-    heads = _find(_names(lm_head), params, "lm_head")
-    undecayed = _find(_names(no_decay), params, "no_decay")
+    tables = _find(tables_named, params, "embeddings")
+    heads = _find(heads_named, params, "lm_head")
+    undecayed = _find(without_decay, params, "no_decay")
     return _assign(pairs, _Kinds(tables, heads, set(), undecayed), tied)
 
 
@@ -240,8 +241,17 @@ def _brief(item: object) -> str:
     return f"of type {type(item).__name__}" if len(text) > 60 else text
 
 
-def _names(names: str | Sequence[str] | None) -> list[str] | None:
-    return [names] if isinstance(names, str) else None if names is None else list(names)
+def _names(names: str | Sequence[str] | None, argument: str) -> list[str] | None:
+    if names is None or isinstance(names, str):
+        return [names] if isinstance(names, str) else None
+    found = list(names) if isinstance(names, Iterable) and not isinstance(names, Tensor) else [names]
+    for name in found:
+        if not isinstance(name, str):
+            raise TypeError(
+                f"{argument}: got {type(name).__name__}, expected a parameter's name or a list of names, as "
+                'in model.named_parameters(), such as "head.weight"'
+            )
+    return found
 
 
 def _find(names: list[str] | None, params: Mapping[str, Tensor], argument: str) -> set[int]:

@@ -123,7 +123,7 @@ def first_losses(optimizer: FusedOptimizer, *, before_closure: bool = False) -> 
     """
     found = []
     for index, group in enumerate(optimizer.param_groups):
-        if index in optimizer._losses or group.get("gap", "descent") == "descent":
+        if group.get("gap", "descent") == "descent" or optimizer._has_begun(index):
             continue
         params, grads = step.with_gradient(group["params"])
         rule = optimizer.rules.get(group.get("rule"))

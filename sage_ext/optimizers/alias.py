@@ -59,6 +59,7 @@ class AliasRule(Rule):
     lr_is_step = False
     state_keys = ("signs", "prev_grad")
     shared_keys = ("scalars",)
+    form = ("memory_efficient", "smoothness", "gap")
     needs_contiguous = True  # the sign planes go by the row-major order
 
     def validate(self, group: Group, where: str) -> None:
@@ -103,6 +104,10 @@ class AliasRule(Rule):
     def takes_loss(self, group: Group) -> bool:
         return group["gap"] == "lower_bound"
 
+    def has_begun(self, group: Group) -> bool:
+        # Where only a GPU knew that the first step was to be skipped, there are scalars: new ones.
+        return group["scalars"] is not None and float(group["scalars"][ALIAS_SCALARS.index("step")]) > 0
+
     def check_first_loss(self, loss: float, group: Group, where: str) -> None:
         if not group["lower_bound"] < loss < math.inf:
             validate.fail(
@@ -113,11 +118,9 @@ class AliasRule(Rule):
         return group["same_batch"] is True  # anything else true is for validate() to refuse
 
     def step_size(self, group: Group) -> float:
-        if group["scalars"] is None:
-            return math.nan
-        values = group["scalars"].tolist()
-        # Where only a GPU knew that the first step was to be skipped, there are scalars: new ones.
-        return values[ALIAS_SCALARS.index("step_size")] if values[ALIAS_SCALARS.index("step")] else math.nan
+        return (
+            float(group["scalars"][ALIAS_SCALARS.index("step_size")]) if self.has_begun(group) else math.nan
+        )
 
     def arguments(self, group: Group, *, again: bool = False) -> dict[str, Any]:
         phase = "refresh" if again else "move" if group["same_batch"] else "step"
@@ -180,7 +183,7 @@ class FusedALIAS(ReplicatedOptimizer):
             The steps between cost no more than Sign-SGD's.
         same_batch: evaluate the closure a second time in every step, at the new parameters and on the old
             batch, for the difference of the gradients. By default that is between consecutive batches, as in
-            the authors' experiments.
+            the authors' experiments. An error in that evaluation comes when the parameters have moved.
         weight_decay: decoupled, with gamma in the learning rate's place.
         lr: gamma during warm-up: a number or a one-element tensor. One on the parameter's GPU is read by the
             kernels alone; any other is read on the host at each step.

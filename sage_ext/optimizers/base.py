@@ -85,6 +85,8 @@ class FusedOptimizer(GroupedOptimizer):
         self._known: dict[int, Known] = {}
         # Index of a group -> its hyperparameters as they were when they were last checked.
         self._valid: dict[int, list[Any]] = {}
+        # Index of a group -> the group, and what the form of its rule was in its last step.
+        self._forms: dict[int, tuple[Mapping[str, Any], dict[str, Any]]] = {}
         # Where parameters are DTensors: the processes that have them, and which of their groups are inert.
         self._shared_by: Team | None = None
         self._inert: dict[int, bool] = {}
@@ -146,7 +148,8 @@ class FusedOptimizer(GroupedOptimizer):
             What the closure returned, or None.
 
         Raises:
-            ValueError: a gradient, a state or a hyperparameter cannot be used. Nothing has changed then.
+            ValueError: a gradient, a state or a hyperparameter cannot be used. Nothing has changed then; but
+                for the second gradient of ALIAS with ``same_batch=True`` parameters have moved.
             RuntimeError: a parameter's state would be made inside a CUDA graph. Nothing has changed then.
         """
         evaluated = None
@@ -308,6 +311,8 @@ class FusedOptimizer(GroupedOptimizer):
                 self._known.update(met)
                 step.install(everything, self.param_groups, self.state)
                 for call in (*calls, *staged):
+                    group = self.param_groups[call.group]
+                    self._forms[call.group] = (group, {name: group[name] for name in call.rule.form})
                     if (used := call.arguments.get("loss")) is not None:
                         self._losses[call.group] = used
 
@@ -330,6 +335,9 @@ class FusedOptimizer(GroupedOptimizer):
         valid = self._valid.get(index, ())
         if len(values) != len(valid) or not all(map(operator.is_, values, valid)):
             rule.validate(group, f" in param group {index}")
+            stepped, form = self._forms.get(index, (None, {}))
+            if stepped is group and any(group.get(key) is not None for key in rule.shared_keys):
+                rule.check_form(group, form, f" in param group {index}")
             # A tensor may hold another number by the next step.
             self._valid[index] = [] if any(isinstance(value, Tensor) for value in values) else values
 
@@ -366,25 +374,37 @@ class FusedOptimizer(GroupedOptimizer):
         return bool(found_inf)
 
     def _awaits_loss(self, index: int) -> bool:
-        """Whether the first step of a group is to come, and takes a loss."""
+        """Whether a group's next step is its first, and takes a loss."""
         group = self.param_groups[index]
-        return index not in self._losses and self._rule(group, index).takes_loss(group)
+        takes_loss = self._rule(group, index).takes_loss(group) and not self._has_begun(index)
+        return takes_loss and bool(step.with_gradient(group["params"])[0])
+
+    def _has_begun(self, index: int) -> bool:
+        """Whether a group whose rule takes a loss has had its first step."""
+        group = self.param_groups[index]
+        rule = self.rules.get(group.get("rule"))
+        if rule is None or any(group.get(key) is None for key in rule.shared_keys):
+            self._losses.pop(index, None)  # of another group that was at this place, or it begins anew
+        elif index not in self._losses and rule.has_begun(group):
+            self._losses[index] = 0.0  # nobody looks at it any more
+        return index in self._losses
 
     def _keep_loss(self, loss: float | Tensor | None) -> None:
         """Keep the loss of a step that is skipped: the next is the first one then, and may come without.
 
         One that no step can begin with is not kept: what made the gradients overflow may have made it, too.
+        Of replicas each keeps its own, and tells nobody: some may have none.
         """
         if loss is None:
             return
         for index in filter(self._awaits_loss, range(len(self.param_groups))):
-            found = self._given_loss(index, loss)
+            validate.number_or_scalar(loss, "loss", f" in param group {index}")
             with suppress(ValueError):
-                self._skipped_losses[index] = self._checked_loss(index, found)
+                self._skipped_losses[index] = self._checked_loss(index, loss)
 
     def _loss_for(self, index: int, loss: float | Tensor | None) -> float | Tensor:
         """Return the loss for a group that takes one. Only that of its first step is looked at."""
-        if index not in self._losses:
+        if not self._has_begun(index):
             return self._checked_loss(index, self._given_loss(index, loss))
         if loss is not None:
             validate.number_or_scalar(loss, "loss", f" in param group {index}")

@@ -169,8 +169,10 @@ class FusedHybrid(ReplicatedOptimizer):
             if rates := _rates_replaced(self._preset, lr, overrides):
                 own = ", ".join(f"{name!r}: {rate:g}" for name, rate in rates.items())
                 said = "lr" if isinstance(lr, Tensor) else f"lr={lr:g}"
+                apart = [rule for rule, values in overrides.items() if "lr" in values]
+                but = f" but those of {', '.join(map(repr, apart))}" if apart else ""
                 tell(
-                    f"{said} is the rate of every group now. In preset {self._preset!r} they have rates "
+                    f"{said} is the rate of every group{but} now. In preset {self._preset!r} they have rates "
                     f"of their own; to keep them apart: lr={{{own}}}"
                 )
         # Of torch's defaults only lr is of use to others (loggers, schedulers); groups take theirs from
@@ -316,7 +318,10 @@ def _rule_defaults(
             values["lr"] = lr.get(name, values["lr"])
         elif lr is not None:
             values["lr"] = lr
-        for key, value in overrides.get(name, {}).items():
+        own = overrides.get(name, {})
+        if not isinstance(own, Mapping):
+            raise TypeError(f"{name}: got {validate.brief(own)}, expected a dict of hyperparameters")
+        for key, value in own.items():
             if key not in rule.defaults:
                 raise ValueError(
                     f"{name}: unknown hyperparameter {key!r}, expected one of {', '.join(rule.defaults)}"

@@ -54,7 +54,7 @@ class ReplicatedOptimizer(FusedOptimizer):
         return super()._team() if self._together is None else self._together
 
     def _loss_for(self, index: int, loss: float | Tensor | None) -> float | Tensor | None:
-        if self._together is None or index in self._losses:
+        if self._together is None or self._has_begun(index):
             return super()._loss_for(index, loss)
         with self._together.asking(index):
             return super()._loss_for(index, loss)

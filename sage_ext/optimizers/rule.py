@@ -80,6 +80,8 @@ class Rule:
     shared_keys: ClassVar[tuple[str, ...]] = ()
     """Keys of states that the parameters of a group share: they are in the group, and None before the first
     step."""
+    form: ClassVar[tuple[str, ...]] = ()
+    """Hyperparameters that say what the numbers in those states mean, and so stay as they are."""
     needs_contiguous: ClassVar[bool] = False
     """Whether the native kernels need row-major parameters, or take any dense strides."""
     is_elementwise: ClassVar[bool] = False
@@ -112,6 +114,19 @@ class Rule:
         """Raise ValueError naming the first hyperparameter that cannot be used; ``where`` names the group."""
         for name, check in self._checks:
             check(group[name], name, where)
+
+    def check_form(self, group: Group, before: Group, where: str) -> None:
+        """Raise ValueError if a hyperparameter of ``form`` is not what it was in the step before."""
+        for name, value in before.items():
+            if group[name] != value:
+                shared = " and ".join(map(repr, self.shared_keys))
+                validate.fail(
+                    name,
+                    group[name],
+                    f"{value!r} as in the steps before; to begin anew, clear optimizer.state for its "
+                    f"parameters and set its {shared} to None",
+                    where,
+                )
 
     def check_param(self, param: Tensor, label: str) -> None:
         """Raise ValueError if the rule cannot be applied to a tensor of this shape."""
@@ -146,6 +161,10 @@ class Rule:
 
     def takes_loss(self, group: Group) -> bool:
         """Return whether the functions take ``loss``, and need it in the first step."""
+        return False
+
+    def has_begun(self, group: Group) -> bool:
+        """Return whether a group of a rule that takes a loss has had its first step; the host may wait."""
         return False
 
     def check_first_loss(self, loss: float, group: Group, where: str) -> None:

@@ -9,7 +9,6 @@ on the parameter's device too, wherever torch.optim kept it.
 from __future__ import annotations
 
 import copy
-import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -97,7 +96,7 @@ def known_losses(groups: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule])
     started: dict[int, float | Tensor] = {}
     for index, group in enumerate(groups):
         rule = rules[group["rule"]]
-        if rule.takes_loss(group) and not math.isnan(rule.step_size(group)):
+        if rule.takes_loss(group) and rule.has_begun(group):
             started[index] = 0.0
     return started
 

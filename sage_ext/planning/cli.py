@@ -104,4 +104,6 @@ def _source(args: argparse.Namespace) -> Any:
 
 def _devices(text: str) -> int | tuple[int, int]:
     numbers = [int(part) for part in text.lower().split("x")]
+    if len(numbers) > 2:
+        raise argparse.ArgumentTypeError(f"got {text}, expected N, or RxN: R replicas over N devices each")
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])

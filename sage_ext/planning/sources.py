@@ -159,6 +159,10 @@ def _build(source: Any, preset: str, options: Mapping[str, Any]) -> FusedOptimiz
         return FusedHybrid(source, preset, backend="reference", **options)
     params = list(source.named_parameters()) if isinstance(source, nn.Module) else source
     own = {key: value for key, value in options.items() if key not in ("embeddings", "lm_head")}
+    if roles := [key for key in ("tied", "no_decay") if key in own]:
+        raise ValueError(
+            f"{roles[0]}: {preset} has one rule for all parameters, whatever their role; leave it out"
+        )
     trainable = [(name, param) for name, param in params if param.requires_grad]
     return SINGLE[preset](trainable, backend="reference", **own)
 

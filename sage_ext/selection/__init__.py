@@ -140,6 +140,7 @@ def autoconfig(
     routed = routing.route(model, embeddings=embeddings, lm_head=lm_head, tied=tied, no_decay=no_decay)
     for entry in routed:
         _check_param(entry)
+    checks.check_distinct([entry.param for entry in routed], lambda i: f"model: {routed[i].name}")
     if lm_head is None and (advice := routing.head_advice(routed)):
         tell(advice)
     rates = _rates(lr, routed)

@@ -327,16 +327,20 @@ class AutoConfig:
 
     def _too_little(self, error: knapsack.TooLittleError, state_bytes: int | None, ms: float | None) -> str:
         if error.resource == 0:
-            beside = "" if ms is None else f" with ms={ms:g} beside it"
+            beside = "" if ms is None or not error.beside_others else f" with ms={ms:g} beside it"
             return (
                 f"state_bytes: {state_bytes:,} is too little{beside}; the smallest possible is "
                 f"{error.least:,}. 'sign_sgd' without momentum, 'sinkgd' and 'scale' keep nothing: have "
                 "them in candidates="
             )
         least = _ms(error.least, self.bandwidth or math.nan)
+        beside = ""
+        if state_bytes is not None and error.beside_others:
+            beside = f" with state_bytes={state_bytes:,} beside it"
         return (
-            f"ms: {ms:g} is too little; the smallest possible is {math.ceil(least * 1e6) / 1e6:g}, at "
-            f"{self.bandwidth:.4g} bytes a second. 'sign_sgd' moves least: have it in candidates="
+            f"ms: {ms:g} is too little{beside}; the smallest possible is "
+            f"{math.ceil(least * 1e6) / 1e6:g}, at {self.bandwidth:.4g} bytes a second. 'sign_sgd' moves "
+            "least: have it in candidates="
         )
 
 

@@ -36,9 +36,9 @@ class Cost(NamedTuple):
 class TooLittleError(Exception):
     """No choice is within the limits."""
 
-    def __init__(self, resource: int, least: int) -> None:
+    def __init__(self, resource: int, least: int, *, beside_others: bool = True) -> None:
         super().__init__(f"resource {resource} needs {least}")
-        self.resource, self.least = resource, least
+        self.resource, self.least, self.beside_others = resource, least, beside_others
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,16 @@ def choose(items: Sequence[Sequence[Cost]], limits: Sequence[int | None]) -> Cho
 
     Raises:
         TooLittleError: nothing is within the limits. It names one of them, and the least that this one would
-            have to be with the others as they are.
+            have to be with the others as they are; where no number would do, with none.
     """
     kept = [index for index, limit in enumerate(limits) if limit is not None]
     problem = _Problem(items, kept, [limit for limit in limits if limit is not None])
     for place, resource in enumerate(kept):
         if (least := int(problem.least_uses[:, place].sum())) > problem.limits[place]:
-            raise TooLittleError(resource, least)
+            beside = _least_beside(items, limits, resource)
+            raise TooLittleError(
+                resource, least if beside is None else beside, beside_others=beside is not None
+            )
     if len(kept) == 2:
         # Often one of them keeps the other too, and one is solved much sooner.
         for resource in kept:
@@ -75,14 +78,28 @@ def choose(items: Sequence[Sequence[Cost]], limits: Sequence[int | None]) -> Cho
     found = problem.solve()
     if found is None:
         # Each limit could be kept alone, so it is the first that is too little beside the others.
-        others = [None if index == kept[0] else limit for index, limit in enumerate(limits)]
-        as_risk = [[Cost(float(cost.uses[kept[0]]), cost.uses) for cost in item] for item in items]
-        picks = choose(as_risk, others).picks
+        picks = _least_use(items, limits, kept[0])
         total = _sum(items, picks, kept[0])
         if total <= problem.limits[0]:
             return Chosen(picks, False, problem.bound(problem.prices))
         raise TooLittleError(kept[0], total)
     return found
+
+
+def _least_beside(items: Sequence[Sequence[Cost]], limits: Sequence[int | None], resource: int) -> int | None:
+    """Return the least use of a resource within the limits of the others; None where those are too little."""
+    try:
+        return _sum(items, _least_use(items, limits, resource), resource)
+    except TooLittleError:
+        return None
+
+
+def _least_use(
+    items: Sequence[Sequence[Cost]], limits: Sequence[int | None], resource: int
+) -> tuple[int, ...]:
+    others = [None if index == resource else limit for index, limit in enumerate(limits)]
+    as_risk = [[Cost(float(cost.uses[resource]), cost.uses) for cost in item] for item in items]
+    return choose(as_risk, others).picks
 
 
 def _sum(items: Sequence[Sequence[Cost]], picks: Sequence[int], resource: int) -> int:

@@ -198,6 +198,8 @@ def _fill_gradients(model: nn.Module, params: Sequence[Tensor], batch: Any, loss
             f"loss: got {shape}, expected a tensor of one element that depends on the parameters"
         )
     if not value.requires_grad:
+        if torch.is_inference_mode_enabled():
+            raise ValueError("loss: has no gradient; call autoconfig outside of torch.inference_mode()")
         raise ValueError(
             "loss: has no gradient; return what the model computed, without .detach() or torch.no_grad()"
         )

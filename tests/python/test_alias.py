@@ -93,6 +93,11 @@ class TestLoss:
             optimizer, r"^loss: got .* in param group 0, expected a number or a floating tensor", loss=loss
         )
 
+    def test_a_whole_model_output_is_not_printed(self, backend: str) -> None:
+        optimizer = FusedALIAS([filled(1.0)], gap="lower_bound", backend=backend)
+        output = {"logits": torch.zeros(100, 100)}
+        refuse(optimizer, r"^loss: got something of type dict in param group 0, expected", lambda: output)
+
     def test_and_a_closure_that_returns_none(self, backend: str) -> None:
         """Lightning always passes a closure, and it may return None."""
         optimizer = FusedALIAS([filled(1.0)], gap="lower_bound", backend=backend)
@@ -168,6 +173,30 @@ class TestLoss:
         refuse(optimizer, "^loss: got None")
         optimizer.step(loss=2.0)
         assert scalar(optimizer, "d") == 2.0
+
+    def test_goes_by_the_group_and_not_by_its_place(self, backend: str) -> None:
+        optimizer = FusedALIAS([filled(1.0)], gap="lower_bound", backend=backend)
+        optimizer.step(loss=100.0)
+        optimizer.param_groups.clear()
+        optimizer.state.clear()
+        optimizer.add_param_group({"params": [filled(1.0)]})
+        refuse(optimizer, "^loss: got None in param group 0")
+        optimizer.add_param_group({"params": [filled(1.0)]})
+        optimizer.param_groups[0]["params"][0].grad = None
+        optimizer.step(loss=2.0)
+        assert scalar(optimizer, "d", 1) == 2.0
+        del optimizer.param_groups[0]
+        optimizer.step()  # which has begun
+        assert scalar(optimizer, "step") == 2
+
+    def test_of_a_skipped_step_with_an_empty_group(self, backend: str) -> None:
+        groups = [{"params": [filled(1.0)]}, {"params": []}]
+        optimizer = FusedALIAS(groups, gap="lower_bound", backend=backend)
+        optimizer.found_inf = torch.tensor(1.0)
+        optimizer.step(loss=3.0)
+        del optimizer.found_inf
+        optimizer.step()
+        assert scalar(optimizer, "d") == 3.0
 
     def test_of_a_group_added_later(self, backend: str) -> None:
         """It begins then, with the loss as it is then."""

@@ -75,11 +75,14 @@ def test_the_choice_is_the_best_of_all(
         with pytest.raises(knapsack.TooLittleError) as error:
             knapsack.choose(items, limits)
         # What it names is the smallest that this limit could be: with the other, where that can be kept.
-        enough = [error.value.least if k == error.value.resource else None for k in range(2)]
-        assert best_of_all(items, tuple(enough)) is not None
-        enough[error.value.resource] -= 1
-        with_other = tuple(most if own is None else own for own, most in zip(enough, limits, strict=True))
-        assert best_of_all(items, with_other) is None
+        named, least = error.value.resource, error.value.least
+        others = tuple(None if k == named else most for k, most in enumerate(limits))
+        assert error.value.beside_others == (best_of_all(items, others) is not None)
+        if not error.value.beside_others:
+            others = (None, None)
+        for most, is_enough in ((least, True), (least - 1, False)):
+            limits = tuple(most if k == named else other for k, other in enumerate(others))
+            assert (best_of_all(items, limits) is not None) == is_enough
         return
     chosen = knapsack.choose(items, limits)
     picked = [item[pick] for item, pick in zip(items, chosen.picks, strict=True)]

@@ -369,7 +369,7 @@ class TestNoDecay:
 
 class TestConv1D:
     """Hugging Face's GPT-2 stores its matrices as [in, out]: the update is that of the same layer as
-    nn.Linear."""
+    nn.Linear, of SinkGD where it has converged: an iteration ends with the columns that are stored."""
 
     def layers(self, conv1d: bool, rows: int, cols: int) -> nn.Module:
         torch.manual_seed(3)
@@ -397,6 +397,19 @@ class TestConv1D:
             updates.append(update.t() if conv1d else update)
         difference = (updates[0] - updates[1]).norm() / updates[0].norm()
         assert float(difference) < 1e-3
+
+    @pytest.mark.parametrize("preset", ["sage", "sinkgd", "sinkgd-scale", "stateless"])
+    def test_size_of_an_update_by_few_iterations(self, preset: str, backend: str) -> None:
+        """As the presets are, with one."""
+        sizes = []
+        for conv1d in (False, True):
+            layer = self.layers(conv1d, 30, 20)
+            before = layer.weight.detach().clone()
+            optimizer = FusedHybrid(layer, preset, backend=backend)
+            layer(torch.randn(7, 20, generator=torch.Generator().manual_seed(0))).pow(3).sum().backward()
+            optimizer.step()
+            sizes.append((layer.weight.detach() - before).norm())
+        assert float(sizes[1]) == pytest.approx(float(sizes[0]), rel=1e-3)
 
     def test_groups_and_description(self) -> None:
         model = nn.Sequential(self.layers(True, 10, 6), nn.Linear(10, 10), nn.Embedding(4, 4))
@@ -430,6 +443,13 @@ def test_errors() -> None:
         ValueError, match=r"sinkgd: unknown hyperparameter 'betas', expected one of lr, iterations"
     ):
         FusedHybrid(model, sinkgd={"betas": (0.9, 0.9)})
+    with pytest.raises(TypeError, match=r"^sinkgd: got 1, expected a dict of hyperparameters"):
+        FusedHybrid(model, sinkgd=1)
+    for head in (model.head, [model.head.weight], model.head.weight):
+        with pytest.raises(TypeError, match=r"^lm_head: got (Linear|Parameter), expected a parameter's name"):
+            FusedHybrid(model, lm_head=head)
+    with pytest.warns(UserWarning, match=r"lr=0.002 is the rate of every group but those of 'scale' now"):
+        FusedHybrid(model, "stateless", lr=2e-3, scale={"lr": 1e-3})
     with pytest.raises(ValueError, match=r"betas: got \(0.9, 2\) for rule 'sage'"):
         FusedHybrid(model, sage={"betas": (0.9, 2)})
     with pytest.raises(ValueError, match=r"lr: 'sgd' is not known"):

@@ -268,6 +268,14 @@ def row_of(text: str, start: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split(" | ")]
 
 
+@pytest.mark.parametrize("claim", claims.CLAIMS, ids=lambda claim: f"{claim.whose}: {claim.text}")
+def test_the_command_of_a_claim_is_one_that_runs(claim: claims.AnyClaim, tmp_path: Path) -> None:
+    for part in claim.judge(a_store(tmp_path, {})).command.split(" && "):
+        words = part.removeprefix("python benchmarks/train/run.py --study ").split()
+        assert words[1] == "--only"
+        assert {run.contender for run in studies.plan(words[0], TINY, only=words[2:])} == set(words[2:])
+
+
 def test_a_row_says_what_its_runs_say_and_which_command_runs_it_again(tmp_path: Path) -> None:
     kept = a_store(
         tmp_path,

@@ -52,6 +52,7 @@ def cases(size: int) -> dict[str, Callable[[int, int], None]]:
             "alias-inert": inert,
             "loss-mean": mean_of_losses,
             "loss-missing": missing_loss,
+            "loss-skipped": skipped_loss,
             "loss-warned": warned,
             "zero": zero_redundancy,
         }
@@ -366,6 +367,21 @@ def missing_loss(rank: int, size: int) -> None:
     for a, b in zip(model.parameters(), before, strict=True):
         assert torch.equal(a, b)
     optimizer.step(loss=1.0)
+
+
+def skipped_loss(rank: int, size: int) -> None:
+    """A step that all skip sends nothing, whoever has a loss; what was kept goes into the next one's mean."""
+    model = TinyLanguageModel()
+    optimizer = models.alias_lower_bound(model, process_group=dist.group.WORLD)
+    loss_of(model).backward()
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step(loss=2.0 if rank == 0 else None)
+    dist.barrier()
+    optimizer.found_inf = torch.tensor(0.0)
+    with pytest.raises((ValueError, RuntimeError), match="loss: got None" if rank else "another process"):
+        optimizer.step()
+    optimizer.step(loss=None if rank == 0 else 4.0)
+    assert optimizer.param_groups[0]["scalars"][ALIAS_SCALARS.index("d")] == 3.0
 
 
 def warned(rank: int, size: int) -> None:

@@ -42,6 +42,8 @@ def _main(options: argparse.Namespace) -> int:
     folder = options.results or store.RESULTS / ("" if scale.name == "cpu" else scale.name)
     kept = store.Store(folder)
     if options.rerun:
+        if given := [name for name in ("device", "amp", "threads") if getattr(options, name) is not None]:
+            raise UsageError(f"--{given[0]}: --rerun takes the configuration in the JSON; leave this out")
         return _rerun(kept, options)
     runs = studies.plan(options.study, scale, only=options.only)
     if options.list:
@@ -196,6 +198,12 @@ def _command(options: argparse.Namespace) -> str:
     return " ".join(words)
 
 
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"got {text}, expected 1 or more")
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="run.py", description="Train small Llamas with every optimizer at the same budget of tokens."
@@ -203,14 +211,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--study", choices=studies.STUDIES, default="main")
     parser.add_argument("--scale", choices=SCALES, default="cpu", help="size of models, budgets and batches")
     parser.add_argument("--only", metavar="NAME", nargs="+", default=[], help="these contenders alone")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once, one thread each")
-    parser.add_argument("--limit", type=int, help="stop after so many runs")
+    parser.add_argument("--jobs", type=_positive, default=1, help="runs at once, one thread each")
+    parser.add_argument("--limit", type=_positive, help="stop after so many runs")
     parser.add_argument("--text", metavar="PATH", nargs="+", default=[], help="text in place of the default")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="default: benchmarks/results/train")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="of tokens; default: runs/train/text")
     parser.add_argument("--device", help="in place of the scale's")
     parser.add_argument("--amp", choices=("bf16", "none"), help="in place of the scale's")
-    parser.add_argument("--threads", type=int, help="of a run, in place of the scale's")
+    parser.add_argument("--threads", type=_positive, help="of a run, in place of the scale's")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="print the plan")
     what.add_argument("--status", action="store_true", help="print what is done and the best so far")

@@ -115,10 +115,17 @@ def written(difference: Estimate) -> str:
 
 
 def _command(*names: str) -> str:
+    """What runs the seeds of both sides: of "ablation" and its contender's own those of "main" come first."""
+    studies: dict[str, dict[str, None]] = {}
     changes = {name.partition(":")[2] for name in names}
-    study = ONE_RATE if ONE_RATE in changes else "ablation" if any(changes) else "main"
-    only = dict.fromkeys(name.partition(":")[0] for name in names)
-    return f"python benchmarks/train/run.py --study {study} --only {' '.join(only)}"
+    for name in names:
+        contender, _, change = name.partition(":")
+        study = change if change == ONE_RATE else "main" if changes <= {"", ONE_RATE} else "ablation"
+        studies.setdefault(study, {})[contender] = None
+    return " && ".join(
+        f"python benchmarks/train/run.py --study {study} --only {' '.join(only)}"
+        for study, only in studies.items()
+    )
 
 
 @dataclass(frozen=True)
