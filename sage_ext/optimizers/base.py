@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -17,8 +17,9 @@ from torch.optim.optimizer import ParamsT
 
 from sage_ext import _loader, pieces
 from sage_ext import backend as backends
-from sage_ext.optimizers import first_loss, state_io, step, validate
+from sage_ext.optimizers import state_io, step, validate
 from sage_ext.optimizers.advice import Advice
+from sage_ext.optimizers.first_loss import FirstLosses
 from sage_ext.optimizers.groups import GroupedOptimizer
 from sage_ext.optimizers.repeat import LastStep, Ready
 from sage_ext.optimizers.rule import NOT_HYPERPARAMETERS, Rule
@@ -69,10 +70,7 @@ class FusedOptimizer(GroupedOptimizer):
     """The processes over which a loss is averaged. Of this process alone: it is not saved or copied."""
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], *, backend: backends.Backend) -> None:
-        # Index of a group whose rule takes a loss -> what its first step took; and what steps before that one
-        # were given, which were skipped.
-        self._losses: dict[int, float | Tensor] = {}
-        self._skipped_losses: dict[int, float | Tensor] = {}
+        self._first_losses = FirstLosses()
         self._amp_scaling: bool | None = None
         self._forget()
         super().__init__(params, defaults, backend=backend)
@@ -307,14 +305,14 @@ class FusedOptimizer(GroupedOptimizer):
             planned = [] if team is None else team.plan(staged, agreement.scaling, self._describer)
 
             def take_up() -> None:
-                agreement.reach(staged, self._losses)
+                agreement.reach(staged, self._first_losses.taken)
                 self._known.update(met)
                 step.install(everything, self.param_groups, self.state)
                 for call in (*calls, *staged):
                     group = self.param_groups[call.group]
                     self._forms[call.group] = (group, {name: group[name] for name in call.rule.form})
                     if (used := call.arguments.get("loss")) is not None:
-                        self._losses[call.group] = used
+                        self._first_losses.taken[call.group] = used
 
             if self.backend == "native":
                 step.run_native(calls, agreement.scaling, self._describer, take_up)
@@ -366,63 +364,33 @@ class FusedOptimizer(GroupedOptimizer):
     def _is_skip_before_the_first(self, found_inf: Any) -> bool:
         """Whether ``found_inf`` keeps a group from its first step, with a loss that need not be finite then.
         For this the host waits for an accelerator."""
-        awaited = map(self._awaits_loss, range(len(self.param_groups)))
-        if not isinstance(found_inf, Tensor) or not any(awaited):
+        if not isinstance(found_inf, Tensor) or next(self._awaiting_loss(), None) is None:
             return False
         if found_inf.is_cuda and torch.cuda.is_current_stream_capturing():
             return False  # the host cannot look
         return bool(found_inf)
 
-    def _awaits_loss(self, index: int) -> bool:
-        """Whether a group's next step is its first, and takes a loss."""
-        group = self.param_groups[index]
-        takes_loss = self._rule(group, index).takes_loss(group) and not self._has_begun(index)
-        return takes_loss and bool(step.with_gradient(group["params"])[0])
-
-    def _has_begun(self, index: int) -> bool:
-        """Whether a group whose rule takes a loss has had its first step."""
-        group = self.param_groups[index]
-        rule = self.rules.get(group.get("rule"))
-        if rule is None or any(group.get(key) is None for key in rule.shared_keys):
-            self._losses.pop(index, None)  # of another group that was at this place, or it begins anew
-        elif index not in self._losses and rule.has_begun(group):
-            self._losses[index] = 0.0  # nobody looks at it any more
-        return index in self._losses
+    def _awaiting_loss(self) -> Iterator[tuple[int, dict[str, Any], Rule]]:
+        """Yield the groups whose first step is to come, and takes a loss."""
+        for index, group in enumerate(self.param_groups):
+            rule = self._rule(group, index)
+            if self._first_losses.are_awaited(index, group, rule):
+                yield index, group, rule
 
     def _keep_loss(self, loss: float | Tensor | None) -> None:
-        """Keep the loss of a step that is skipped: the next is the first one then, and may come without.
+        if loss is not None:
+            for index, group, rule in self._awaiting_loss():
+                self._first_losses.skip(index, loss, group, rule)
 
-        One that no step can begin with is not kept: what made the gradients overflow may have made it, too.
-        Of replicas each keeps its own, and tells nobody: some may have none.
-        """
-        if loss is None:
-            return
-        for index in filter(self._awaits_loss, range(len(self.param_groups))):
-            validate.number_or_scalar(loss, "loss", f" in param group {index}")
-            with suppress(ValueError):
-                self._skipped_losses[index] = self._checked_loss(index, loss)
+    def _has_begun(self, index: int) -> bool:
+        group = self.param_groups[index]
+        return self._first_losses.has_begun(index, group, self.rules.get(group.get("rule")))
 
     def _loss_for(self, index: int, loss: float | Tensor | None) -> float | Tensor:
-        """Return the loss for a group that takes one. Only that of its first step is looked at."""
-        if not self._has_begun(index):
-            return self._checked_loss(index, self._given_loss(index, loss))
-        if loss is not None:
-            validate.number_or_scalar(loss, "loss", f" in param group {index}")
-        return self._losses[index]
-
-    def _given_loss(self, index: int, loss: float | Tensor | None) -> float | Tensor:
-        """Return what a group begins with: without a loss, the last one of the steps that were skipped."""
-        params = self.param_groups[index]["params"]
-        if self._process_group is None:
-            self._advice.before_first_loss(params)
-        if loss is None:
-            loss = self._skipped_losses.get(index)
-        where = f" in param group {index}"
-        return first_loss.given(loss, where, process_group=self._process_group, device=params[0].device)
-
-    def _checked_loss(self, index: int, loss: float | Tensor) -> float | Tensor:
-        group = self.param_groups[index]
-        return first_loss.checked(loss, self._rule(group, index), group, f" in param group {index}")
+        group, processes = self.param_groups[index], self._process_group
+        if processes is None and not self._has_begun(index):
+            self._advice.before_first_loss(group["params"])
+        return self._first_losses.of(index, loss, group, self._rule(group, index), process_group=processes)
 
     def _describer(self, call: Call) -> Callable[[int], str]:
         """Return what names the parameters of a call in messages: position in the call -> label."""
@@ -440,7 +408,7 @@ class FusedOptimizer(GroupedOptimizer):
     # ------------------------------------------------------------------------------------------------ files
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_requested_backend", "_losses", "_skipped_losses", "_amp_scaling")
+        own = ("_requested_backend", "_first_losses", "_amp_scaling")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -449,8 +417,7 @@ class FusedOptimizer(GroupedOptimizer):
             group.setdefault("rule", (rule := self._rule(group, index)).name)
             for key, value in rule.defaults.items():
                 group.setdefault(key, value)  # pickled before the rule had this hyperparameter
-        self.__dict__.setdefault("_losses", {})
-        self.__dict__.setdefault("_skipped_losses", {})
+        self.__dict__.setdefault("_first_losses", FirstLosses())
         self.__dict__.setdefault("_amp_scaling", None)
         if "_advice" not in self.__dict__:
             self._advice = Advice()
@@ -487,8 +454,8 @@ class FusedOptimizer(GroupedOptimizer):
 
         def after(_: Optimizer) -> None:
             self.state = new_state
-            self._losses = state_io.known_losses(self.param_groups, self.rules)
-            self._skipped_losses = {}
+            self._first_losses = FirstLosses()
+            list(self._awaiting_loss())  # looks at accelerators now, and not while a graph is captured
 
         # Between the user's hooks: theirs see the dict as it was given, and the state as it was loaded.
         handles = [

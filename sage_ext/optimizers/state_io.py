@@ -90,17 +90,6 @@ def plan(
     return {**state_dict, "param_groups": completed, "state": {}}, state
 
 
-def known_losses(groups: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule]) -> dict[int, float | Tensor]:
-    """Return for every group that had its first step, and so needs no loss any more, one that is not looked
-    at."""
-    started: dict[int, float | Tensor] = {}
-    for index, group in enumerate(groups):
-        rule = rules[group["rule"]]
-        if rule.takes_loss(group) and rule.has_begun(group):
-            started[index] = 0.0
-    return started
-
-
 def places(groups: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
     """Return (index of the group, index in the group) of every parameter, in the order of a state dict."""
     return [(g, i) for g, group in enumerate(groups) for i in range(len(group["params"]))]

@@ -151,7 +151,7 @@ class TestTransformers:
         optimizer = trainer.optimizer.optimizer
         group = next(index for index, g in enumerate(optimizer.param_groups) if g["rule"] == "alias")
         # Trainer tells the model how many tokens both batches of a step have: each loss is a share.
-        assert float(optimizer._losses[group]) == pytest.approx(sum(seen[:2]), rel=1e-6)
+        assert float(optimizer._first_losses.taken[group]) == pytest.approx(sum(seen[:2]), rel=1e-6)
         assert len(seen) == 4
         assert len(model._forward_hooks) == 1, "only that of this test is left"
 
@@ -171,7 +171,7 @@ class TestTransformers:
         for factor in (1.0, 3.0):
             model(factor)["loss"].backward()
         optimizer.step()
-        assert float(optimizer._losses[0]) == 12.0
+        assert float(optimizer._first_losses.taken[0]) == 12.0
         assert not model._forward_hooks
 
     def test_decay_that_alias_cannot_split_is_refused_with_a_cure(self) -> None:
