@@ -53,10 +53,20 @@ ROWS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "alias": (
         ["ALIAS hybrid", "FusedALIAS", "FusedALIAS (lower bound)", "FusedALIAS (base)", "FusedALIASAdam"],
-        ["alias-adam", "prodigy", "sign-sgd", *ALIAS_FORMS],
+        [
+            "alias-adam",
+            "prodigy",
+            "sign-sgd",
+            "sign-sgd-adamw",
+            *ALIAS_FORMS,
+            *("alias-head-adamw", "alias-base-head-adamw", "alias-sum-head-adamw"),
+        ],
     ),
     "lion": (["FusedLion", "Lion hybrid"], ["lion", "lion-hybrid", "lion-sinkgd-adamw", "preset-lion"]),
-    "sign_sgd": (["FusedSignSGD"], ["sign-sgd", "signum", "alias-lower-bound"]),
+    "sign_sgd": (
+        ["FusedSignSGD"],
+        ["sign-sgd", "sign-sgd-adamw", "signum", "alias-lower-bound", "alias-head-adamw"],
+    ),
     "adamw": (["FusedAdamW"], ["adamw-8bit", "muon", "schedule-free"]),
     "hybrids": (
         [f"{label} hybrid" for label in HYBRIDS.values()],
