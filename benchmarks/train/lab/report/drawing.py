@@ -150,13 +150,13 @@ ROLES = {"embedding": "embedding", "matrix": "matrices", "lm_head": "head"}
 
 
 def alias_steps(found: Data) -> Figure:
-    made, (axes,) = figure(4.8)
+    made, (axes,) = figure(5.2)
     for curve in found["curves"]:
         style = CONTENDERS[curve["name"]]
         x, y = _over_run(curve["y"])
         axes.plot(x, y, label=curve["name"], markevery=4, **_line(style))
     _step_axes(axes)
-    axes.legend(ncols=2)
+    made.legend(loc="outside lower center", ncols=4)  # lines may be anywhere in between
     axes.set_title("The step size that each finds, mean over its seeds")
     return made
 
