@@ -172,6 +172,7 @@ class FusedALIAS(ReplicatedOptimizer):
             ``"sum"``. The state has the same size.
         gap: ``"descent"`` or ``"lower_bound"``; with the latter the first step needs the loss, from
             ``step(closure)`` or ``step(loss=...)``, and the host waits for it.
+        d0: what d begins with, for ``"descent"``.
         lower_bound: of the loss, for ``"lower_bound"``.
         eta0: what eta begins with. While eta is 0, gamma is ``max_step``.
         max_step: gamma is never more, not even in warm-up. 1e-3 in the authors' code. With the extrema of the

@@ -18,6 +18,7 @@ from models import TinyLanguageModel, batch
 from torch import nn
 
 import sage_ext
+from sage_ext import distributed, optimizers
 from sage_ext.optimizers.presets import PRESETS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -442,3 +443,14 @@ def test_a_file_of_lion_pytorch_loads() -> None:
     weight.grad = torch.zeros(3)
     optimizer.step()
     assert torch.equal(weight, -0.5 * moment.sign())
+
+
+PUBLIC = [sage_ext.plan, sage_ext.autoconfig, distributed.MajorityVote]
+PUBLIC += [getattr(optimizers, name) for name in optimizers.__all__ if name.startswith("Fused")]
+
+
+@pytest.mark.parametrize("found", PUBLIC, ids=lambda found: found.__name__)
+def test_every_argument_is_documented(found: Any) -> None:
+    text = inspect.getdoc(found) or ""
+    for argument in inspect.signature(found).parameters:
+        assert re.search(rf"^\s+(\*{{0,2}}\w+, )*\*{{0,2}}{argument}(, \w+)*:", text, re.MULTILINE), argument
