@@ -368,8 +368,8 @@ def test_the_questions_are_those_of_the_picture() -> None:
     """Each question of the page leads to what the picture leads to."""
     answers = re.findall(r"^\d\. (.*(?:\n   .*)*)", (DOCS / "choose.md").read_text(), re.MULTILINE)
     assert len(answers) == len(docs_pictures.QUESTIONS) == 6
-    for answer, (_, _, optimizers) in zip(answers, docs_pictures.QUESTIONS, strict=True):
-        for name in re.findall(r"\w+$|\w+(?=[,(\n])|\"[\w-]+\"", optimizers, re.MULTILINE):
+    for answer, (_, _, ends) in zip(answers, docs_pictures.QUESTIONS, strict=True):
+        for name in re.findall(r"\w+$|\w+(?=[,(\n])|\"[\w-]+\"", ends, re.MULTILINE):
             assert name in answer
     for name in re.findall(r"\"[\w-]+\"", docs_pictures.LAST):
         assert name in answers[-1]
