@@ -328,8 +328,11 @@ def test_a_mixture_expert_that_sees_no_token_now_and_then_costs_no_rebuilding() 
 
 
 def test_settings_that_take_more_than_tensors_are_seen() -> None:
-    """A second gradient in a step, and a loss, are the general way's."""
-    for changes, message in (({"same_batch": True}, "closure"), ({"gap": "lower_bound"}, "loss")):
+    """A second gradient in a step is the general way's, and another form is refused."""
+    for changes, message in (
+        ({"same_batch": True}, "closure"),
+        ({"gap": "lower_bound"}, "^gap: .*'descent'"),
+    ):
         param = nn.Parameter(torch.ones(4, 4))
         optimizer = FusedALIAS([param], memory_efficient=False)
         for _ in range(3):

@@ -273,6 +273,8 @@ def test_the_command_of_a_claim_is_one_that_runs(claim: claims.AnyClaim, tmp_pat
     for part in claim.judge(a_store(tmp_path, {})).command.split(" && "):
         words = part.removeprefix("python benchmarks/train/run.py --study ").split()
         assert words[1] == "--only"
+        if absent := packages.left_out().keys() & set(words[2:]):
+            pytest.skip(f"without the package of {', '.join(absent)}")
         assert {run.contender for run in studies.plan(words[0], TINY, only=words[2:])} == set(words[2:])
 
 
