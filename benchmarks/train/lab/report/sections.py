@@ -160,8 +160,24 @@ def alias(store: Store, scale: Scale) -> str:
         "long it runs: one seed; the longer runs are the first seeds of study `main`. Steps are means of a",
         "thirty-second part of a run; their cap is `max_step`,",
         f"{' or '.join(f'{cap:g}' for cap in _caps(store))}.",
+        *_without_effect(store),
     )
     return f"{text}\n\n{table(columns, rows, left=2, text_last=True)}"
+
+
+def _without_effect(store: Store) -> list[str]:
+    """What to say where every d0 of a form has led to the same run, to the last digit that is kept."""
+    found = []
+    for name in ALIAS_FORMS:
+        runs = [run for run in data.select(store, "alias", name, batch=1) if "d0" in run["variant"]]
+        if len(runs) > 1 and len({(data.loss(run), str(run["curve"]["step_size"])) for run in runs}) == 1:
+            found.append(f"`{name}`")
+    if not found:
+        return []
+    return [
+        f"Of {', '.join(found)} all d0 led to the same run: in the warm-up d grows past them, or the step is",
+        "at its cap anyhow.",
+    ]
 
 
 def _steps(run: data.Result | None) -> list[str]:
