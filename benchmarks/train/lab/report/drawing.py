@@ -236,6 +236,9 @@ def widths(found: Data) -> Figure:
             x, y = min(points, key=lambda point: point[1])
             axes.plot(x, y, "o", markersize=12, markerfacecolor="none", color=color)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         _perplexity(axes, [y for line in panel["lines"] for _, y in line["points"]], label=i % columns == 0)
         axes.set_title(panel["name"], fontsize=10.5)
         if i + columns >= len(panels):
