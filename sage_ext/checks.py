@@ -18,6 +18,12 @@ NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 REFERENCE_DTYPES = (*NATIVE_DTYPES, torch.float64)
 
 
+def brief(value: object, most: int = 200, otherwise: str = "something of type") -> str:
+    """Return how a message shows a value: not by pages of numbers."""
+    text = repr(value)
+    return text if len(text) <= most else f"{otherwise} {type(value).__name__}"
+
+
 def label(index: int, group: int, name: str | None, param: Tensor) -> str:
     """Name a parameter in a message: ``w (param 3 of group 0, shape (4, 5), torch.float32, cpu)``."""
     facts = f"shape {tuple(param.shape)}, {param.dtype}, {param.device}"

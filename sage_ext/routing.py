@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from sage_ext.checks import brief
+
 __all__ = ["ROLES", "Routed", "route"]
 
 ROLES = ("embedding", "lm_head", "matrix", "vector")
@@ -229,22 +231,20 @@ def _pairs(candidates: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]
             and isinstance(item[0], str)
             and isinstance(item[1], Tensor)
         ):
-            raise TypeError(f"model_or_named_parameters: got an item {_brief(item)}, expected {expected}")
+            raise TypeError(
+                f"model_or_named_parameters: got an item {brief(item, 60, 'of type')}, expected {expected}"
+            )
         if item[0] in seen:
             raise ValueError(f"model_or_named_parameters: the name {item[0]!r} occurs twice")
         seen.add(item[0])
     return pairs
 
 
-def _brief(item: object) -> str:
-    text = repr(item)
-    return f"of type {type(item).__name__}" if len(text) > 60 else text
-
-
 def _names(names: str | Sequence[str] | None, argument: str) -> list[str] | None:
-    if names is None or isinstance(names, str):
-        return [names] if isinstance(names, str) else None
-    found = list(names) if isinstance(names, Iterable) and not isinstance(names, Tensor) else [names]
+    if names is None:
+        return None
+    is_one = isinstance(names, (str, Tensor)) or not isinstance(names, Iterable)
+    found = [names] if is_one else list(names)
     for name in found:
         if not isinstance(name, str):
             raise TypeError(

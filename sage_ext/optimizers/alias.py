@@ -118,9 +118,10 @@ class AliasRule(Rule):
         return group["same_batch"] is True  # anything else true is for validate() to refuse
 
     def step_size(self, group: Group) -> float:
-        return (
-            float(group["scalars"][ALIAS_SCALARS.index("step_size")]) if self.has_begun(group) else math.nan
-        )
+        if group["scalars"] is None:
+            return math.nan
+        values = group["scalars"].tolist()  # both in one wait
+        return values[ALIAS_SCALARS.index("step_size")] if values[ALIAS_SCALARS.index("step")] else math.nan
 
     def arguments(self, group: Group, *, again: bool = False) -> dict[str, Any]:
         phase = "refresh" if again else "move" if group["same_batch"] else "step"

@@ -312,7 +312,7 @@ class FusedOptimizer(GroupedOptimizer):
                     group = self.param_groups[call.group]
                     self._forms[call.group] = (group, {name: group[name] for name in call.rule.form})
                     if (used := call.arguments.get("loss")) is not None:
-                        self._first_losses.taken[call.group] = used
+                        self._first_losses.take(call.group, used)
 
             if self.backend == "native":
                 step.run_native(calls, agreement.scaling, self._describer, take_up)

@@ -24,6 +24,11 @@ class FirstLosses:
         self.skipped: dict[int, float | Tensor] = {}
         """The last loss of the steps before the first, which were skipped."""
 
+    def take(self, index: int, loss: float | Tensor) -> None:
+        """Note what a group's step was given. What skipped steps before it were given is of no more use."""
+        self.taken[index] = loss
+        self.skipped.pop(index, None)
+
     def has_begun(self, index: int, group: Group, rule: Rule | None) -> bool:
         """Return whether a group whose rule takes a loss has had its first step."""
         if rule is None or any(group.get(key) is None for key in rule.shared_keys):

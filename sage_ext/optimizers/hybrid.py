@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sage_ext import routing
+from sage_ext import checks, routing
 from sage_ext.backend import Backend
 from sage_ext.optimizers import validate
 from sage_ext.optimizers.adamw import ADAMW
@@ -320,7 +320,7 @@ def _rule_defaults(
             values["lr"] = lr
         own = overrides.get(name, {})
         if not isinstance(own, Mapping):
-            raise TypeError(f"{name}: got {validate.brief(own)}, expected a dict of hyperparameters")
+            raise TypeError(f"{name}: got {checks.brief(own)}, expected a dict of hyperparameters")
         for key, value in own.items():
             if key not in rule.defaults:
                 raise ValueError(

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sage_ext.checks import brief
+
 Check = Callable[[Any, str, str], None]
 
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -22,12 +24,6 @@ STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 def fail(name: str, value: object, expected: str, where: str) -> None:
     raise ValueError(f"{name}: got {brief(value)}{where}, expected {expected}")
-
-
-def brief(value: object, most: int = 200) -> str:
-    """Return how a message shows a value: not by pages of numbers."""
-    text = repr(value)
-    return text if len(text) <= most else f"something of type {type(value).__name__}"
 
 
 def plain(value: Any) -> Any:

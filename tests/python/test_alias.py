@@ -176,7 +176,10 @@ class TestLoss:
 
     def test_goes_by_the_group_and_not_by_its_place(self, backend: str) -> None:
         optimizer = FusedALIAS([filled(1.0)], gap="lower_bound", backend=backend)
+        optimizer.found_inf = torch.tensor(1.0)
         optimizer.step(loss=100.0)
+        del optimizer.found_inf
+        optimizer.step()
         optimizer.param_groups.clear()
         optimizer.state.clear()
         optimizer.add_param_group({"params": [filled(1.0)]})

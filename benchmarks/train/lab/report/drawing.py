@@ -12,7 +12,15 @@ from typing import Any
 import matplotlib
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    Locator,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+)
 
 from lab.report.scatter import scatter
 from lab.report.style import CONTENDERS, Style
@@ -98,9 +106,7 @@ def front(found: Data) -> Figure:
             least = point["y"]
     axes.plot(*zip(*edge, strict=True), color="#BBBBBB", linewidth=4, zorder=0, drawstyle="steps-post")
     ticks = [0, 0.25, 0.5, 1, 2, 4, 8, 16]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    _ticks(axes, FixedLocator(ticks))
     axes.set_xlim(-0.08, max(16, *(point["x"] for point in points)) * 1.5)
     axes.set_xlabel("optimizer state (bytes a parameter)")
     axes.set_title("Perplexity against state; grey: the least state for each; a colour is a family of rules")
@@ -205,9 +211,7 @@ def iterations(found: Data) -> Figure:
         axes.errorbar(x, y, yerr=bars if any(bars) else None, capsize=3, **_line(CONTENDERS[panel["name"]]))
         axes.set_xscale("log")
         axes.set_xlim(x[0] / 1.2, x[-1] * 1.2)
-        axes.xaxis.set_major_locator(FixedLocator(x))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        _ticks(axes, FixedLocator(x))
         # A range of at least 4 %: what is smaller than noise should look small.
         low, high = min(y), max(y)
         room = max(high - low, 0.04 * high) / 2 + max(bars)
@@ -236,9 +240,7 @@ def widths(found: Data) -> Figure:
             x, y = min(points, key=lambda point: point[1])
             axes.plot(x, y, "o", markersize=12, markerfacecolor="none", color=color)
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        _ticks(axes, LogLocator(subs=(1, 2, 5)))
         _perplexity(axes, [y for line in panel["lines"] for _, y in line["points"]], label=i % columns == 0)
         axes.set_title(panel["name"], fontsize=10.5)
         if i + columns >= len(panels):
@@ -272,9 +274,7 @@ def one_rate(found: Data) -> Figure:
         if panel["search"]:
             axes.axhline(panel["search"], color=color, linestyle=":")
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(FixedLocator(rates))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        _ticks(axes, FixedLocator(rates))
         _perplexity(axes, every, label=i % columns == 0, most=4)
         axes.set_title(panel["name"], fontsize=10.5)
         if i + columns >= len(panels):
@@ -294,9 +294,7 @@ def batch(found: Data) -> Figure:
     for line in found["lines"]:
         axes.plot(*zip(*line["points"], strict=True), label=line["name"], **_line(CONTENDERS[line["name"]]))
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(sizes))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    _ticks(axes, FixedLocator(sizes), ",.0f")
     _perplexity(axes, [y for line in found["lines"] for _, y in line["points"]])
     axes.set_xlabel("tokens a step")
     axes.set_title("The same tokens in larger batches, each at the best of its rates")
@@ -355,6 +353,13 @@ def _over_run(values: Sequence[float | None]) -> tuple[list[float], list[float]]
     """Shares of the run and the values there; a logarithmic axis has no place for zero."""
     pairs = [(100 * (i + 0.5) / len(values), value) for i, value in enumerate(values) if value]
     return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def _ticks(axes, locator: Locator, form: str = "g") -> None:
+    """Plain numbers below, where a logarithmic axis has powers of ten of its own."""
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:{form}}"))
 
 
 def _step_axes(axes) -> None:
