@@ -6,59 +6,44 @@
 #include "cpu/common/isa.h"
 #include "cpu/common/map.h"
 #include "cpu/common/parallel.h"
+#include "cpu/common/x86_intrinsics.h"
 
 namespace sage_ext::cpu {
 
 namespace {
 
-constexpr int64_t kRowGroup = 4;                         // rows that are in the cache together
-constexpr int64_t kRowGroupElements = int64_t{1} << 17;  // at most, for that; wider rows go one by one
-constexpr int64_t kRowSegment = 1024;                    // entries of a row whose squares are added up in fp32
+constexpr int64_t kMinRows = 8;         // of a task: all but one row's sum is taken while another row is updated
 constexpr int64_t kRowsPerFlush = 128;  // fp32 additions in a row before a column's sum moves on to fp64
 
 using Scalars = ScaleStep::Scalars;
 
-// Rows that go together, far apart: they are the streams that a core reads from.
-struct RowGroup {
-  int64_t first, distance, count;
-
-  int64_t at(int64_t k) const { return first + k * distance; }
-};
-
 // exp_avg of elements [begin, end).
 using ScaleMomentum = void (*)(const ScaleMatrix&, int64_t begin, int64_t end, const Scalars&);
 
+// A row whose squares are added up, and one that is updated with its 1 / norm; less than 0: none.
+struct ScaleRows {
+  int64_t next;
+  int64_t current;
+  float inverse;
+};
+
 struct ScaleKernels {
   ScaleMomentum momentum;  // null without
-  // The sums of squares of x in some rows.
-  void (*sum_rows)(const void* x, const RowGroup& rows, int64_t cols, float factor, double* sums);
-  // The same of `count` entries that are `stride` apart, in fp64.
+  // The sum of squares of the next row of x, behind its momentum, while the current row of W is updated: the memory
+  // does not rest between the two, and the row that comes next is still in the cache when its turn is to be updated.
+  double (*rows)(const ScaleMatrix&, const void* x, const ScaleRows&, const Scalars&, ScaleMomentum);
+  // The sum of squares of `count` entries that are `stride` apart, in fp64.
   double (*exact_sum)(const void* x, int64_t begin, int64_t count, int64_t stride, float factor);
   // Sums of squares over panel rows [row_begin, row_end) of columns [col_begin, col_end), into out[col_begin ...].
   void (*sum_columns)(const ScaleMatrix&, const void* x, const ColumnTiling&, Chunk rows, Chunk cols, const Scalars&,
                       ScaleMomentum, float* out);
-  // W of some rows, or of elements [begin, end) with one factor for each panel column.
-  void (*update_rows)(const ScaleMatrix&, const void* x, const RowGroup& rows, const Scalars&,
-                      const float* inverse_of_row);
+  // W of elements [begin, end), with one factor for each panel column.
   void (*update_columns)(const ScaleMatrix&, const void* x, int64_t width, int64_t begin, int64_t end, const Scalars&,
                          const float* inverse_of_column);
 };
 
 // What is normalised.
 const void* source(const ScaleMatrix& m) { return m.exp_avg != nullptr ? m.exp_avg : m.grad; }
-
-// The sums of squares of some rows, and the momentum on the way.
-void sum_rows(const ScaleMatrix& m, const ScaleKernels& kernels, const RowGroup& rows, const Scalars& scalars,
-              double* sums) {
-  for (int64_t k = 0; kernels.momentum != nullptr && k < rows.count; ++k) {
-    kernels.momentum(m, rows.at(k) * m.cols, (rows.at(k) + 1) * m.cols, scalars);
-  }
-  kernels.sum_rows(source(m), rows, m.cols, scalars.factor, sums);
-  for (int64_t k = 0; k < rows.count; ++k) {
-    if (squares_are_safe(sums[k])) continue;
-    sums[k] = kernels.exact_sum(source(m), rows.at(k) * m.cols, m.cols, 1, scalars.factor);
-  }
-}
 
 }  // namespace
 
@@ -68,6 +53,47 @@ void sum_rows(const ScaleMatrix& m, const ScaleKernels& kernels, const RowGroup&
 #include "cpu/common/foreach_isa.inl"
 
 namespace sage_ext::cpu {
+
+namespace {
+
+// The rows of one matrix.
+class Rows {
+ public:
+  Rows(const ScaleMatrix& matrix, const ScaleOptions& options, const Scalars& scalars)
+      : matrix_(matrix),
+        scalars_(scalars),
+        kernels_(SAGE_EXT_FOR_ACTIVE_ISA(select_scale_kernels(matrix))),
+        mean_factor_(scale_mean_factor(options.rms, matrix.whole.cols_of(matrix.cols))),
+        eps_(options.eps) {}
+
+  // The sum of squares of a row, behind its momentum.
+  double sum(int64_t row) const { return checked(row, pass({row, -1, 0.0f})); }
+
+  // W of a row with this sum of squares.
+  void update(int64_t row, double sum) const { pass({-1, row, inverse(sum)}); }
+
+  // Both, of a row and the one behind it.
+  double update_and_sum_next(int64_t row, double sum) const {
+    return checked(row + 1, pass({row + 1, row, inverse(sum)}));
+  }
+
+ private:
+  double pass(const ScaleRows& rows) const {
+    return kernels_.rows(matrix_, source(matrix_), rows, scalars_, kernels_.momentum);
+  }
+  float inverse(double sum) const { return scale_inverse(sum, mean_factor_, eps_); }
+  double checked(int64_t row, double sum) const {
+    if (squares_are_safe(sum)) return sum;
+    return kernels_.exact_sum(source(matrix_), row * matrix_.cols, matrix_.cols, 1, scalars_.factor);
+  }
+
+  const ScaleMatrix& matrix_;
+  const Scalars& scalars_;
+  ScaleKernels kernels_;
+  double mean_factor_, eps_;
+};
+
+}  // namespace
 
 ScaleStep::ScaleStep(std::vector<ScaleMatrix> matrices, const ScaleOptions& options)
     : matrices_(std::move(matrices)), options_(options) {
@@ -83,7 +109,7 @@ ScaleStep::ScaleStep(std::vector<ScaleMatrix> matrices, const ScaleOptions& opti
   for (size_t i = 0; i < matrices_.size(); ++i) {
     const ScaleMatrix& m = matrices_[i];
     if (m.cols == 0) continue;
-    const int64_t rows = std::max(kMapChunk / m.cols, kRowGroup * m.cols <= kRowGroupElements ? kRowGroup : 1);
+    const int64_t rows = std::max(kMapChunk / m.cols, kMinRows);
     for (int64_t begin = 0; begin < m.rows; begin += rows) {
       const int64_t end = std::min(begin + rows, m.rows);
       row_plan_.add({static_cast<int64_t>(i), begin, end}, (end - begin) * m.cols, kMapChunk);
@@ -130,10 +156,8 @@ void ScaleStep::put_sums(int threads, std::span<double* const> sums) {
   for (size_t i = 0; i < matrices_.size(); ++i) {
     if (matrices_[i].cols == 0) std::fill_n(sums[i], matrices_[i].rows, 0.0);
   }
-  for_row_groups(threads, [&](const ScaleMatrix& m, const ScaleKernels& kernels, const RowGroup& rows, size_t i) {
-    double sums_of_rows[kRowGroup];
-    sum_rows(m, kernels, rows, scalars_, sums_of_rows);
-    for (int64_t k = 0; k < rows.count; ++k) sums[i][rows.at(k)] = sums_of_rows[k];
+  for_row_chunks(threads, [&](size_t i, const Rows& rows, const Chunk& chunk) {
+    for (int64_t row = chunk.begin; row < chunk.end; ++row) sums[i][row] = rows.sum(row);
   });
 }
 
@@ -148,38 +172,26 @@ void ScaleStep::update(int threads, std::span<double* const> sums) {
     update_columns(threads);
     return;
   }
-  for_row_groups(threads, [&](const ScaleMatrix& m, const ScaleKernels& kernels, const RowGroup& rows, size_t i) {
-    const double mean_factor = scale_mean_factor(options_.rms, m.whole.cols_of(m.cols));
-    float inverses[kRowGroup];
-    for (int64_t k = 0; k < rows.count; ++k) {
-      inverses[k] = scale_inverse(sums[i][rows.at(k)], mean_factor, options_.eps);
-    }
-    kernels.update_rows(m, source(m), rows, scalars_, inverses);
+  for_row_chunks(threads, [&](size_t i, const Rows& rows, const Chunk& chunk) {
+    for (int64_t row = chunk.begin; row < chunk.end; ++row) rows.update(row, sums[i][row]);
   });
 }
 
 template <typename Body>
-void ScaleStep::for_row_groups(int threads, const Body& body) {
+void ScaleStep::for_row_chunks(int threads, const Body& body) {
   parallel_tasks(row_plan_.num_tasks(), threads, [&](int64_t task) {
     for (const Chunk& chunk : row_plan_.task(task)) {
       const auto i = static_cast<size_t>(chunk.tensor);
-      const ScaleKernels kernels = SAGE_EXT_FOR_ACTIVE_ISA(select_scale_kernels(matrices_[i]));
-      const int64_t groups = ceil_div(chunk.end - chunk.begin, kRowGroup);
-      for (int64_t row = chunk.begin; row < chunk.begin + groups; ++row) {
-        body(matrices_[i], kernels, RowGroup{row, groups, ceil_div(chunk.end - row, groups)}, i);
-      }
+      body(i, Rows(matrices_[i], options_, scalars_), chunk);
     }
   });
 }
 
 void ScaleStep::run_rows(int threads) {
-  for_row_groups(threads, [&](const ScaleMatrix& m, const ScaleKernels& kernels, const RowGroup& rows, size_t) {
-    const double mean_factor = scale_mean_factor(options_.rms, m.cols);
-    double sums[kRowGroup];
-    float inverses[kRowGroup];
-    sum_rows(m, kernels, rows, scalars_, sums);
-    for (int64_t k = 0; k < rows.count; ++k) inverses[k] = scale_inverse(sums[k], mean_factor, options_.eps);
-    kernels.update_rows(m, source(m), rows, scalars_, inverses);
+  for_row_chunks(threads, [&](size_t, const Rows& rows, const Chunk& chunk) {
+    double sum = rows.sum(chunk.begin);
+    for (int64_t row = chunk.begin; row + 1 < chunk.end; ++row) sum = rows.update_and_sum_next(row, sum);
+    rows.update(chunk.end - 1, sum);
   });
 }
 

@@ -33,10 +33,10 @@ struct ScaleOptions {
 
 // One SCALE step over all matrices. x is the gradient, or the momentum as it is stored.
 //
-// Rows: one pass. Momentum, norms and update of a few rows follow each other while they are in the cache, so the
-// gradient comes from memory once. Columns: partial sums of squares by blocks of rows (and the momentum on the way),
-// the norms, the update. Sums are fp32 over stretches that depend on the shape only, and fp64 beyond; where an fp32 sum
-// is not safe, it is taken again in fp64.
+// Rows: one pass. A row's momentum and sum of squares are taken while the row before it is updated, and its update
+// follows while it is in the cache, so the gradient comes from memory once. Columns: partial sums of squares by blocks
+// of rows (and the momentum on the way), the norms, the update. Sums are fp32 over stretches that depend on the shape
+// only, and fp64 beyond; where an fp32 sum is not safe, it is taken again in fp64.
 //
 // Pieces whose rows (or columns) are cut leave the sums of squares of theirs with put_sums(); when the processes have
 // added them up, update() takes them. The gradient, or the momentum, is read twice then, also for rows.
@@ -66,9 +66,9 @@ class ScaleStep {
 
   void plan_columns();
   void run_rows(int threads);
-  // body(matrix, kernels, rows, index) for all groups of rows that go together.
+  // body(index, rows, chunk) for all chunks of rows.
   template <typename Body>
-  void for_row_groups(int threads, const Body& body);
+  void for_row_chunks(int threads, const Body& body);
   void sum_columns(int threads);
   // body(index, first column, totals, count) for all columns, tile by tile.
   template <typename Body>

@@ -1,4 +1,8 @@
+#include "cpu/common/blocks.inl"
+
 namespace {
+
+inline constexpr int64_t kBlocksPerSum = 16;  // whose squares are added up in fp32
 
 template <typename G, typename M>
 void scale_momentum(const ScaleMatrix& matrix, int64_t begin, int64_t end, const Scalars& scalars) {
@@ -10,46 +14,72 @@ void scale_momentum(const ScaleMatrix& matrix, int64_t begin, int64_t end, const
       static_cast<const G*>(matrix.grad) + begin, static_cast<M*>(matrix.exp_avg) + begin);
 }
 
-// The sum of (x[i] * factor)^2 over i in [0, count), in four streams, so that the additions do not wait for each other.
-template <typename X>
-float sum_squares(const X* __restrict x, int64_t count, float factor) {
-  const int64_t quarter = count / 8 * 2;
-  const X* __restrict x1 = x + quarter;
-  const X* __restrict x2 = x + 2 * quarter;
-  const X* __restrict x3 = x + 3 * quarter;
-  float s0 = 0.0f, s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;
-  if constexpr (is_16_bit<X>) {
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-    for (int64_t i = 0; i < quarter / 2; ++i) {
-      s0 = add_square(add_square(s0, load_first(x, i) * factor), load_second(x, i) * factor);
-      s1 = add_square(add_square(s1, load_first(x1, i) * factor), load_second(x1, i) * factor);
-      s2 = add_square(add_square(s2, load_first(x2, i) * factor), load_second(x2, i) * factor);
-      s3 = add_square(add_square(s3, load_first(x3, i) * factor), load_second(x3, i) * factor);
+// The pass over rows that scale.cpp describes, of blocks: the next row's sum of squares, and the update of this one.
+template <bool kSums, bool kUpdates, typename W, typename X>
+double scale_row_pass(const ScaleMatrix& matrix, const X* data, const ScaleRows& rows, const Scalars& scalars,
+                      ScaleMomentum momentum) {
+  constexpr bool kHalves = is_16_bit<W> && is_16_bit<X>;
+  const float factor = scalars.factor;
+  const int64_t cols = matrix.cols;
+  const X* next = data + rows.next * cols;
+  const X* x = data + rows.current * cols;
+  W* param = static_cast<W*>(matrix.param) + rows.current * cols;
+  const auto update_momentum = [&](int64_t begin, int64_t end) SAGE_EXT_ALWAYS_INLINE {
+    if (kSums && momentum != nullptr && begin < end) {
+      momentum(matrix, rows.next * cols + begin, rows.next * cols + end, scalars);
     }
-  } else {
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-    for (int64_t i = 0; i < quarter; ++i) {
-      s0 = add_square(s0, to_float(x[i]) * factor);
-      s1 = add_square(s1, to_float(x1[i]) * factor);
-      s2 = add_square(s2, to_float(x2[i]) * factor);
-      s3 = add_square(s3, to_float(x3[i]) * factor);
+  };
+  const int64_t blocks = cols / kBlock;
+  WideLanes sum;
+  for (int64_t block = 0; block < blocks;) {
+    const int64_t end = blocks - block < kBlocksPerSum ? blocks : block + kBlocksPerSum;
+    update_momentum(block * kBlock, end * kBlock);
+    Lanes squares(0.0f);
+    for (; block < end; ++block) {
+      Floats parts[kParts];
+      if constexpr (kSums) {
+        prefetch_strips(next + block * kBlock);
+        load_parts<kHalves>(next + block * kBlock, parts);
+        SAGE_EXT_FOR_PARTS {
+          parts[k] *= factor;
+          squares.of(k) += parts[k] * parts[k];
+        }
+      }
+      if constexpr (kUpdates) {
+        prefetch_strips(param + block * kBlock);
+        Floats updated[kParts];
+        load_parts<kHalves>(x + block * kBlock, parts);
+        load_parts<kHalves>(param + block * kBlock, updated);
+        SAGE_EXT_FOR_PARTS {
+          updated[k] = scale_update<Floats>(updated[k], parts[k] * factor, scalars.lr, rows.inverse, scalars.decay);
+        }
+        store_parts<kHalves>(param + block * kBlock, updated);
+      }
+    }
+    if constexpr (kSums) sum.take(squares);
+  }
+  update_momentum(blocks * kBlock, cols);
+  float left = 0.0f;
+  for (int64_t j = blocks * kBlock; j < cols; ++j) {
+    if constexpr (kSums) {
+      const float value = to_float(next[j]) * factor;
+      left += value * value;
+    }
+    if constexpr (kUpdates) {
+      param[j] = from_float<W>(
+          scale_update(to_float(param[j]), to_float(x[j]) * factor, scalars.lr, rows.inverse, scalars.decay));
     }
   }
-  for (int64_t i = 4 * quarter; i < count; ++i) s0 = add_square(s0, to_float(x[i]) * factor);
-  return (s0 + s1) + (s2 + s3);
+  return sum.sum() + static_cast<double>(left);
 }
 
-// The sums of squares of a group's rows, a segment of each in turn.
-template <typename X>
-void scale_sum_rows(const void* data, const RowGroup& rows, int64_t cols, float factor, double* sums) {
+template <typename W, typename X>
+double scale_rows(const ScaleMatrix& matrix, const void* data, const ScaleRows& rows, const Scalars& scalars,
+                  ScaleMomentum momentum) {
   const X* x = static_cast<const X*>(data);
-  for (int64_t k = 0; k < rows.count; ++k) sums[k] = 0.0;
-  for (int64_t begin = 0; begin < cols; begin += kRowSegment) {
-    const int64_t length = cols - begin < kRowSegment ? cols - begin : kRowSegment;
-    for (int64_t k = 0; k < rows.count; ++k) {
-      sums[k] += static_cast<double>(sum_squares(x + rows.at(k) * cols + begin, length, factor));
-    }
-  }
+  if (rows.current < 0) return scale_row_pass<true, false, W, X>(matrix, x, rows, scalars, momentum);
+  if (rows.next < 0) return scale_row_pass<false, true, W, X>(matrix, x, rows, scalars, momentum);
+  return scale_row_pass<true, true, W, X>(matrix, x, rows, scalars, momentum);
 }
 
 template <typename X>
@@ -110,23 +140,6 @@ void scale_sum_columns(const ScaleMatrix& matrix, const void* data, const Column
 }
 
 template <typename W, typename X>
-void scale_update_rows(const ScaleMatrix& matrix, const void* data, const RowGroup& rows, const Scalars& scalars,
-                       const float* inverse_of_row) {
-  const Scalars k = scalars;
-  const int64_t cols = matrix.cols;
-  for_strips_of_rows(0, rows.count, cols, [&](int64_t i, int64_t begin, int64_t end) SAGE_EXT_ALWAYS_INLINE {
-    const float inverse = inverse_of_row[i];
-    W* param = static_cast<W*>(matrix.param) + rows.at(i) * cols;
-    prefetch_strips(param + begin);
-    update_range(
-        begin, end,
-        [=](int64_t, float x, float& w)
-            SAGE_EXT_ALWAYS_INLINE { w = scale_update(w, x * k.factor, k.lr, inverse, k.decay); },
-        static_cast<const X*>(data) + rows.at(i) * cols, param);
-  });
-}
-
-template <typename W, typename X>
 void scale_update_columns(const ScaleMatrix& matrix, const void* data, int64_t width, int64_t begin, int64_t end,
                           const Scalars& scalars, const float* inverse_of_column) {
   const Scalars k = scalars;
@@ -143,12 +156,7 @@ ScaleKernels select_scale_kernels(const ScaleMatrix& matrix) {
       [](auto w, auto x) -> ScaleKernels {
         using W = typename decltype(w)::type;
         using X = typename decltype(x)::type;
-        return {nullptr,
-                &scale_sum_rows<X>,
-                &scale_exact_sum<X>,
-                &scale_sum_columns<X>,
-                &scale_update_rows<W, X>,
-                &scale_update_columns<W, X>};
+        return {nullptr, &scale_rows<W, X>, &scale_exact_sum<X>, &scale_sum_columns<X>, &scale_update_columns<W, X>};
       },
       matrix.param_dtype, has_momentum ? matrix.exp_avg_dtype : matrix.grad_dtype);
   if (has_momentum) {

@@ -162,6 +162,32 @@ TEST_P(ScaleStep, ThreadsAndRunsGiveTheSameBits) {
   }
 }
 
+// The sum of a row is taken while the row before it moves, or alone: that must not show.
+TEST_P(ScaleStep, ARowMovesAlikeWhereverItLies) {
+  if (GetParam().columns) GTEST_SKIP() << "rows are what is normalised";
+  for (const Mix& mix : testing::all_mixes()) {
+    SCOPED_TRACE(testing::describe(mix));
+    for (const Shape& shape : {Shape{37, 300}, Shape{19, 1600}, Shape{21, 7}}) {
+      std::vector<ScaleProblem> whole = make_scale(mix, {shape}, 13);
+      std::vector<ScaleProblem> rows = whole;
+      rows[0].matrices = shape.rows;
+      rows[0].rows = 1;
+      std::vector<ScaleProblem> staged = whole;
+      std::vector<cpu::ScaleMatrix> views;
+      staged[0].append_views(GetParam(), views);
+      std::vector<double> sums(static_cast<size_t>(shape.rows));
+      double* const out = sums.data();
+      cpu::ScaleStep stages(std::move(views), GetParam());
+      stages.put_sums(2, {&out, 1});
+      stages.update(2, {&out, 1});
+      scale_step(whole, GetParam(), 1);
+      scale_step(rows, GetParam(), 1);
+      EXPECT_TRUE(bytes_of(rows) == bytes_of(whole));
+      EXPECT_TRUE(bytes_of(staged) == bytes_of(whole));
+    }
+  }
+}
+
 TEST_P(ScaleStep, TheGradientIsOnlyRead) {
   std::vector<ScaleProblem> problems = make_scale(testing::kBFloat, {{100, 300}}, 12);
   const std::vector<std::byte> before = problems[0].grad.bytes();

@@ -22,8 +22,9 @@ SAGE_EXT_HD float scale_inverse(double sum_sq, double mean_factor, double eps) {
   return inverse > static_cast<double>(kMaxScale) ? kMaxScale : static_cast<float>(inverse);
 }
 
-// `decay` is 1 - lr * weight_decay.
-SAGE_EXT_HD float scale_update(float param, float x, float lr, float inverse, float decay) {
+// `decay` is 1 - lr * weight_decay. Values are floats or vectors of them.
+template <typename Values>
+SAGE_EXT_HD Values scale_update(const Values& param, const Values& x, float lr, float inverse, float decay) {
   return param * decay - lr * (x * inverse);
 }
 

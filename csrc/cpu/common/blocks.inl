@@ -7,7 +7,7 @@ namespace {
 inline constexpr int kLanes = SAGE_EXT_ISA_LANES;  // of one vector
 inline constexpr int kBlock = 32;
 inline constexpr int kParts = kBlock / kLanes;
-static_assert(kBlock == kSignsPerWord);
+static_assert(kBlock == 32 && kBlock == kStrip, "the bits of a word, and what prefetch_strips() asks for");
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef double Doubles __attribute__((vector_size(8 * kLanes)));
@@ -145,6 +145,49 @@ SAGE_EXT_INLINE void store_part(Half* data, Floats& values) {
   const auto words = for_lanes<Words>(values, [](float x) SAGE_EXT_ALWAYS_INLINE { return float_to_half(x); });
   store_shorts(data, words);
   values = for_lanes<Floats>(words, [](uint32_t bits) SAGE_EXT_ALWAYS_INLINE { return half_to_float(bits); });
+}
+
+// All parts of a block whose elements' order is of no account. With kHalves, which wants 16-bit elements, a vector of
+// words holds two parts, the low halves' and the high ones': shifts and masks, as in elements.h.
+template <bool kHalves, typename T>
+SAGE_EXT_INLINE void load_parts(const T* data, Floats (&parts)[kParts]) {
+  if constexpr (kHalves) {
+    SAGE_EXT_FOR_PARTS {
+      Words words;
+      std::memcpy(&words, data + k / 2 * 2 * kLanes, sizeof(words));
+      if constexpr (std::is_same_v<T, BFloat16>) {
+        parts[k] = reinterpret_cast<Floats>(k % 2 == 0 ? words << 16 : words & 0xffff0000u);
+      } else {
+        parts[k] = for_lanes<Floats>(k % 2 == 0 ? words & 0xffffu : words >> 16,
+                                     [](uint32_t bits) SAGE_EXT_ALWAYS_INLINE { return half_to_float(bits); });
+      }
+    }
+  } else {
+    SAGE_EXT_FOR_PARTS load_part(data + k * kLanes, parts[k]);
+  }
+}
+
+// Stores them in the same order.
+template <bool kHalves, typename T>
+SAGE_EXT_INLINE void store_parts(T* data, Floats (&parts)[kParts]) {
+  if constexpr (kHalves) {
+    SAGE_EXT_FOR_PARTS {
+      if (k % 2 != 0) continue;
+      Words low, high;
+      if constexpr (std::is_same_v<T, BFloat16>) {
+        low = for_lanes<Words>(parts[k], [](float x) SAGE_EXT_ALWAYS_INLINE { return float_to_bfloat16(x); });
+        high = for_lanes<Words>(parts[k + 1],
+                                [](float x) SAGE_EXT_ALWAYS_INLINE { return float_to_bfloat16_high(x) & 0xffff0000u; });
+      } else {
+        low = for_lanes<Words>(parts[k], [](float x) SAGE_EXT_ALWAYS_INLINE { return float_to_half(x); });
+        high = for_lanes<Words>(parts[k + 1], [](float x) SAGE_EXT_ALWAYS_INLINE { return float_to_half(x) << 16; });
+      }
+      const Words words = low | high;
+      std::memcpy(data + k * kLanes, &words, sizeof(words));
+    }
+  } else {
+    SAGE_EXT_FOR_PARTS store_part(data + k * kLanes, parts[k]);
+  }
 }
 
 // 1 or 0, and from two of them a sign: 0 of 0 and of NaN.
