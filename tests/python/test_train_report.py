@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "tra
 from lab import packages, runner, search, store, studies
 from lab.contenders import contenders
 from lab.plan import SEEDS
-from lab.report import claims, command, data, page, pictures, standings
+from lab.report import claims, command, data, page, pictures, standings, transfer
 from lab.report.claims import NO, NOT_RUN, NOT_SHOWN, YES
 from lab.report.data import Estimate
 from lab.report.style import CONTENDERS
@@ -254,6 +254,29 @@ def test_the_distance_at_a_larger_batch_has_the_spread_of_the_seeds(tmp_path: Pa
     for name, at_1 in (("sign-sgd", 4.5), ("adamw", 4.0)):
         kept.results |= seeds(at_1, at_1 + 0.2, at_1 + 0.4, contender=name)
     assert claim.judge(kept).word == NOT_SHOWN
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_a_law_of_rates_is_found_where_it_holds(power: float) -> None:
+    """Grids whose smallest loss goes with the width as the law says: nothing is lost with it alone."""
+    factors = [x / 2 for x in range(-4, 5)]
+    lines = [
+        (ratio, [(x, abs(x - 0.5 + power * math.log2(ratio))) for x in factors]) for ratio in (0.5, 1.0, 2.0)
+    ]
+    lost = {}
+    for law in transfer.LAWS:
+        found = transfer.best_constant(lines, law)
+        assert found is not None
+        factor, excess = found
+        lost[law] = sum(excess)
+        if law == power:
+            assert 1.0 <= factor <= 2.0
+    assert min(lost, key=lost.__getitem__) == power
+    assert lost[power] == pytest.approx(0.0, abs=1e-9)
+    far = [(16.0, lines[0][1]), (1 / 16, lines[0][1])]
+    assert transfer.best_constant(far, 1.0) is None, "no rate is within both grids"
+    diverged = [(1.0, [(0.0, 1.0), (1.0, math.inf)])]
+    assert transfer.best_constant(diverged, 0.0) == (1.0, [0.0])
 
 
 def test_every_claim_is_about_runs_that_a_study_plans(whole: Store) -> None:

@@ -12,6 +12,9 @@ from lab.scales import Scale
 
 WIDTH_FACTORS = (1.0, 0.5, 2.0, 0.25, 4.0)
 WIDENED = ("adamw-sinkgd-scale", "adamw")
+WIDENED_PRESET = "preset-sinkgd-scale"
+PRESET_WIDTH = 192  # of the model that its rates are from
+PRESET_RULES = ("as-it-is", "over-width")
 
 
 def widths(scale: Scale) -> list[Run]:
@@ -19,6 +22,7 @@ def widths(scale: Scale) -> list[Run]:
 
     How the best factor moves with the width says which rule for rates is right: the same root mean square
     for all (it stays), the unit form or a constant spectral norm (1 / sqrt(width)), 1 / fan-in (1 / width).
+    Then a preset with the rates that it has, and with the matrices' by the last of these rules.
     """
     runs = []
     for model in scale.widths:
@@ -41,7 +45,32 @@ def widths(scale: Scale) -> list[Run]:
             ]
             for name in WIDENED
         )
-    return runs
+    return runs + [
+        run_at_best(
+            scale,
+            available()[WIDENED_PRESET],
+            "widths",
+            "preset",
+            model.hidden,
+            rule,
+            variant={"width": model.hidden, "rule": rule},
+            change=_matrices_times(factor),
+            tokens=scale.search_tokens,
+            seed=1,
+            model=model,
+        )
+        for model in scale.widths
+        for rule, factor in zip(PRESET_RULES, (1.0, PRESET_WIDTH / model.hidden), strict=True)
+    ]
+
+
+def _matrices_times(factor: float) -> Callable[[list[dict[str, Any]]], None]:
+    def change(groups: list[dict[str, Any]]) -> None:
+        for group in groups:
+            if group["roles"] == ["matrix"]:
+                group["lr"] *= factor
+
+    return change
 
 
 SHAPED = "adamw-sinkgd-scale"
