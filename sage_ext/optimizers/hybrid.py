@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
@@ -66,7 +67,9 @@ class FusedHybrid(ReplicatedOptimizer):
     five there (``sinkgd={"iterations": 5}``). In "scale" and "sinkgd-scale" the head has momentum 0.9; SCALE
     has none elsewhere. ``dim`` is the one across which an output unit lies, so 0 for transformers'
     ``Conv1D``, too; of the head in "stateless" an input unit. In "alias" all that is not the head is one
-    group, with one step size.
+    group, with one step size. In our two SinkGD's rate is that of a model of width 192: in a wider one its
+    alpha is 192 / width instead of 1, as ``docs/results.md`` found, where the width is the number of inputs
+    that most matrices have. A rate or an alpha that you give them is taken as it is, and so are group dicts.
 
     A head that is tied to the embedding is the same parameter and counts as an embedding, but not in "scale":
     there it has to be said with ``tied``. ``describe()`` shows which parameter got which rule. Groups carry
@@ -142,6 +145,7 @@ class FusedHybrid(ReplicatedOptimizer):
         self._process_group = process_group
         self._preset = preset or "sage"
         self._tied = tied or PRESETS[self._preset].tied
+        self._width: int | None = None
         common: dict[str, Any] = {"maximize": maximize, "state_dtype": state_dtype, "capturable": capturable}
         spread = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
         common.update((name, value) for name, value in spread.items() if value is not None)
@@ -166,7 +170,7 @@ class FusedHybrid(ReplicatedOptimizer):
                 tell(
                     f"lr: no parameter has role {' or '.join(map(repr, sorted(absent)))}, whose rate is idle"
                 )
-            if rates := _rates_replaced(self._preset, lr, overrides):
+            if rates := _rates_replaced(self._preset, lr, overrides, self._width):
                 own = ", ".join(f"{name!r}: {rate:g}" for name, rate in rates.items())
                 said = "lr" if isinstance(lr, Tensor) else f"lr={lr:g}"
                 apart = [rule for rule, values in overrides.items() if "lr" in values]
@@ -238,6 +242,8 @@ class FusedHybrid(ReplicatedOptimizer):
         """Return the groups of routed parameters: one for each role, or more where its rule goes by the
         layout."""
         preset = PRESETS[self._preset]
+        if self._width is None:
+            self._width = _width(routed)
         by_place: dict[Any, list[routing.Routed]] = {}
         for role in routing.ROLES:
             rule = preset.rule_for(role)
@@ -277,19 +283,41 @@ class FusedHybrid(ReplicatedOptimizer):
         """Return the hyperparameters of a matrix that depend on where it has its output units."""
         if rule == SCALE.name:
             return {"dim": PRESETS[self._preset].scale_dim(entry.role, entry.output_dim)}
-        settings = self._rule_defaults[rule]
-        if rule == SINKGD.name and settings["normalization"] == "unit" and entry.output_dim == 1:
+        if rule == SINKGD.name:
+            factor = self._alpha_factor(entry)
+            return {"alpha": self._rule_defaults[rule]["alpha"] * factor} if factor != 1.0 else {}
+        return {}
+
+    def _alpha_factor(self, entry: routing.Routed) -> float:
+        """Return what SinkGD's alpha is multiplied by for a matrix."""
+        if self._rule_defaults[SINKGD.name]["normalization"] == "unit":
             # The unit form divides by sqrt(rows), which are the outputs in nn.Linear.
             rows, cols = entry.param.shape[-2:]
-            return {"alpha": settings["alpha"] * math.sqrt(rows / cols)} if rows and cols else {}
-        return {}
+            return math.sqrt(rows / cols) if entry.output_dim == 1 and rows and cols else 1.0
+        own = self._overridden[SINKGD.name]
+        if "alpha" in own or "lr" in own or entry.role in self._role_rates:
+            return 1.0  # the caller's numbers are taken as they are
+        return _width_factor(PRESETS[self._preset].width, self._width)
 
     def _group_defaults(self, rule: str) -> Mapping[str, Any]:
         return self._rule_defaults[rule]
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_preset", "_tied", "_rule_defaults", "_role_rates", "_overridden")
+        own = ("_preset", "_tied", "_width", "_rule_defaults", "_role_rates", "_overridden")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
+
+def _width(routed: Sequence[routing.Routed]) -> int | None:
+    """Return a model's width: the number of inputs that most of its matrices have, the largest of equals."""
+    inputs = Counter(
+        entry.param.shape[-1 if entry.output_dim == 0 else -2] for entry in routed if entry.role == "matrix"
+    )
+    return max(inputs, key=lambda size: (inputs[size], size), default=None) or None
+
+
+def _width_factor(found_at: int | None, width: int | None) -> float:
+    """Return what the matrices' rate of a preset is multiplied by in a model of this width."""
+    return 1.0 if found_at is None or width is None else min(1.0, found_at / width)
 
 
 def _group_dicts(source: Any, named: Mapping[str, Any]) -> list[dict[str, Any]] | None:
@@ -360,7 +388,9 @@ def _overridden(lr: Any, overrides: Mapping[str, Mapping[str, Any]]) -> dict[str
     }
 
 
-def _rates_replaced(preset: str, lr: Any, overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+def _rates_replaced(
+    preset: str, lr: Any, overrides: Mapping[str, Mapping[str, Any]], width: int | None
+) -> dict[str, float]:
     """Return the preset's own rates where one number takes the place of several: by rule, or by role where a
     rule has several."""
     if lr is None or isinstance(lr, Mapping) or (not isinstance(lr, Tensor) and lr == 0):
@@ -373,6 +403,8 @@ def _rates_replaced(preset: str, lr: Any, overrides: Mapping[str, Mapping[str, A
         for role, rule in rules.items()
         if RULES[rule].lr_is_step and "lr" not in overrides.get(rule, {})
     }
+    if "matrix" in rates and "alpha" not in overrides.get(SINKGD.name, {}):
+        rates["matrix"] *= _width_factor(chosen.width, width)  # a rate of the caller's is taken as it is
     by_rule = {rules[role]: rate for role, rate in rates.items()}
     if len(set(rates.values())) < 2:
         return {}

@@ -30,6 +30,9 @@ class Preset:
     """The role of a weight that is both embedding and head; None leaves that to the caller."""
     by_input_unit: tuple[str, ...] = ()
     """Roles in which SCALE normalises what goes to each input unit, instead of to each output unit."""
+    width: int | None = None
+    """Of the model that SinkGD's rate is from: in a wider one the matrices have that rate times this over its
+    width."""
     joint: tuple[str, ...] = ()
     """Rules that get one group for all of their roles: its parameters share state."""
 
@@ -85,7 +88,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             tied=None,
         ),
         # Ours: what did best with little state, and with none, in the runs of docs/results.md, at the rates
-        # of those. SinkGD's alpha is 1, so that every rate is the root mean square of an update.
+        # of those. SinkGD's alpha is 1, so that every rate is the root mean square of an update, in a model
+        # as wide as theirs: in wider ones the best rate went as 1 / width.
         "sinkgd-scale": Preset(
             embedding="adamw",
             matrix="sinkgd",
@@ -97,6 +101,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 "scale": {"lr": 1e-3, "momentum": 0.9},
             },
             roles={"embedding": {"lr": 1e-2}},
+            width=192,
         ),
         "stateless": Preset(
             embedding="scale",
@@ -112,6 +117,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             # By output unit, a rare token's row moves as far as a frequent one's, on noise, which only a
             # momentum mends.
             by_input_unit=("lm_head",),
+            width=192,
         ),
         # ALIAS has no learning rate to tune; the head is on AdamW in the LLaMA runs of its authors.
         "alias": Preset(

@@ -23,8 +23,8 @@ BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "train"
 sys.path.insert(0, str(BENCHMARK))
 
 from lab import budget, build, packages, plan, runner, search, single, store, studies, text, worker  # noqa: E402
-from lab.contenders import EVERYTHING, contenders  # noqa: E402
-from lab.scales import SCALES  # noqa: E402
+from lab.contenders import EVERYTHING, PRESET, contenders  # noqa: E402
+from lab.scales import SCALES, Model  # noqa: E402
 from llama.errors import UsageError  # noqa: E402
 
 TINY = SCALES["test"]
@@ -88,6 +88,29 @@ def test_a_contender_gives_every_role_one_rate_and_the_rates_are_the_searchs(nam
 
 def bowl(best: np.ndarray, stretch: np.ndarray) -> Callable[[dict[str, float]], float]:
     return lambda rates: 4.0 + float((stretch * (np.array(search.point(rates)) - best) ** 2).sum())
+
+
+@pytest.mark.parametrize("hidden", [192, 512])
+@pytest.mark.parametrize("name", [name for name in contenders() if name.startswith(PRESET)])
+def test_a_preset_among_the_contenders_is_the_preset_as_it_is(name: str, hidden: int) -> None:
+    """What it is configured with is what ``FusedHybrid(model, name)`` has, in a model of any width."""
+    from sage_ext.optimizers import FusedHybrid
+
+    wide = Model(hidden, layers=1, heads=1, ffn=2 * hidden)
+    run = plan.configured(TINY, contenders()[name], tokens=64, seed=0, model=wide)({})
+    layers = {
+        "embed_tokens": torch.nn.Embedding(8, hidden),
+        "up": torch.nn.Linear(hidden, 2 * hidden),
+        "down": torch.nn.Linear(2 * hidden, hidden, bias=False),
+        "gate": torch.nn.Linear(hidden, 2 * hidden, bias=False),
+        "head": torch.nn.Linear(hidden, 8, bias=False),
+    }
+    optimizer = FusedHybrid(torch.nn.ModuleDict(layers), name.removeprefix(PRESET), lm_head=["head.weight"])
+    assert {role for group in run["groups"] for role in group["roles"]} == set(EVERYTHING)
+    for group in optimizer.param_groups:
+        (asked,) = [asked for asked in run["groups"] if group["role"] in asked["roles"]]
+        for key in ("rule", "lr", "alpha", "dim", "momentum", "iterations", "normalization"):
+            assert asked.get(key) == group.get(key), (key, group["role"])
 
 
 def test_the_search_finds_the_bottom_of_a_bowl_better_than_the_same_number_of_random_runs() -> None:

@@ -156,6 +156,18 @@ def preset(name: str) -> Make:
     return make
 
 
+def widen(contender: Contender, groups: list[Group], width: int) -> None:
+    """What a preset makes of its matrices' rate in a model of this width; in place."""
+    if not contender.name.startswith(PRESET):
+        return
+    from sage_ext.optimizers.presets import PRESETS
+
+    found_at = PRESETS[contender.name.removeprefix(PRESET)].width
+    for group in groups:
+        if found_at is not None and group["rule"] == "sinkgd":
+            group["alpha"] *= min(1.0, found_at / width)
+
+
 def adamw_of_torch(rates: dict[str, float], steps: int) -> list[Group]:
     del steps
     values = {**rates, "vector": VECTOR_RATE}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from lab import search
+from lab import contenders, search
 from lab.contenders import Contender
 from lab.scales import Scale
 from lab.store import Store
@@ -57,6 +57,7 @@ def configured(
         config = scale.config(**given)
         steps = config["tokens"] // (config["batch_size"] * config["seq_len"])
         groups = contender.make(rates, steps)
+        contenders.widen(contender, groups, config["model"]["hidden"])
         if change:
             change(groups)
         return {**config, "schedule": contender.schedule, "groups": groups}

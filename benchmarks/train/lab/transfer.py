@@ -13,8 +13,8 @@ from lab.scales import Scale
 WIDTH_FACTORS = (1.0, 0.5, 2.0, 0.25, 4.0)
 WIDENED = ("adamw-sinkgd-scale", "adamw")
 WIDENED_PRESET = "preset-sinkgd-scale"
-PRESET_WIDTH = 192  # of the model that its rates are from
-PRESET_RULES = ("as-it-is", "over-width")
+PRESET_WIDTH = 192  # of the model that its rates are from, as in sage_ext/optimizers/presets.py
+PRESET_RULES = ("same-rate", "over-width")
 
 
 def widths(scale: Scale) -> list[Run]:
@@ -22,7 +22,8 @@ def widths(scale: Scale) -> list[Run]:
 
     How the best factor moves with the width says which rule for rates is right: the same root mean square
     for all (it stays), the unit form or a constant spectral norm (1 / sqrt(width)), 1 / fan-in (1 / width).
-    Then a preset with the rates that it has, and with the matrices' by the last of these rules.
+    Then a preset with the matrices' rate that it has at its own width, and with that rate by the last of
+    these rules, which beyond that width is the preset as it is.
     """
     runs = []
     for model in scale.widths:
@@ -68,7 +69,7 @@ def _matrices_times(factor: float) -> Callable[[list[dict[str, Any]]], None]:
     def change(groups: list[dict[str, Any]]) -> None:
         for group in groups:
             if group["roles"] == ["matrix"]:
-                group["lr"] *= factor
+                group.update(alpha=1.0, lr=group["lr"] * factor)
 
     return change
 

@@ -133,10 +133,11 @@ def _preset_by_width(store: Store, scale: Scale) -> str:
         return ""
     preset = name.removeprefix(PRESET)
     text = prose(
-        f"The preset `{preset}`, whose rates are from width {transfer.PRESET_WIDTH}, as it is and with the",
-        f"matrices' rate times {transfer.PRESET_WIDTH} / width; beside it the best of the grid above.",
+        f"The preset `{preset}`, whose rates are from width {transfer.PRESET_WIDTH}: with the matrices'",
+        f"rate of there, and with that times {transfer.PRESET_WIDTH} / width, which is the preset as it is",
+        "beyond that width. Beside it the best of the grid above.",
     )
-    columns = ["width", "as it is", "over the width", f"best of `{transfer.WIDENED[0]}`", AGAIN]
+    columns = ["width", "the same rate", "over the width", f"best of `{transfer.WIDENED[0]}`", AGAIN]
     return f"{text}\n\n{table(columns, rows, text_last=True)}"
 
 
