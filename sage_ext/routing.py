@@ -35,6 +35,8 @@ class Routed(NamedTuple):
     ``nn.Linear``, 1 in an embedding's ``[V, d]`` and in the ``[in, out]`` of transformers' ``Conv1D``."""
     decays: bool = True
     """Whether weight decay is for it."""
+    is_tied: bool = False
+    """Whether it is embedding and head in one, whichever role it has."""
 
 
 def route(
@@ -88,18 +90,26 @@ def route(
 
 def heads_not_named(routed: Sequence[Routed]) -> list[str]:
     """Return what looks like an output head and has been taken for any other matrix: where no head is known,
-    the matrices that have as many outputs as the largest embedding has tokens, and fewer inputs."""
-    if any(entry.role == "lm_head" for entry in routed):
+    the matrices that have as many outputs as the largest embedding has tokens, or those of a padded
+    vocabulary, and fewer inputs. Layers of a stack look so by chance: of them the last, if there is no other.
+    """
+    if any(entry.role == "lm_head" or entry.is_tied for entry in routed):
         return []
     tables = [e for e in routed if e.role == "embedding" and e.param.ndim == 2 and e.output_dim == 1]
     tokens = max((entry.param.shape[0] for entry in tables), default=0)
-    return [
-        entry.name
+    outputs = {
+        entry.name: entry.param.shape[entry.output_dim]
         for entry in routed
         if entry.role == "matrix"
         and entry.param.ndim == 2
-        and entry.param.shape[entry.output_dim] == tokens > entry.param.shape[1 - entry.output_dim]
-    ]
+        and entry.param.shape[entry.output_dim] > entry.param.shape[1 - entry.output_dim]
+    }
+    multiple = 1024 if tokens >= 1024 else 128
+    padded = -(-tokens // multiple) * multiple
+    exact = [name for name, count in outputs.items() if count == tokens]
+    alike = exact or [name for name, count in outputs.items() if tokens < count <= padded]
+    apart = [name for name in alike if not any(part.isdigit() for part in name.split("."))]
+    return apart or alike[-1:]
 
 
 def head_advice(routed: Sequence[Routed]) -> str | None:
@@ -107,10 +117,11 @@ def head_advice(routed: Sequence[Routed]) -> str | None:
     heads = heads_not_named(routed)
     if not heads:
         return None
+    which = heads[0] if len(heads) == 1 else f"one of {', '.join(heads)}"
     return (
-        f"lm_head: no output head is named, and {' and '.join(heads)} looks like one, with an output for "
-        "each token of the embedding. As it is, it gets the rule of any other matrix, with which a head may "
-        f"train far worse: give lm_head={heads!r}, or lm_head=[] if there is none"
+        f"lm_head: no output head is named, and {which} looks like one, with an output for each token of the "
+        "embedding. As it is, it gets the rule of any other matrix, with which a head may train far worse: "
+        f"give lm_head={heads[-1:]!r}, or lm_head=[] if there is none"
     )
 
 
@@ -192,7 +203,8 @@ def _assign(pairs: list[tuple[str, Tensor]], kinds: _Kinds, tied: str | None) ->
         else:
             role = "matrix" if param.ndim >= 2 else "vector"
         outputs_last = id(param) in kinds.transposed or (is_table and role == "embedding")
-        routed.append(Routed(name, param, role, int(outputs_last), id(param) not in kinds.undecayed))
+        decays, is_tied = id(param) not in kinds.undecayed, is_table and id(param) in kinds.heads
+        routed.append(Routed(name, param, role, int(outputs_last), decays, is_tied))
     if not routed:
         raise ValueError("model_or_named_parameters: holds no parameter with requires_grad=True")
     return routed

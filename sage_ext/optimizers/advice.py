@@ -27,9 +27,15 @@ class Advice:
         self._has_said_alone = False
         self._empty_steps = 0  # before the first that has moved anything
         self._apart: tuple[int, int] | None = None  # two groups of different rules whose rates differ
+        # Groups that find their own step, with the rate that they had when their warm-up was over.
+        self._idle: dict[int, float | None] = {}
+        self._steps = 0
 
     def after_addition(self, groups: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule]) -> None:
         """Look at a group that was just added, the last."""
+        if not rules[groups[-1]["rule"]].lr_is_step:
+            self._idle[len(groups) - 1] = None
+            _say_what_is_idle(groups[-1], rules)
         if self._apart is not None or not _has_rate(groups[-1], rules):
             return
         for index, group in enumerate(groups[:-1]):
@@ -51,6 +57,9 @@ class Advice:
         if not self._has_stepped and calls:
             self._has_stepped = True
             _say_what_stays(groups)
+        if self._idle:
+            self._steps += 1
+            self._look_at_idle_rates(groups)
         # DeepSpeed's ZeRO shows one group at a time.
         if self._apart is not None and max(self._apart) < len(groups):
             first, second = (groups[index] for index in self._apart)
@@ -83,6 +92,23 @@ class Advice:
                 "exchanges, not by fused kernels: correct, but slower"
             )
 
+    def _look_at_idle_rates(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Say once that a schedule changes nothing, where a step is found and the warm-up is over."""
+        for index, before in self._idle.items():
+            group = groups[index] if index < len(groups) else None
+            if group is None or isinstance(group["lr"], Tensor) or self._steps <= group["warmup_steps"]:
+                continue
+            if before is None:
+                self._idle[index] = group["lr"]
+            elif group["lr"] != before:
+                self._idle = {}
+                tell(
+                    f"the learning rate of group {index} went from {before:.3g} to {group['lr']:.3g}, which "
+                    f"changes nothing there: rule {group['rule']!r} finds its own step size, up to "
+                    f"max_step={group['max_step']:g}. To lower it as well, change group['max_step']"
+                )
+                return
+
     def _say_one_rate(self, groups: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule]) -> None:
         rated = [group for group in groups if _has_rate(group, rules)]
         rates = {float(group["lr"]) for group in rated}
@@ -103,6 +129,16 @@ def tell(message: str) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_INSIDE):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, stacklevel=level)
+
+
+def _say_what_is_idle(group: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
+    """Name a learning rate that somebody has chosen and nothing goes by."""
+    lr, usual = group["lr"], rules[group["rule"]].defaults["lr"]
+    if not isinstance(lr, Tensor) and lr != usual and lr != 0 and group["warmup_steps"] == 0:
+        tell(
+            f"lr={lr:g} is idle for rule {group['rule']!r}, which finds its own step size, up to "
+            f"max_step={group['max_step']:g}: choose max_step, or give warmup_steps, which take lr"
+        )
 
 
 def _has_rate(group: Mapping[str, Any], rules: Mapping[str, Rule]) -> bool:

@@ -28,6 +28,9 @@ from sage_ext.selection.shadows import Loss, Rate, Risk, Shadowed, watch
 
 __all__ = ["CANDIDATES", "AutoConfig", "Block", "Option", "Point", "Risk", "autoconfig"]
 
+_MANY_STEPS = 256
+"""With fewer, a rule that a head cannot bear may look best on it: in docs/results.md after 32 and 128 steps."""
+
 
 def autoconfig(
     model: nn.Module,
@@ -175,6 +178,11 @@ def autoconfig(
         )
 
     choice()  # a budget that is too small is told before anything is trained
+    if steps < _MANY_STEPS and any(e.role == "lm_head" for e in routed):
+        tell(
+            f"steps={steps} are few to choose for an output head by: what makes rules bad for it shows after "
+            f"some {_MANY_STEPS} steps (docs/autoconfig.md)"
+        )
     watch(
         model,
         batches,

@@ -112,6 +112,55 @@ class TestOneRate:
         models.train(model, optimizer, [0])
 
 
+IDLE = r"learning rate of group 0 went from 0.001 to \S+, which changes nothing there: .* group\['max_step'\]"
+
+
+class TestRatesThatAreIdle:
+    """ALIAS finds its own step: nothing goes by its learning rate but the warm-up."""
+
+    def test_a_schedule_is_said_to_change_nothing_once(self) -> None:
+        model = TinyLanguageModel()
+        optimizer = FusedALIAS(model.parameters())
+        scheduler = lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / 10)
+        models.train(model, optimizer, [0])
+        scheduler.step()
+        with pytest.warns(UserWarning, match=IDLE):
+            models.train(model, optimizer, [1])
+        assert optimizer.step_size(0) > 0
+        scheduler.step()
+        models.train(model, optimizer, [2])
+
+    def test_in_the_warm_up_it_is_what_the_step_is(self) -> None:
+        model = TinyLanguageModel()
+        optimizer = FusedALIAS(model.parameters(), lr=1e-3, warmup_steps=3)
+        scheduler = lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 4))
+        for seed in range(3):
+            models.train(model, optimizer, [seed])
+            assert optimizer.step_size(0) == pytest.approx(1e-3 * (seed + 1) / 4)
+            scheduler.step()
+        for seed in range(3, 6):  # at the rate that the warm-up ended with
+            models.train(model, optimizer, [seed])
+            scheduler.step()
+
+    def test_its_cure(self) -> None:
+        model = TinyLanguageModel()
+        optimizer = FusedALIAS(model.parameters())
+        for seed in range(3):
+            optimizer.param_groups[0]["max_step"] = 1e-3 / (seed + 1)
+            models.train(model, optimizer, [seed])
+            assert optimizer.step_size(0) <= 1e-3 / (seed + 1)
+
+    @pytest.mark.parametrize("make", [FusedALIAS, lambda model, lr: FusedHybrid(model, "alias", lr=lr)])
+    def test_one_that_was_chosen_is_named(self, make: Any) -> None:
+        model = TinyLanguageModel()
+        given: Any = list(model.parameters()) if make is FusedALIAS else model
+        with pytest.warns(UserWarning, match=r"lr=0.01 is idle for rule 'alias', .* up to max_step=0.001"):
+            make(given, lr=1e-2)
+        FusedALIAS(model.parameters(), lr=1e-2, warmup_steps=5)
+        FusedALIAS(model.parameters(), lr=torch.tensor(1e-2))
+        FusedHybrid(model, "alias", lr={"adamw": 1e-2})
+
+
 class TestNoGradient:
     def test_parameters_that_will_not_move(self) -> None:
         model = TinyLanguageModel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -397,3 +398,13 @@ def test_without_matplotlib_there_is_a_cure(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="pip install matplotlib"):
         measured.picture(tmp_path / "front.png")
+
+
+def test_few_steps_are_said_to_be_few_for_a_head() -> None:
+    with pytest.warns(
+        UserWarning, match=r"steps=2 are few to choose for an output head by: .* some 256 steps"
+    ):
+        measure(TinyLanguageModel(), steps=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measure(TinyLanguageModel(), steps=2, lm_head=[])

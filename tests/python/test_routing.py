@@ -214,6 +214,43 @@ class Headless(nn.Module):
         self.classes = nn.Linear(width, tokens, bias=False)
 
 
+class Stack(nn.Module):
+    """A byte-level model: its layers have as many outputs as there are tokens."""
+
+    def __init__(self, tokens: int, outputs: int, tied: bool = False) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(tokens, 16)
+        self.blocks = nn.ModuleList(nn.Linear(16, tokens) for _ in range(2))
+        if outputs:
+            self.head = nn.Linear(16, outputs, bias=False)
+        if tied:
+            self.head.weight = self.wte.weight
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (Stack(64, 64), ["head.weight"]),
+        (Stack(64, 64, tied=True), []),
+        (Stack(64, 0), ["blocks.1.weight"]),
+        (nn.ModuleDict({"wte": nn.Embedding(300, 16), "head": nn.Linear(16, 320)}), ["head.weight"]),
+        (nn.ModuleDict({"wte": nn.Embedding(300, 16), "up": nn.Linear(16, 400)}), []),
+        (nn.Sequential(nn.Embedding(40, 8), nn.Linear(8, 40)), ["1.weight"]),
+        (
+            nn.ModuleDict({"e": nn.Embedding(40, 8), "a": nn.Linear(8, 40), "b": nn.Linear(8, 40)}),
+            ["a.weight", "b.weight"],
+        ),
+    ],
+)
+def test_what_looks_like_a_head(model: nn.Module, expected: list[str]) -> None:
+    routed = routing.route(model, tied="embedding")
+    assert routing.heads_not_named(routed) == expected
+    advice = routing.head_advice(routed)
+    assert (advice is not None) == bool(expected)
+    if advice is not None:
+        assert f"lm_head={expected[-1:]!r}" in advice
+
+
 @pytest.mark.parametrize("as_pairs", [False, True])
 def test_what_looks_like_a_head_that_nobody_named_is_told(as_pairs: bool) -> None:
     model = Headless()
