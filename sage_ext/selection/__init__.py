@@ -29,7 +29,7 @@ from sage_ext.selection.shadows import Loss, Rate, Risk, Shadowed, watch
 __all__ = ["CANDIDATES", "AutoConfig", "Block", "Option", "Point", "Risk", "autoconfig"]
 
 _MANY_STEPS = 256
-"""With fewer, a rule that a head cannot bear may look best on it: in docs/results.md after 32 and 128 steps."""
+"""With fewer, what a head cannot bear may look best on it: in docs/results.md after 32 and 128 steps."""
 
 
 def autoconfig(
