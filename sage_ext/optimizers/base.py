@@ -441,8 +441,15 @@ class FusedOptimizer(GroupedOptimizer):
             state_dict: what ``state_dict()`` has returned, here or of torch's optimizer of the same rule.
 
         Raises:
-            ValueError: groups, rules or shapes differ from this optimizer's. Nothing has changed then.
+            TypeError: it is no dict.
+            ValueError: groups, rules or shapes differ from this optimizer's, or another optimizer that takes
+                other steps has saved it. Nothing has changed then.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(
+                f"state_dict: got {type(state_dict).__name__}, expected what optimizer.state_dict() has "
+                "returned; a file of it goes through torch.load first"
+            )
         new_state: Any = None
 
         def before(_: Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sage_ext import checks, pieces
-from sage_ext.optimizers import validate
+from sage_ext.optimizers import origins, validate
 from sage_ext.optimizers.rule import ALL_STATE_KEYS, Rule, StateSpec, allocate
 from sage_ext.reference._signs import pack_signs, sign_words, unpack_signs
 
@@ -25,6 +25,7 @@ _FOREIGN_KEYS = frozenset(
     {
         *("max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "exp_inf", "acc_delta", "sum"),
         *("state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2", "max1", "max2"),
+        "__bnb_optimizer_quant_state__",
     }
 )
 """What the rules of torch and of bitsandbytes keep and none of ours does: their state is no wrapper's, and
@@ -57,11 +58,14 @@ def plan(
         without state; and the state to install afterwards.
 
     Raises:
-        ValueError: there are other groups, or a group has another rule, or other names, or the state of a
-            parameter has other keys, shapes or dtypes than the rule keeps for it.
+        ValueError: it is no optimizer's, or there are other groups, or a group has another rule (or is of
+            another optimizer), or other names, or the state of a parameter has other keys, shapes or dtypes
+            than the rule keeps for it.
     """
-    saved_groups = state_dict["param_groups"]
+    saved_groups = _groups_of(state_dict)
     _check_groups(saved_groups, groups)
+    for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
+        origins.check(index, saved, rules[group["rule"]])
     completed = [_complete(index, *pair) for index, pair in enumerate(zip(saved_groups, groups, strict=True))]
     for index, group in enumerate(completed):
         rule = rules[group["rule"]]
@@ -93,6 +97,35 @@ def plan(
 def places(groups: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
     """Return (index of the group, index in the group) of every parameter, in the order of a state dict."""
     return [(g, i) for g, group in enumerate(groups) for i in range(len(group["params"]))]
+
+
+def _groups_of(state_dict: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Return the saved groups, or raise ValueError saying what it may be that has none."""
+    if "param_groups" in state_dict:
+        return state_dict["param_groups"]
+    inside = [f"state_dict[{key!r}]" for key, value in state_dict.items() if _has_groups(value)]
+    inside += [
+        f"state_dict[{key!r}][0]"
+        for key, value in state_dict.items()
+        if isinstance(value, (list, tuple)) and value and _has_groups(value[0])
+    ]
+    if inside:
+        what = f"it looks like a whole checkpoint; pass {' or '.join(inside)}"
+    elif any(str(key).startswith("param_groups.") for key in state_dict):
+        what = (
+            "it looks like one that torch.distributed.checkpoint has flattened; load it with its "
+            "set_optimizer_state_dict and StateDictOptions(flatten_optimizer_state_dict=True)"
+        )
+    elif any(isinstance(value, Tensor) for value in state_dict.values()):
+        what = "it looks like a model's; pass what optimizer.state_dict() has returned"
+    else:
+        what = "pass what optimizer.state_dict() has returned"
+    found = _some(list(map(str, state_dict))) if state_dict else "nothing in it"
+    raise ValueError(f"state_dict: it has {found}, and no 'param_groups'; {what}")
+
+
+def _has_groups(value: object) -> bool:
+    return isinstance(value, Mapping) and "param_groups" in value
 
 
 def _check_groups(saved_groups: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:

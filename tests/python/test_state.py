@@ -15,7 +15,8 @@ import torch
 from models import BUILDERS, NAMES, TinyLanguageModel
 from torch import nn
 
-from sage_ext.optimizers import FusedAdamW, FusedLion, FusedSAGE
+from sage_ext.optimizers import FusedAdamW, FusedHybrid, FusedLion, FusedSAGE
+from sage_ext.optimizers.hybrid import RULES
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -240,6 +241,60 @@ class TestRefused:
         models.train(model, theirs, [0])
         self.refuse(self.trained(models.adamw, backend), theirs.state_dict(), "max_exp_avg_sq")
 
+    def test_amsgrad_that_has_not_stepped(self, backend: str) -> None:
+        theirs = torch.optim.AdamW(model_of(torch.float32).parameters(), amsgrad=True)
+        self.refuse(self.trained(models.adamw, backend), theirs.state_dict(), "group 0 has amsgrad=True")
+
+    def test_weight_decay_of_adam(self, backend: str) -> None:
+        """An L2 penalty would become decoupled decay. Without it, and by either cure, the file loads."""
+        model = model_of(torch.float32)
+        theirs = torch.optim.Adam(model.parameters(), weight_decay=0.1)
+        models.train(model, theirs, [0])
+        ours = self.trained(models.adamw, backend)
+        message = (
+            "weight_decay of 0.1 is an L2 penalty there.*weight_decay to 0, or decoupled_weight_decay to"
+        )
+        self.refuse(ours, theirs.state_dict(), message)
+        for cure in ({"weight_decay": 0}, {"decoupled_weight_decay": True}):
+            saved = copy.deepcopy(theirs.state_dict())
+            saved["param_groups"][0].update(cure)
+            ours.load_state_dict(saved)
+            for a, b in zip(theirs.state.values(), ours.state.values(), strict=True):
+                support.assert_same_bits([a["exp_avg"]], [b["exp_avg"]])
+
+    def test_bias_that_is_not_corrected(self, backend: str) -> None:
+        """By apex and DeepSpeed, or by older transformers."""
+        for key in ("bias_correction", "correct_bias"):
+            saved = copy.deepcopy(self.trained(models.adamw, backend).state_dict())
+            del saved["param_groups"][0]["rule"]
+            saved["param_groups"][0][key] = True
+            self.trained(models.adamw, backend).load_state_dict(copy.deepcopy(saved))
+            saved["param_groups"][0][key] = False
+            self.refuse(self.trained(models.adamw, backend), saved, f"{key}=False, and rule 'adamw' corrects")
+
+    def test_a_whole_checkpoint(self, backend: str) -> None:
+        optimizer = self.trained(models.lion, backend)
+        own = optimizer.state_dict()
+        wrong: dict[str, dict[str, Any]] = {
+            r"it has 'model', 'optim', .*whole checkpoint; pass state_dict\['optim'\]$": {
+                "model": {"weight": torch.ones(2)},
+                "optim": own,
+                "epoch": 3,
+            },
+            r"whole checkpoint; pass state_dict\['optimizer_states'\]\[0\]$": {"optimizer_states": [own]},
+            r"'embed.weight', .*looks like a model's; pass what optimizer": model_of(
+                torch.float32
+            ).state_dict(),
+            r"flattened; load it with its set_optimizer_state_dict": {"param_groups.embed.weight.lr": 0.1},
+            r"it has nothing in it, and no 'param_groups'; pass what": {},
+            r"it has 'last_epoch', and no 'param_groups'; pass what": {"last_epoch": 3},
+        }
+        for message, saved in wrong.items():
+            self.refuse(optimizer, saved, f"^state_dict: .*{message}")
+        for value in (None, "optimizer.pt", model_of(torch.float32)):
+            with pytest.raises(TypeError, match=r"^state_dict: got .*, expected what optimizer.state_dict"):
+                optimizer.load_state_dict(value)  # type: ignore[arg-type]
+
     def test_another_optimizers_groups(self, backend: str) -> None:
         model = model_of(torch.float32)
         theirs = torch.optim.AdamW(model.parameters())
@@ -262,6 +317,9 @@ class TestRefused:
             for index in group["params"]
         }
         self.refuse(optimizer, saved, "the saved state has absmax1, state1, step; rule '.*' keeps")
+        for index, state in saved["state"].items():  # as 0.50 writes it
+            saved["state"][index] = {"__bnb_optimizer_quant_state__": state}
+        self.refuse(optimizer, saved, "the saved state has __bnb_optimizer_quant_state__; rule '.*' keeps")
 
     def test_another_number_of_parameters(self, backend: str) -> None:
         optimizer = self.trained(models.sage, backend)
@@ -283,3 +341,83 @@ class TestRefused:
         saved = copy.deepcopy(optimizer.state_dict())
         saved["state"][0]["exp_avg"] = saved["state"][0]["exp_avg"].to(torch.int8)
         self.refuse(optimizer, saved, "'exp_avg' has dtype torch.int8")
+
+
+OTHERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "SGD": lambda params: torch.optim.SGD(params, lr=0.1),
+    "RAdam": torch.optim.RAdam,
+    "NAdam": torch.optim.NAdam,
+    "Adamax": torch.optim.Adamax,
+    "RMSprop": torch.optim.RMSprop,
+    "Rprop": torch.optim.Rprop,
+    "Adagrad": torch.optim.Adagrad,
+    "Adadelta": torch.optim.Adadelta,
+    "Adafactor": torch.optim.Adafactor,
+    "ASGD": torch.optim.ASGD,
+    "LBFGS": torch.optim.LBFGS,
+    "Muon": torch.optim.Muon,
+    "Adam": torch.optim.Adam,
+    "AdamW": torch.optim.AdamW,
+}
+
+
+def group_of(rule: str) -> list[dict[str, Any]]:
+    return [{"params": [nn.Parameter(torch.ones(4, 4))], "rule": rule}]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("steps", [0, 1])
+def test_files_of_torchs_other_optimizers(name: str, steps: int) -> None:
+    """Their hyperparameters have the names of ours, and where there is no state nothing else tells them
+    apart: a rate of SGD would go on as Sign-SGD's."""
+    weight = nn.Parameter(torch.ones(4, 4))
+    theirs = OTHERS[name]([weight])
+    for _ in range(steps):
+        weight.grad = torch.ones(4, 4)
+        theirs.step(lambda: torch.zeros(()))  # type: ignore[arg-type]
+    for rule in RULES:
+        ours = FusedHybrid(group_of(rule))
+        before = copy.deepcopy(ours.state_dict())
+        if rule == "adamw" and name in ("Adam", "AdamW"):
+            ours.load_state_dict(theirs.state_dict())
+            assert ours.param_groups[0]["lr"] == theirs.param_groups[0]["lr"]
+            continue
+        message = rf"^state_dict: group 0 looks like one of .*{name}\b.*'{rule}'.*; begin with new state"
+        with pytest.raises(ValueError, match=message):
+            ours.load_state_dict(theirs.state_dict())
+        assert ours.state_dict() == before
+
+
+@pytest.mark.parametrize("saved", RULES)
+def test_hyperparameters_of_another_rule_in_a_file_that_names_none(saved: str) -> None:
+    """As lion-pytorch and others save them. What has the same hyperparameters cannot be told apart."""
+    told = {"betas", "eps", "momentum"}
+    own = RULES[saved].defaults
+    group = {"lr": 0.1, "weight_decay": 0.0, "params": [0], **{key: own[key] for key in told & set(own)}}
+    for rule in RULES:
+        ours = FusedHybrid(group_of(rule))
+        has, wants = told & set(own), told & set(RULES[rule].defaults)
+        if has <= wants and not (has == {"betas"} and "eps" in wants):
+            ours.load_state_dict({"state": {}, "param_groups": [group]})
+            assert ours.param_groups[0]["lr"] == 0.1
+        else:
+            with pytest.raises(
+                ValueError, match=r"^state_dict: group 0 (names no rule and has '|looks like)"
+            ):
+                ours.load_state_dict({"state": {}, "param_groups": [group]})
+            assert ours.param_groups[0]["lr"] != 0.1
+
+
+def test_marks_of_other_libraries() -> None:
+    """What was in their files in September 2026."""
+    for name, keys in {
+        "Prodigy": ("d", "d0", "d_coef"),
+        "D-Adaptation": ("d", "numerator_weighted"),
+        "a schedule-free optimizer": ("r", "k", "train_mode"),
+        "GaLore": ("rank", "update_proj_gap", "correct_bias"),
+        "transformers.Adafactor": ("clip_threshold", "decay_rate"),
+    }.items():
+        group = {"lr": 1.0, "betas": (0.9, 0.999), "eps": 1e-8, "params": [0], **dict.fromkeys(keys, 1.0)}
+        ours = FusedAdamW([nn.Parameter(torch.ones(2))])
+        with pytest.raises(ValueError, match=f"^state_dict: group 0 looks like one of {name}"):
+            ours.load_state_dict({"state": {}, "param_groups": [group]})
