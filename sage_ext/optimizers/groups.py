@@ -24,6 +24,11 @@ class GroupedOptimizer(Optimizer):
 
     rules: ClassVar[Mapping[str, Rule]]
     """The rules that a group of this optimizer may have. With a single one, groups need not name it."""
+    _adds_by_role: ClassVar[bool] = False
+    """Whether it has ``add_parameters``, which gives new parameters a name and a rule."""
+    _is_complete = False
+    """Whether it has been built. Memory that groups share is looked for once at the end: looking at every
+    group would be quadratic."""
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], *, backend: backends.Backend) -> None:
         backends.validate(backend)
@@ -33,8 +38,6 @@ class GroupedOptimizer(Optimizer):
         self._advice = Advice()
         if len(self.rules) == 1:
             next(iter(self.rules.values())).validate(defaults, "")
-        # Memory that groups share is looked for once at the end: looking at every group would be quadratic.
-        self._is_complete = False
         super().__init__(params, defaults)
         self._is_complete = True
         self._check_distinct(self.param_groups)
@@ -79,6 +82,7 @@ class GroupedOptimizer(Optimizer):
             raise TypeError(f"param_group: got {type(param_group).__name__}, expected a dict")
         index = len(self.param_groups)
         group = self._complete(param_group, index)
+        self._check_named(group, index)
         backend = self._resolve(group["params"])
         self._check_params(group, index, native=backend == "native")
         if self._is_complete:
@@ -134,6 +138,12 @@ class GroupedOptimizer(Optimizer):
         name = group.get("rule", next(iter(self.rules)) if len(self.rules) == 1 else None)
         if name not in self.rules:
             options = ", ".join(map(repr, self.rules))
+            if name is None and self._is_complete:
+                raise ValueError(
+                    f"rule: param group {index} names none; optimizer.add_parameters(model) adds what is new in "
+                    'the model, by role; or give the group a "rule": '
+                    f"{options}"
+                )
             if name is None:
                 raise ValueError(
                     f"rule: param group {index} names none; pass the model itself, which tells which "
@@ -146,6 +156,21 @@ class GroupedOptimizer(Optimizer):
     def _group_defaults(self, rule: str) -> Mapping[str, Any]:
         """Return the hyperparameters that a new group of ``rule`` takes where it does not give its own."""
         return {key: self.defaults.get(key, value) for key, value in self.rules[rule].defaults.items()}
+
+    def _check_named(self, group: Mapping[str, Any], index: int) -> None:
+        """Raise ValueError unless a new group has names where the groups before it have some."""
+        is_named = "param_names" in group
+        if all(("param_names" in other) == is_named for other in self.param_groups):
+            return
+        what, others, cure = "with", "without", "leave the names out of it"
+        if not is_named:
+            what, others, cure = others, what, 'give it pairs: {"params": [("name", param)]}'
+            if self._adds_by_role and self._is_complete:
+                cure = f"call optimizer.add_parameters(model), or {cure}"
+        raise ValueError(
+            f"params: group {index} is {what} names, and those before it {others}, where all have to be "
+            f"with/without names; {cure}"
+        )
 
     def _check_params(
         self, group: Mapping[str, Any], index: int, *, native: bool, with_gradient: bool = False

@@ -109,6 +109,7 @@ class FusedHybrid(ReplicatedOptimizer):
     """
 
     rules = RULES
+    _adds_by_role = True
 
     def __init__(
         self,

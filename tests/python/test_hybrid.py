@@ -491,6 +491,37 @@ def test_added_groups_and_unfrozen_layers(backend: str) -> None:
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
 
 
+def test_unfreezing_by_a_group_names_the_cure_that_works(backend: str) -> None:
+    model = TinyLanguageModel()
+    model.up.requires_grad_(False)
+    model.embed.requires_grad_(False)
+    optimizer = FusedHybrid(model, "lion", backend=backend)
+    before = optimizer.state_dict()
+    model.requires_grad_(True)
+    cures = r'call optimizer.add_parameters\(model\), or give it pairs: \{"params": \[\("name", param\)\]\}'
+    with pytest.raises(
+        ValueError, match=rf"^params: group \d is without names, and those before .*; {cures}$"
+    ):
+        optimizer.add_param_group({"params": [model.up.weight], "rule": "sinkgd"})
+    for params in ([model.up.weight], [("up.weight", model.up.weight)]):
+        with pytest.raises(ValueError, match=r"^rule: .* names none; optimizer.add_parameters\(model\) adds"):
+            optimizer.add_param_group({"params": params})
+    assert optimizer.state_dict() == before
+    optimizer.add_param_group({"params": [("embed.weight", model.embed.weight)], "rule": "lion"})
+    optimizer.add_parameters(model)
+    names = [name for group in optimizer.param_groups for name in group["param_names"]]
+    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+
+
+def test_groups_some_of_which_have_names() -> None:
+    """Where there is no model that could be passed again, the cure is another."""
+    named, bare = ({"params": params, "rule": "lion"} for params in ([("a", torch.ones(2))], [torch.ones(2)]))
+    with pytest.raises(ValueError, match=r"^params: group 1 is without names, .*; give it pairs: "):
+        FusedHybrid([dict(named), dict(bare)])
+    with pytest.raises(ValueError, match=r"^params: group 1 is with names, .*; leave the names out of it"):
+        FusedHybrid([dict(bare), dict(named)])
+
+
 def test_failed_addition_changes_nothing() -> None:
     model = TinyLanguageModel()
     optimizer = FusedHybrid(model, backend="native")
