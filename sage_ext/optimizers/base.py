@@ -419,6 +419,7 @@ class FusedOptimizer(GroupedOptimizer):
                 group.setdefault(key, value)  # pickled before the rule had this hyperparameter
         self.__dict__.setdefault("_first_losses", FirstLosses())
         self.__dict__.setdefault("_amp_scaling", None)
+        self.__dict__.setdefault("_doubted", set())
         if "_advice" not in self.__dict__:
             self._advice = Advice()
             for count in range(1, len(self.param_groups) + 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar
@@ -14,9 +15,13 @@ from torch.optim.optimizer import ParamsT
 from sage_ext import backend as backends
 from sage_ext import checks, pieces
 from sage_ext.optimizers import state_io, validate
-from sage_ext.optimizers.advice import Advice
+from sage_ext.optimizers.advice import Advice, tell
 from sage_ext.optimizers.description import Description, describe
 from sage_ext.optimizers.rule import Rule
+
+_MISSPELT = 0.85
+"""How like a hyperparameter's name a key has to be. ``max_momentum``, which schedulers write, is 0.8 like
+``momentum``."""
 
 
 class GroupedOptimizer(Optimizer):
@@ -36,6 +41,7 @@ class GroupedOptimizer(Optimizer):
         self._requested_backend: backends.Backend = backend
         self._backend: str | None = None
         self._advice = Advice()
+        self._doubted: set[str] = set()  # keys of groups that a warning has named
         if len(self.rules) == 1:
             next(iter(self.rules.values())).validate(defaults, "")
         super().__init__(params, defaults)
@@ -89,6 +95,7 @@ class GroupedOptimizer(Optimizer):
             self._check_distinct([*self.param_groups, group])
         else:
             checks.check_distinct(group["params"], lambda i: _label(group, index, i))
+        self._doubt_keys(group, index)
         param_group.update(group)
         super().add_param_group(param_group)
         self._backend = backend
@@ -140,8 +147,8 @@ class GroupedOptimizer(Optimizer):
             options = ", ".join(map(repr, self.rules))
             if name is None and self._is_complete:
                 raise ValueError(
-                    f"rule: param group {index} names none; optimizer.add_parameters(model) adds what is new in "
-                    'the model, by role; or give the group a "rule": '
+                    f"rule: param group {index} names none; optimizer.add_parameters(model) adds what is "
+                    'new in the model, by role; or give the group a "rule": '
                     f"{options}"
                 )
             if name is None:
@@ -171,6 +178,22 @@ class GroupedOptimizer(Optimizer):
             f"params: group {index} is {what} names, and those before it {others}, where all have to be "
             f"with/without names; {cure}"
         )
+
+    def _doubt_keys(self, group: Mapping[str, Any], index: int) -> None:
+        """Warn, once a key, where one looks like a hyperparameter misspelt.
+
+        torch lets a group have any keys, and schedulers and trainers keep theirs there: none is refused.
+        """
+        names = self.rules[group["rule"]].defaults
+        for key in group:
+            if not isinstance(key, str) or key in names or key in self._doubted:
+                continue
+            if close := difflib.get_close_matches(key.lower(), names, n=1, cutoff=_MISSPELT):
+                self._doubted.add(key)
+                tell(
+                    f"param group {index}: {key!r} is no hyperparameter of rule {group['rule']!r} and "
+                    f"changes nothing; did you mean {close[0]!r}?"
+                )
 
     def _check_params(
         self, group: Mapping[str, Any], index: int, *, native: bool, with_gradient: bool = False

@@ -13,7 +13,7 @@ from models import TinyLanguageModel
 from torch import nn
 from torch.optim import lr_scheduler, swa_utils
 
-from sage_ext.optimizers import FusedALIAS, FusedHybrid, FusedLion
+from sage_ext.optimizers import FusedALIAS, FusedHybrid, FusedLion, FusedSCALE
 
 ONE_RATE = r"learning rates of rules lion, sinkgd differed and are now all"
 
@@ -159,6 +159,52 @@ class TestRatesThatAreIdle:
         FusedALIAS(model.parameters(), lr=1e-2, warmup_steps=5)
         FusedALIAS(model.parameters(), lr=torch.tensor(1e-2))
         FusedHybrid(model, "alias", lr={"adamw": 1e-2})
+
+
+class TestMisspeltKeys:
+    """torch lets a group have any keys: one that is nearly a hyperparameter changes nothing, and says so."""
+
+    def params(self) -> list[nn.Parameter]:
+        return [nn.Parameter(torch.ones(2, 2))]
+
+    @pytest.mark.parametrize(
+        ("key", "meant"),
+        [("weight_deacy", "weight_decay"), ("weightdecay", "weight_decay"), ("beta", "betas"), ("LR", "lr")],
+    )
+    def test_are_named_once(self, key: str, meant: str) -> None:
+        group = {"params": self.params(), key: 0.1}
+        with pytest.warns(
+            UserWarning, match=rf"group 1: '{key}' is no hyper.* 'lion' .*mean '{meant}'\?"
+        ) as found:
+            optimizer = FusedLion([{"params": self.params()}, group, {"params": self.params(), key: 0.1}])
+        assert len(found) == 1
+        assert found[0].filename == __file__
+        assert optimizer.param_groups[1][key] == 0.1
+        optimizer.add_param_group({"params": self.params(), key: 0.1})
+
+    def test_go_by_the_groups_own_rule(self) -> None:
+        group = {"params": self.params(), "rule": "sinkgd", "iteration": 5, "weightdecay": 0.1}
+        with pytest.warns(UserWarning, match="is no hyperparameter of rule 'sinkgd'") as found:
+            FusedHybrid([group])
+        assert [str(one.message).partition(";")[2] for one in found] == [
+            " did you mean 'iterations'?",
+            " did you mean 'weight_decay'?",
+        ]
+
+    def test_as_an_error_it_leaves_the_optimizer_as_it_was(self) -> None:
+        optimizer = FusedLion(self.params())
+        with pytest.raises(UserWarning, match="weight_deacy"):
+            optimizer.add_param_group({"params": self.params(), "weight_deacy": 0.1})
+        assert len(optimizer.param_groups) == 1
+
+    def test_what_trainers_and_schedulers_keep_there_says_nothing(self) -> None:
+        kept = (
+            "initial_lr name lr_mult lr_scale max_lr min_lr base_momentum max_momentum layer_id swa_lr fused"
+        )
+        for optimizer_class in (FusedLion, FusedSCALE, FusedALIAS):
+            optimizer = optimizer_class([{"params": self.params(), **dict.fromkeys(kept.split(), 1.0)}])
+            twin = pickle.loads(pickle.dumps(optimizer))
+            twin.add_param_group({"params": self.params(), "initial_lr": 1.0})
 
 
 class TestNoGradient:
