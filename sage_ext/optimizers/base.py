@@ -333,6 +333,7 @@ class FusedOptimizer(GroupedOptimizer):
         valid = self._valid.get(index, ())
         if len(values) != len(valid) or not all(map(operator.is_, values, valid)):
             rule.validate(group, f" in param group {index}")
+            self._check_cycled_momentum(group, index)
             stepped, form = self._forms.get(index, (None, {}))
             if stepped is group and any(group.get(key) is not None for key in rule.shared_keys):
                 rule.check_form(group, form, f" in param group {index}")
@@ -408,7 +409,7 @@ class FusedOptimizer(GroupedOptimizer):
     # ------------------------------------------------------------------------------------------------ files
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_requested_backend", "_first_losses", "_amp_scaling")
+        own = ("_requested_backend", "_first_losses", "_amp_scaling", "_without_momentum")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -420,6 +421,10 @@ class FusedOptimizer(GroupedOptimizer):
         self.__dict__.setdefault("_first_losses", FirstLosses())
         self.__dict__.setdefault("_amp_scaling", None)
         self.__dict__.setdefault("_doubted", set())
+        if "_without_momentum" not in self.__dict__:
+            self._without_momentum = set()
+            for index in range(len(self.param_groups)):
+                self._note_momentum(index)
         if "_advice" not in self.__dict__:
             self._advice = Advice()
             for count in range(1, len(self.param_groups) + 1):
@@ -463,6 +468,8 @@ class FusedOptimizer(GroupedOptimizer):
         def after(_: Optimizer) -> None:
             self.state = new_state
             self._first_losses = FirstLosses()
+            for index in range(len(self.param_groups)):
+                self._note_momentum(index)
             list(self._awaiting_loss())  # looks at accelerators now, and not while a graph is captured
 
         # Between the user's hooks: theirs see the dict as it was given, and the state as it was loaded.

@@ -23,6 +23,9 @@ _MISSPELT = 0.85
 """How like a hyperparameter's name a key has to be. ``max_momentum``, which schedulers write, is 0.8 like
 ``momentum``."""
 
+_CYCLED = "max_momentum"
+"""What a scheduler that cycles the momentum, or beta1, writes into every group."""
+
 
 class GroupedOptimizer(Optimizer):
     """An optimizer as far as its groups go: it checks what is put into them, and says what they hold."""
@@ -42,6 +45,7 @@ class GroupedOptimizer(Optimizer):
         self._backend: str | None = None
         self._advice = Advice()
         self._doubted: set[str] = set()  # keys of groups that a warning has named
+        self._without_momentum: set[int] = set()  # groups that began with none, where their rule takes one
         if len(self.rules) == 1:
             next(iter(self.rules.values())).validate(defaults, "")
         super().__init__(params, defaults)
@@ -98,6 +102,7 @@ class GroupedOptimizer(Optimizer):
         self._doubt_keys(group, index)
         param_group.update(group)
         super().add_param_group(param_group)
+        self._note_momentum(index)
         self._backend = backend
         self._advice.after_addition(self.param_groups, self.rules)
 
@@ -178,6 +183,32 @@ class GroupedOptimizer(Optimizer):
             f"params: group {index} is {what} names, and those before it {others}, where all have to be "
             f"with/without names; {cure}"
         )
+
+    def _note_momentum(self, index: int) -> None:
+        """Note whether a group that was just added or loaded begins without momentum."""
+        group = self.param_groups[index]
+        takes = "momentum" in self.rules[group["rule"]].defaults
+        if takes and group["momentum"] == 0 and _CYCLED not in group:
+            self._without_momentum.add(index)
+        else:
+            self._without_momentum.discard(index)
+
+    def _check_cycled_momentum(self, group: Mapping[str, Any], index: int) -> None:
+        """Raise ValueError if a scheduler has given momentum to a group that began without.
+
+        Sign-SGD would go on as Signum, with a state. Set by hand it is what somebody wants.
+        """
+        if index not in self._without_momentum or not group.get("momentum"):
+            return
+        if _CYCLED in group:
+            validate.fail(
+                "momentum",
+                group["momentum"],
+                "0, as it was before a scheduler (OneCycleLR, CyclicLR) began to cycle it; build both anew, "
+                "the scheduler with cycle_momentum=False, or the optimizer with a momentum to cycle, say 0.9",
+                f" in param group {index}",
+            )
+        self._without_momentum.discard(index)
 
     def _doubt_keys(self, group: Mapping[str, Any], index: int) -> None:
         """Warn, once a key, where one looks like a hyperparameter misspelt.

@@ -50,7 +50,7 @@ class FusedSCALE(FusedOptimizer):
 
     Without momentum there is no state. With it, a parameter's state is ``exp_avg`` (m). A group's
     ``momentum`` may change between steps: m is made, of zeros, at the first step that needs it, and dropped
-    by a step with momentum 0.
+    by a step with momentum 0. Where it was 0, the step after a scheduler begins to cycle it is refused.
 
     Native kernels hold 1 / max(norm, eps) in float32, where it is at most 3e38. Without eps, a row or column
     with a norm below 3.4e-39 therefore moves too little; above a norm of 8e37 the update loses bits.

@@ -86,7 +86,7 @@ class FusedSignSGD(FusedOptimizer):
 
     Without momentum there is no state. With it, a parameter's state is ``exp_avg`` (m). A group's
     ``momentum`` may change between steps: m is made, of zeros, at the first step that needs it, and dropped
-    by a step with momentum 0.
+    by a step with momentum 0. Where it was 0, the step after a scheduler begins to cycle it is refused.
 
     Args:
         params: parameters, named parameters or groups. float32, bfloat16 or float16 in any mix; float64 with

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import models
 import pytest
+import support
 import torch
 from models import TinyLanguageModel
 from torch.optim import lr_scheduler
@@ -94,6 +96,83 @@ def test_one_cycle_moves_beta1(build: Callable[..., Any], backend: str) -> None:
         scheduler.step()
         betas.append(optimizer.param_groups[0]["betas"][0])
     assert len(set(betas)) > 2
+
+
+CYCLES: dict[str, Callable[..., Any]] = {
+    "OneCycleLR": lambda o, **more: lr_scheduler.OneCycleLR(o, 1e-2, 6, **more),
+    "CyclicLR": lambda o, **more: lr_scheduler.CyclicLR(o, 1e-4, 1e-2, 2, **more),
+}
+
+
+@pytest.mark.parametrize("name", CYCLES)
+class TestCycledMomentum:
+    """Sign-SGD and SCALE without momentum would become other optimizers, with a state."""
+
+    MESSAGE = (
+        r"^momentum: got 0\.\d+ in param group 0, expected 0, as it was .* cycle_momentum=False, or the op"
+    )
+
+    def refuse(self, model: TinyLanguageModel, optimizer: Any) -> None:
+        models.backward(model, optimizer)
+        before = models.snapshot(optimizer)
+        with pytest.raises(ValueError, match=self.MESSAGE):
+            optimizer.step()
+        support.assert_same_bits(before, models.snapshot(optimizer))
+        assert not any(optimizer.state.values())
+
+    @pytest.mark.parametrize("build", [models.sign_sgd, models.scale])
+    @pytest.mark.parametrize("steps", [0, 3])
+    def test_of_groups_without_is_refused(self, name: str, build: Any, steps: int, backend: str) -> None:
+        model = TinyLanguageModel()
+        optimizer = build(model, backend=backend)
+        models.train(model, optimizer, range(steps))
+        CYCLES[name](optimizer)
+        self.refuse(model, optimizer)
+        self.refuse(*pickle.loads(pickle.dumps((model, optimizer))))
+
+    @pytest.mark.parametrize("build", [models.sign_sgd, models.scale])
+    def test_and_its_cures_work(self, name: str, build: Any, backend: str) -> None:
+        for settings, more in (({}, {"cycle_momentum": False}), ({"momentum": 0.9}, {})):
+            model = TinyLanguageModel()
+            optimizer = build(model, backend=backend, **settings)
+            scheduler = CYCLES[name](optimizer, **more)
+            for seed in range(4):
+                models.train(model, optimizer, [seed])
+                scheduler.step()
+            assert any(optimizer.state.values()) is bool(settings)
+
+    @pytest.mark.parametrize("build", [models.signum, models.scale_with_momentum])
+    def test_of_a_file(self, name: str, build: Any, backend: str) -> None:
+        """Its momentum wins, whatever the optimizer was built with; and so does none."""
+        model, twin = TinyLanguageModel(), TinyLanguageModel()
+        optimizer = build(model, backend=backend)
+        scheduler = CYCLES[name](optimizer)
+        models.train(model, optimizer, [0])
+        other = build(twin, backend=backend, momentum=0.0)
+        its = CYCLES[name](other)
+        other.load_state_dict(optimizer.state_dict())
+        for each, schedule, net in ((optimizer, scheduler, model), (other, its, twin)):
+            schedule.step()
+            models.train(net, each, [1])
+        assert optimizer.param_groups[0]["momentum"] == other.param_groups[0]["momentum"] > 0
+        without = build(model, backend=backend, momentum=0.0)
+        optimizer = build(model, backend=backend)
+        optimizer.load_state_dict(without.state_dict())
+        CYCLES[name](optimizer)
+        self.refuse(model, optimizer)
+
+    def test_a_momentum_set_by_hand_is_meant(self, name: str, backend: str) -> None:
+        model = TinyLanguageModel()
+        optimizer = models.sign_sgd(model, backend=backend)
+        optimizer.param_groups[0]["momentum"] = 0.5
+        models.train(model, optimizer, [0])
+        CYCLES[name](optimizer)
+        models.train(model, optimizer, [1])
+
+    def test_sinkgd_and_hybrids_are_refused_by_torch(self, name: str) -> None:
+        for build in (models.sinkgd, models.hybrid("scale"), models.hybrid("stateless")):
+            with pytest.raises(ValueError, match="cycle_momentum"):
+                CYCLES[name](build(TinyLanguageModel()))
 
 
 def test_averaged_models(backend: str) -> None:
