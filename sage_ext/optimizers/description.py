@@ -33,6 +33,8 @@ class Row:
     """Where the elements of a DTensor lie."""
     in_stages: bool = False
     """Whether its rule runs in PyTorch, in stages with exchanges between processes."""
+    is_frozen: bool = False
+    """Whether it has ``requires_grad=False``, no gradient and no state, and so is not stepped."""
 
     @property
     def numel(self) -> int:
@@ -70,7 +72,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Description:
-    """What each parameter costs, in the order of the groups, once every parameter has been stepped."""
+    """What each parameter costs, in the order of the groups, once all but the frozen ones were stepped."""
 
     rows: tuple[Row, ...]
     """One a parameter."""
@@ -128,6 +130,11 @@ class Description:
         lines += [f"group {index}: {setting}" for index, setting in enumerate(self.groups)]
         if any(row.placements for row in self.rows):
             lines.append("state is that of this process")
+        if frozen := [row for row in self.rows if row.is_frozen]:
+            numel = sum(row.numel for row in frozen)
+            lines.append(
+                f"{len(frozen)} tensors with {numel:,} parameters are frozen (requires_grad=False): no state"
+            )
         if staged := [row for row in self.rows if row.in_stages]:
             lines.append(f"{len(staged)} tensors are stepped with exchanges between processes")
         lines.append(f"backend: {self.backend}")
@@ -154,7 +161,10 @@ def describe(
         names = checks.names_of(group) or [f"group {index}, param {i}" for i in range(len(group["params"]))]
         for name, param in zip(names, group["params"], strict=True):
             held = state.get(param)
-            if held:
+            is_frozen = not (held or param.requires_grad or param.grad is not None)
+            if is_frozen:
+                size = 0
+            elif held:
                 size = sum(pieces.local(held[key]).nbytes for key in rule.state_keys if key in held)
             elif pieces.is_piece(param):
                 from sage_ext.distributed.sharded import state_bytes
@@ -168,7 +178,8 @@ def describe(
 
                 place = placements.describe(param) if pieces.is_piece(param) else None
                 in_stages = id(param) in staged
-            rows.append(Row(name, tuple(param.shape), param.dtype, rule.name, size, place, in_stages))
+            shape = tuple(param.shape)
+            rows.append(Row(name, shape, param.dtype, rule.name, size, place, in_stages, is_frozen))
     return Description(tuple(rows), backend, tuple(settings), dict(shared))
 
 

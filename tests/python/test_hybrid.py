@@ -556,6 +556,30 @@ class TestDescribe:
         assert (row.rule, row.shape, row.dtype) == ("adamw", (29, 8), torch.bfloat16)
         assert row.state_bytes == 2 * 4 * 29 * 8 + 4
 
+    def test_frozen_parameters_cost_nothing(self, backend: str) -> None:
+        """As with LoRA, where an optimizer of all parameters steps few of them."""
+        model = TinyLanguageModel()
+        model.requires_grad_(False)
+        model.up.requires_grad_(True)
+        optimizer = FusedAdamW(model.named_parameters(), backend=backend)
+        before = optimizer.describe()
+        models.train(model, optimizer, [0])
+        held = sum(t.nbytes for state in optimizer.state.values() for t in state.values())
+        assert before == optimizer.describe()
+        assert before.state_bytes == held > 0
+        frozen = {row.name for row in before.rows if row.is_frozen}
+        assert frozen == {name for name, param in model.named_parameters() if not param.requires_grad}
+        numel = sum(param.numel() for param in model.parameters() if not param.requires_grad)
+        assert f"\n6 tensors with {numel} parameters are frozen (requires_grad=False): no state" in str(
+            before
+        )
+        model.down.requires_grad_(True)
+        assert not any(row.is_frozen for row in optimizer.describe().rows if row.name.startswith("down"))
+        model.up.requires_grad_(False)  # what it has kept stays
+        models.train(model, optimizer, [1])
+        held = sum(t.nbytes for state in optimizer.state.values() for t in state.values())
+        assert optimizer.describe().state_bytes == held
+
     def test_table(self, backend: str) -> None:
         text = str(FusedHybrid(TinyLanguageModel(), backend=backend).describe())
         assert "embed.weight  29x8   float32  sage" in text
