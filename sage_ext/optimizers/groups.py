@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
@@ -40,6 +40,11 @@ class GroupedOptimizer(Optimizer):
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], *, backend: backends.Backend) -> None:
         backends.validate(backend)
+        if isinstance(params, nn.Module):
+            raise TypeError(
+                f"params: got {type(params).__name__}, which is a module; pass model.parameters() or "
+                "model.named_parameters(), or take FusedHybrid(model), which finds a rule for each parameter"
+            )
         defaults = {key: validate.plain(value) for key, value in defaults.items()}
         self._requested_backend: backends.Backend = backend
         self._backend: str | None = None

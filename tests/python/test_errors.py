@@ -253,6 +253,15 @@ class TestGroups:
         with pytest.raises(ValueError, match=r"empty"):
             FusedSAGE([], backend=backend)
 
+    @pytest.mark.parametrize("optimizer_class", CLASSES)
+    @pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2))])
+    def test_a_module(self, optimizer_class: Any, model: nn.Module) -> None:
+        """Some can be gone through, and their parts are no tensors."""
+        with pytest.raises(
+            TypeError, match=r"^params: got \w+, which is a module; pass model.parameters\(\)"
+        ):
+            optimizer_class(model)
+
     def test_mixed_devices(self, backend: str) -> None:
         on_cpu, elsewhere = parameter(2), nn.Parameter(torch.ones(2, device="meta"))
         with pytest.raises(
