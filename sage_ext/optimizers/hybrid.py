@@ -415,6 +415,8 @@ def _rates_replaced(
 def _check_rule_names(given: Mapping[str, Any], where: str, others: str = "") -> None:
     for name in given:
         if name not in RULES:
+            if name in validate.OF_TORCH:
+                raise ValueError(f"{where}{name!r} is not known; {validate.OF_TORCH[name]}")
             options = ", ".join(map(repr, RULES))
             raise ValueError(f"{where}{name!r} is not known, expected {others}the name of a rule: {options}")
 

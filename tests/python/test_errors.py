@@ -3,6 +3,7 @@ changed."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,6 +96,43 @@ def test_hyperparameters_by_name(optimizer_class: Any, name: str, value: Any) ->
         optimizer.step()
     assert (param == 1).all()
     assert len(optimizer.state) == 0
+
+
+@pytest.mark.parametrize("optimizer_class", CLASSES)
+def test_keywords_that_it_does_not_take(optimizer_class: Any) -> None:
+    known = list(inspect.signature(optimizer_class).parameters)
+    assert known[0] == "params"
+    arguments = inspect.getfullargspec(optimizer_class.__init__)
+    assert [*arguments.args, *arguments.kwonlyargs] == ["self", *known]
+    assert arguments.varkw is None
+    takes = f"It takes {', '.join(known)}$"
+    for name, cure in {
+        "fused": "leave it out: ",
+        "foreach": "leave it out: ",
+        "amsgrad": "leave it out: ",
+        "differentiable": "leave it out: ",
+        "wd": rf"did you mean 'weight_decay'\? {takes}",
+        "weight_deacy": rf"did you mean 'weight_decay'\? {takes}",
+        "preset": takes,
+    }.items():
+        message = rf"^{optimizer_class.__name__}: argument '{name}' is not known; {cure}"
+        with pytest.raises(TypeError, match=message):
+            optimizer_class([parameter(2, 2)], lr=0.1, **{name: False})
+
+
+def test_keywords_that_a_hybrid_does_not_take() -> None:
+    with pytest.raises(ValueError, match=r"^argument 'fused' is not known; leave it out: "):
+        FusedHybrid(nn.Linear(2, 2), fused=True)  # type: ignore[arg-type]
+
+
+def test_a_subclass_may_take_more() -> None:
+    class Mine(FusedLion):
+        def __init__(self, params: Any, speed: float, **rest: Any) -> None:
+            super().__init__(params, lr=speed, **rest)
+
+    assert Mine([parameter(2)], speed=0.5, weight_decay=0.1).param_groups[0]["lr"] == 0.5
+    with pytest.raises(TypeError, match=r"^Mine: argument 'wd' is not known"):
+        Mine([parameter(2)], speed=0.5, wd=0.1)
 
 
 @pytest.mark.parametrize("optimizer_class", CLASSES)
