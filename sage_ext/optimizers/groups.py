@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar
@@ -68,16 +69,17 @@ class GroupedOptimizer(Optimizer):
         """Return how messages name a parameter: its name if known, its place, shape, dtype and device."""
         return _label(self.param_groups[group], group, index)
 
-    def step_size(self, group: int = 0) -> float:
+    def step_size(self, group: int | Mapping[str, Any] = 0) -> float:
         """Return how far the last step went: gamma of ALIAS (NaN before the first), else the learning rate.
 
         Reading a number that is on a GPU makes the host wait; a step itself never does.
 
         Args:
-            group: index of the parameter group.
+            group: of ``param_groups``: its index, or the group itself.
         """
-        chosen = self.param_groups[group]
-        return self._rule(chosen, group).step_size(chosen)
+        index = self._index_of(group)
+        chosen = self.param_groups[index]
+        return self._rule(chosen, index).step_size(chosen)
 
     def describe(self) -> Description:
         """Return which parameter has which rule and how many bytes of state that costs, as a table."""
@@ -149,6 +151,26 @@ class GroupedOptimizer(Optimizer):
                 "state; or FusedALIASAdam, which has a number for each parameter"
             )
         return group
+
+    def _index_of(self, group: int | Mapping[str, Any]) -> int:
+        """Return the index of a group that is given by it, or as it is."""
+        groups = self.param_groups
+        if isinstance(group, Mapping):
+            found = next((index for index, own in enumerate(groups) if own is group), None)
+            if found is None:
+                raise ValueError(
+                    "group: this one is not in optimizer.param_groups, where load_state_dict() puts new "
+                    "ones; pass its index, or take it from there"
+                )
+            return found
+        try:
+            index = operator.index(group)
+        except TypeError:
+            what = "the index of a param group, or the group itself"
+            raise TypeError(f"group: got {type(group).__name__}, expected {what}") from None
+        if not -len(groups) <= index < len(groups):
+            raise IndexError(f"group: got {index}, and the optimizer has {len(groups)}, which count from 0")
+        return index
 
     def _rule(self, group: Mapping[str, Any], index: int) -> Rule:
         """Return the rule that the group names; if it names none, the only one there is."""

@@ -137,9 +137,7 @@ class FusedHybrid(ReplicatedOptimizer):
             raise ValueError(f"preset: got {preset!r}, expected one of {', '.join(map(repr, PRESETS))}")
         if tied not in (None, "embedding", "lm_head"):
             raise ValueError(f"tied: got {tied!r}, expected None, 'embedding' or 'lm_head'")
-        source = model_or_named_parameters_or_groups
-        if not isinstance(source, (nn.Module, Tensor, str)) and isinstance(source, Iterable):
-            source = list(source)
+        source = _listed(model_or_named_parameters_or_groups, "model_or_named_parameters_or_groups")
         groups = _group_dicts(source, {"embeddings": embeddings, "lm_head": lm_head, "no_decay": no_decay})
         base = preset if groups else preset or "sage"
         validate.process_group(process_group, "process_group", "")
@@ -216,7 +214,7 @@ class FusedHybrid(ReplicatedOptimizer):
                 then.
         """
         routed = routing.route(
-            model_or_named_parameters,
+            _listed(model_or_named_parameters, "model_or_named_parameters"),
             embeddings=embeddings,
             lm_head=lm_head,
             tied=self._tied,
@@ -319,6 +317,19 @@ def _width(routed: Sequence[routing.Routed]) -> int | None:
 def _width_factor(found_at: int | None, width: int | None) -> float:
     """Return what the matrices' rate of a preset is multiplied by in a model of this width."""
     return 1.0 if found_at is None or width is None else min(1.0, found_at / width)
+
+
+def _listed(source: Any, argument: str) -> Any:
+    """Return what an iterable has, as a list; a module or what is of no use as it is."""
+    if isinstance(source, (nn.Module, Tensor, str)) or not isinstance(source, Iterable):
+        return source
+    items = list(source)
+    if not items:
+        raise ValueError(
+            f"{argument}: there are no parameters in it; a generator, such as model.named_parameters(), is "
+            "empty where it has been gone through before: make a new one, or pass the model itself"
+        )
+    return items
 
 
 def _group_dicts(source: Any, named: Mapping[str, Any]) -> list[dict[str, Any]] | None:

@@ -288,8 +288,20 @@ class TestStepSize:
         optimizer.param_groups[0]["max_step"] = 0.125
         optimizer.step()
         assert optimizer.step_size(0) == 0.125
-        with pytest.raises(IndexError):
+        with pytest.raises(IndexError, match=r"^group: got 1, and the optimizer has 1"):
             optimizer.step_size(1)
+
+    def test_of_a_group_itself(self, backend: str) -> None:
+        optimizer = FusedHybrid(TinyLanguageModel(), "sinkgd", backend=backend)
+        assert [optimizer.step_size(group) for group in optimizer.param_groups] == [
+            optimizer.step_size(index) for index in range(len(optimizer.param_groups))
+        ]
+        first = optimizer.param_groups[0]
+        optimizer.load_state_dict(optimizer.state_dict())
+        with pytest.raises(ValueError, match=r"^group: this one is not in optimizer.param_groups.*its index"):
+            optimizer.step_size(first)
+        with pytest.raises(TypeError, match=r"^group: got str, expected the index"):
+            optimizer.step_size("embedding")
 
     def test_of_other_rules_is_the_learning_rate(self, backend: str) -> None:
         optimizer = FusedHybrid(TinyLanguageModel(), "alias", backend=backend)

@@ -468,6 +468,21 @@ def test_errors() -> None:
         FusedHybrid([{"params": [("up.bias", model.up.bias)], "rule": "sinkgd"}])
 
 
+def test_a_generator_that_is_used_up() -> None:
+    model = TinyLanguageModel()
+    optimizer = FusedHybrid(nn.Linear(2, 2))
+    for build in (FusedHybrid, optimizer.add_parameters):
+        pairs = model.named_parameters()
+        assert len(list(pairs)) == 8
+        with pytest.raises(
+            ValueError, match=r"^model_.*: there are no parameters in it; .* gone through before"
+        ):
+            build(pairs, embeddings=["embed.weight"], lm_head="head.weight")
+        with pytest.raises(ValueError, match=r"^model_.*: there are no parameters in it"):
+            build([])
+        build(model.named_parameters(), embeddings=["embed.weight"], lm_head="head.weight")
+
+
 def test_added_groups_and_unfrozen_layers(backend: str) -> None:
     model = TinyLanguageModel()
     model.up.requires_grad_(False)

@@ -337,6 +337,11 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in listed for name in shapes.MODELS)
     assert cli.main(["--params", "gpt2", "--preset", "scale"]) == 2
     assert "--tied lm_head" in capsys.readouterr().err
+    assert cli.main(["--params", "lama-7b"]) == 2
+    said = capsys.readouterr().err
+    assert "plan: --params: got 'lama-7b', which is no" in said
+    assert "(did you mean 'llama-7b'?)" in said
+    assert said.endswith("(--list shows them), or --config with a config.json\n")
     assert cli.main(["--config", "no/such/folder"]) == 2
     assert "there is no no/such/folder" in capsys.readouterr().err
 
