@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import functools
-import inspect
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +17,7 @@ from torch.optim.optimizer import ParamsT
 
 from sage_ext import _loader, pieces
 from sage_ext import backend as backends
-from sage_ext.optimizers import state_io, step, validate
+from sage_ext.optimizers import keywords, state_io, step, validate
 from sage_ext.optimizers.advice import Advice
 from sage_ext.optimizers.first_loss import FirstLosses
 from sage_ext.optimizers.groups import GroupedOptimizer
@@ -57,39 +54,10 @@ def of_rule(rule: Rule) -> Callable[[type[Optimizer_]], type[Optimizer_]]:
     def decorate(optimizer: type[Optimizer_]) -> type[Optimizer_]:
         rule.read_signature(optimizer.__init__)
         optimizer.rules = MappingProxyType({rule.name: rule})
-        optimizer.__init__ = _naming_arguments(optimizer.__init__)  # type: ignore[method-assign]
+        optimizer.__init__ = keywords.named(optimizer.__init__)  # type: ignore[method-assign]
         return optimizer
 
     return decorate
-
-
-def _naming_arguments(constructor: Callable[..., None]) -> Callable[..., None]:
-    """Return a constructor whose error about a keyword that it does not take names those that it takes.
-
-    It keeps the signature for those who ask. Type checkers and editors read the class itself.
-    """
-    signature = inspect.signature(constructor)
-    known = [name for name in signature.parameters if name != "self"]
-
-    @functools.wraps(constructor)
-    def checked(self: FusedOptimizer, *args: Any, **kwargs: Any) -> None:
-        for name in kwargs:
-            if name not in known:
-                cure = validate.OF_TORCH.get(name) or _what_it_takes(name, known)
-                raise TypeError(f"{type(self).__name__}: argument {name!r} is not known; {cure}")
-        constructor(self, *args, **kwargs)
-
-    checked.__signature__ = signature  # type: ignore[attr-defined]  # getfullargspec() unwraps nothing
-    return checked
-
-
-def _what_it_takes(argument: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(_OTHER_NAMES.get(argument, argument), known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}It takes {', '.join(known)}"
-
-
-_OTHER_NAMES = {"wd": "weight_decay", "learning_rate": "lr"}
 
 
 class FusedOptimizer(GroupedOptimizer):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sage_ext import checks, routing
 from sage_ext.backend import Backend
-from sage_ext.optimizers import validate
+from sage_ext.optimizers import keywords, validate
 from sage_ext.optimizers.adamw import ADAMW
 from sage_ext.optimizers.advice import tell
 from sage_ext.optimizers.alias import ALIAS, ALIAS_ADAM
@@ -426,8 +426,8 @@ def _rates_replaced(
 def _check_rule_names(given: Mapping[str, Any], where: str, others: str = "") -> None:
     for name in given:
         if name not in RULES:
-            if name in validate.OF_TORCH:
-                raise ValueError(f"{where}{name!r} is not known; {validate.OF_TORCH[name]}")
+            if name in keywords.OF_TORCH:
+                raise ValueError(f"{where}{name!r} is not known; {keywords.OF_TORCH[name]}")
             options = ", ".join(map(repr, RULES))
             raise ValueError(f"{where}{name!r} is not known, expected {others}the name of a rule: {options}")
 

@@ -7,9 +7,8 @@ in the message.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,16 +18,6 @@ from torch import Tensor
 from sage_ext.checks import brief
 
 Check = Callable[[Any, str, str], None]
-
-OF_TORCH: Mapping[str, str] = MappingProxyType(
-    {
-        "fused": "leave it out: native kernels are fused",
-        "foreach": "leave it out: native kernels take all tensors at once",
-        "amsgrad": "leave it out: no rule here has such a form",
-        "differentiable": "leave it out: autograd cannot go through a step here",
-    }
-)
-"""Arguments of torch's optimizers that none of ours takes -> what to do, for messages."""
 
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
