@@ -339,6 +339,19 @@ def test_rates_and_weight_decay_of_a_preset_are_said_as_they_are(preset: str) ->
     assert said_of_rules(decays, groups) == {rule: group["weight_decay"] for rule, group in groups.items()}
 
 
+@pytest.mark.parametrize("rule", ["sage", "sinkgd"])
+def test_settings_of_a_preset_are_those_that_its_operators_are_called_with(rule: str) -> None:
+    """docs/compile.md steps the preset "sage" by torch.ops.sage_ext."""
+    code = next(code for code in examples_of(DOCS / "compile.md") if f"{rule}_(" in code)
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    (call,) = (node for node in calls if ast.unparse(node.func) == f"torch.ops.sage_ext.{rule}_")
+    said = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg != "lr"}
+    optimizer = sage_ext.FusedHybrid(MyLlama(), "sage")
+    group = next(group for group in optimizer.param_groups if group["rule"] == rule)
+    own = {**group, **dict(zip(("beta1", "beta2"), group.get("betas", ()), strict=False))}
+    assert said == {name: own[name] for name in said}
+
+
 def test_every_class_has_a_page() -> None:
     said = [name for page in METHODS for name, _ in TABLE.findall(page.read_text())]
     assert sorted(said) == sorted(name for name in sage_ext.__all__ if name.startswith("Fused"))
