@@ -42,6 +42,7 @@ PARTS: dict[str, dict[str, list[Callable[[], str]]]] = {
         "step-time": [cpu.step_time],
         "other-machine": [cpu.other_machine],
         "hybrid-profile": [cpu.hybrid_profile],
+        "reading": [cpu.reading],
     },
     "docs/distributed.md": {"scaling": [scaling.assumptions, scaling.exchanged, scaling.predicted]},
     "docs/results.md": {"report": [runs.report]},
