@@ -359,22 +359,27 @@ def lora() -> str:
     losses = {(row["row"], row["rank"]): row for row in rows}
     names = list(dict.fromkeys(row["row"] for row in rows))
     base, both = names[:2]
-    gaps = [losses[both, rank]["loss"] / losses[base, rank]["loss"] - 1 for rank in ranks]
+    as_preset = 'SinkGD on both, as in "sage"'
+
+    def gaps(name: str) -> str:
+        found = [100 * (losses[name, rank]["loss"] / losses[base, rank]["loss"] - 1) for rank in ranks]
+        return f"between {min(found):+.1f} % and {max(found):+.1f} %"
+
     intro = prose(
-        f"Measured: a model of two linear layers learns another language through LoRAs of them, in "
-        f"{setting['steps']} steps; the loss of the last fifty, mean of {setting['seeds']} seeds, each row "
-        "at the best of its own learning rates (`python benchmarks/lora.py`)."
+        f"Measured in a toy: a model of two linear layers of width {setting['width']} learns another made-up",
+        f"language through LoRAs of them, in {setting['steps']} steps; the loss of the last fifty, mean of",
+        f"{setting['seeds']} seeds, each row at the best of its own learning rates",
+        "(`python benchmarks/lora.py`).",
     )
     cells = [
         [name, *(f"{losses[name, rank]['loss']:.3f} ({losses[name, rank]['lr']:.3g})" for rank in ranks)]
         for name in names
     ]
     columns = ["rule of A and B", *(f"rank {rank}: loss (lr)" for rank in ranks)]
-    as_preset = 'SinkGD on both, as in "sage"'
     default = PRESETS["sage"].hyperparameters["sinkgd"]["lr"]
     wanted = [f"{losses[as_preset, rank]['lr']:.3g} at rank {rank}" for rank in ranks]
     outro = prose(
-        f"SinkGD on both ends between {100 * min(gaps):+.1f} % and {100 * max(gaps):+.1f} % of AdamW's loss.",
+        f'SinkGD on both ends {gaps(both)} of AdamW\'s loss, as in "sage" {gaps(as_preset)}.',
         f'The preset "sage" begins with a rate of {default:g}. The best here were {", ".join(wanted)}.',
     )
     return f"{intro}\n\n{table(columns, cells)}\n\n{outro}"
