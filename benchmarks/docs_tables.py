@@ -85,7 +85,8 @@ def costs() -> str:
         f"are of a Llama with 53 million parameters on {setting['threads']} cores of an",
         f"{setting['processor']}, in brackets the ratio to torch's fused AdamW: they change with the machine",
         "([an Intel Xeon](docs/measurements.md#on-another-machine) gives",
-        f"Lion {other[0]:.2f} and {other[1]:.2f}) and with its load.",
+        f"Lion {other[0]:.2f} and {other[1]:.2f}) and with its load. All tables, and how to read them:",
+        "[measurements](docs/measurements.md).",
     )
     return f"{text}\n\n{table(columns, rows)}"
 
