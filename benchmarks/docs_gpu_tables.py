@@ -102,6 +102,8 @@ def timing() -> dict[str, Any] | None:
 Case = tuple[str, str, int | None]
 # README's presets, by the rows of the benchmarks.
 PRESETS = {label.split('"')[1]: name for label, name in docs_tables.IN_SHORT.items() if '"' in label}
+# The Llamas of README's sentences.
+LARGEST, SMALLER = "7B", ("1.3B", "53M")
 
 
 def case_of(row: dict[str, Any]) -> Case:
@@ -122,27 +124,40 @@ def in_short(page: str = "docs/gpu.md") -> str:
             "**No GPU has run this yet.** The CUDA kernels are tested on an emulator, built for real",
             f"architectures, and their machine code is audited: [GPUs]({page}).",
         )
-    rows = {(r["dtype"], r["optimizer"]): r for r in found["steps"] if r["case"] == "7B" and r["graph_ms"]}
-    base = rows.get(("bf16", ADAMW))
+    rows = {(r["case"], r["dtype"], r["optimizer"]): r for r in found["steps"] if r["graph_ms"]}
+    base = rows.get((LARGEST, "bf16", ADAMW))
     if base is None:
         return prose(f"On a GPU ({found['setting']['gpu']}): [GPUs]({page}).")
 
     bases = baselines(found)
 
-    def ratio(dtype: str, name: str) -> float | None:
-        row = rows.get((dtype, name))
-        return row["graph_ms"] / bases[case_of(row)]["graph_ms"] if row else None
+    def ratio(case: str, dtype: str, name: str) -> float:
+        row = rows[case, dtype, name]
+        return row["graph_ms"] / bases[case_of(row)]["graph_ms"]
 
-    said = {f"`{preset}`": name for preset, name in PRESETS.items()}
-    before = {f"{label} with {ITERATIONS} iterations": name + OF_PAPER for label, name in said.items()}
-    if any(("bf16", name) in rows for name in before.values()):
-        said |= {**before, "its matrices with one": ONE_ITERATION}
-    ratios = {label: (ratio("bf16", name), ratio("fp32", name)) for label, name in said.items()}
-    times = ", ".join(f"{label} {b:.2f} ({f:.2f})" for label, (b, f) in ratios.items() if b and f)
+    labels = {f"`{preset}`": name for preset, name in PRESETS.items()}
+    # Timed with its paper's iterations of SinkGD and not with one, with which its matrices were.
+    of_paper = {f"{label} with {ITERATIONS} iterations": name + OF_PAPER for label, name in labels.items()}
+    timed = {label: name for label, name in {**labels, **of_paper}.items() if (LARGEST, "bf16", name) in rows}
+    has_paper = not of_paper.keys().isdisjoint(timed)
+    names = [*timed.values(), *([ONE_ITERATION] if has_paper else [])]
+    smaller = [case for case in SMALLER if all((case, "bf16", name) in rows for name in names)]
+
+    def said(name: str) -> str:
+        others = ", ".join(f"{ratio(case, 'bf16', name):.2f}" for case in smaller)
+        return f"{ratio(LARGEST, 'bf16', name):.2f}" + (f" ({others})" if others else "")
+
+    times = ", ".join(f"{label} {said(name)}" for label, name in timed.items())
+    if has_paper:
+        times += f"; as it is now, with one, it was not timed whole, its matrices {said(ONE_ITERATION)}"
+    wide = sorted(ratio(LARGEST, "fp32", name) for name in timed.values() if (LARGEST, "fp32", name) in rows)
+    brackets = f", in brackets at {' and '.join(smaller)}" if smaller else ""
     return prose(
-        f"**On a GPU** ({found['setting']['gpu']}, a Llama of 7B in bf16) torch's fused AdamW takes",
-        f"{base['graph_ms']:.1f} ms and keeps {size(base['state_bytes'])} GiB.",
-        f"Of its time, in brackets in fp32: {times}. All tests that ran pass: [GPUs]({page}).",
+        f"**On a GPU** ({found['setting']['gpu']}, bf16, in a CUDA graph) torch's fused AdamW takes",
+        f"{base['graph_ms']:.1f} ms for a Llama of {LARGEST} and keeps {size(base['state_bytes'])} GiB.",
+        f"Of its time{brackets}: {times}.",
+        *([f"In fp32, at {LARGEST}, {wide[0]:.2f} to {wide[-1]:.2f}."] if wide else []),
+        f"All tests that ran pass: [GPUs]({page}).",
     )
 
 

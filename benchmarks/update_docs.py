@@ -28,8 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS: dict[str, dict[str, list[Callable[[], str]]]] = {
     "README.md": {
         "training": [runs.in_short],
-        "costs": [cpu.costs, gpu.in_short],
-        "low-precision": [cpu.low_precision_in_short],
+        "costs": [cpu.costs, gpu.in_short, cpu.low_precision_in_short],
     },
     "docs/autoconfig.md": {"verdict": [autoconfig.verdict], "example": [autoconfig.example]},
     "docs/choose.md": {
