@@ -149,7 +149,7 @@ def in_short(page: str = "docs/gpu.md") -> str:
 
     times = ", ".join(f"{label} {said(name)}" for label, name in timed.items())
     if has_paper:
-        times += f"; as it is now, with one, it was not timed whole, its matrices {said(ONE_ITERATION)}"
+        times += f"; with one, as it is now, not timed whole, its matrices {said(ONE_ITERATION)}"
     wide = sorted(ratio(LARGEST, "fp32", name) for name in timed.values() if (LARGEST, "fp32", name) in rows)
     brackets = f", in brackets at {' and '.join(smaller)}" if smaller else ""
     return prose(

@@ -24,12 +24,12 @@ BLUE, ORANGE, GREY, BLACK = "#0072B2", "#D55E00", "#555555", "#000000"
 QUESTIONS = [
     ("1  A LoRA?", "yes", "FusedAdamW"),
     ("2  Flat pieces?\nZeRO, Megatron, FSDP1", "yes", "FusedLion, FusedSignSGD\nFusedAdamW"),
-    ("3  Is it the state\nthat does not fit?", "no", "FusedAdamW\nFusedALIASAdam"),
-    ("4  Can you tune\na learning rate?", "no", 'FusedHybrid(model, "sage") as it is\nor "alias"'),
+    ("3  Is it the state\nthat does not fit?", "no", "FusedAdamW"),
+    ("4  Can you tune\na learning rate?", "no", 'FusedHybrid(model, "sage")\nor "sinkgd-scale", as it is'),
     (
         "5  Fine-tuning fp32 weights,\nwhere Lion or AdamW worked?",
         "yes",
-        'FusedLion\nFusedHybrid(model, "lion")',
+        'FusedLion\nFusedHybrid(model, "lion"), tuned',
     ),
     (
         "6  May embeddings\nand head keep state?",

@@ -33,7 +33,8 @@ PARTS: dict[str, dict[str, list[Callable[[], str]]]] = {
     "docs/autoconfig.md": {"verdict": [autoconfig.verdict], "example": [autoconfig.example]},
     "docs/choose.md": {
         "low-precision": [cpu.low_precision_to_choose],
-        "rates": [runs.rates],
+        "rates": [runs.rates, runs.one_rate],
+        "standing": [runs.to_choose],
         "gpu": [partial(gpu.in_short, "gpu.md")],
     },
     "docs/measurements.md": {
