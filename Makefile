@@ -31,8 +31,8 @@ CUDA_ARCHS := $(or $(TORCH_CUDA_ARCH_LIST),8.0;9.0;10.0)
 # kernels run, whose objects make test has tested: neither the suites and the laws of their numbers then, but for Lion's.
 # That every rule agrees with the reference, test_build_info.py sees here as well.
 OF_NO_BUILD := $(patsubst %,tests/python/test_%.py,distributed docs integrations integrations_plugins \
-  integrations_pretraining on_gpu packaging plan plan_memory train_report train_runner vote wheel) \
-  tests/python/test_example%
+  integrations_pretraining on_gpu packaging plan plan_memory train_claims train_pictures train_report train_runner \
+  vote wheel) tests/python/test_example%
 CUDA_TESTS := $(filter-out $(OF_NO_BUILD),$(wildcard tests/python/test_*.py))
 ifeq ($(HAS_GPU),0)
 OF_NUMBERS := $(patsubst %,tests/python/test_%.py,native_% alias_laws alias_quadratic autoconfig% laws low_precision \

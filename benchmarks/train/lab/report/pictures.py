@@ -97,9 +97,21 @@ def _points(store: Store, x: Callable[[list[data.Result]], float]) -> list[Data]
     return points
 
 
+FAR = 1.3  # times the best perplexity: what is worse has a panel of its own
+
+
+def _beyond(points: list[Data]) -> float | None:
+    """From where on points are in the upper panel: a short number, or None if all are near enough."""
+    limit = FAR * min(point["y"] for point in points)
+    last = max(point["y"] for point in points if point["y"] <= limit)
+    unit = 10.0 ** (math.floor(math.log10(last)) - 1)
+    beyond = float(f"{math.ceil(last / unit) * unit:.6g}")
+    return beyond if any(point["y"] > beyond for point in points) else None
+
+
 def front(store: Store, scale: Scale) -> Data | None:
     points = _points(store, lambda runs: data.state_per_parameter(runs[-1]))
-    return {"points": points} if points else None
+    return {"points": points, "beyond": _beyond(points)} if points else None
 
 
 def seconds(store: Store, scale: Scale) -> Data | None:
@@ -113,7 +125,7 @@ def seconds(store: Store, scale: Scale) -> Data | None:
 
     points = [point for point in _points(store, time) if point["x"] is not None]
     what = f"{data.usual_processor(store)}: processor time" if scale.device == "cpu" else "time"
-    return {"points": points, "what": what} if points else None
+    return {"points": points, "beyond": _beyond(points), "what": what} if points else None
 
 
 def rates(store: Store, scale: Scale) -> Data | None:
