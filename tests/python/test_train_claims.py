@@ -92,7 +92,27 @@ def test_a_claim_is_judged_by_three_seeds_a_side(
     if expected == NOT_RUN:
         assert f"`sage-hybrid` ({len(left)} of 3 seeds)" in verdict.numbers
     if expected == YES:
-        assert "-9.5 % ± 1.6 %" in verdict.numbers
+        assert "-9.5 ± 1.5 %" in verdict.numbers
+
+
+@pytest.mark.parametrize(
+    ("mean", "error", "expected"),
+    [
+        (math.log(3.49), 0.0105, "+249.0 ± 7.3 %"),
+        (math.log(0.368), 0.005, "-63.2 ± 0.4 %"),
+        (0.0, 0.01, "+0.0 ± 2.0 %"),
+        (math.inf, 0.0, "diverged"),
+        (math.nan, math.inf, "both diverged"),
+    ],
+)
+def test_an_error_is_in_points_of_the_difference_that_it_is_of(
+    mean: float, error: float, expected: str
+) -> None:
+    assert data.percent_and_error(Estimate(mean, error)) == expected
+    shown = [word for word in expected.split() if word[-1].isdigit()]
+    if len(shown) == 2:  # the ends of the interval are those that the logarithms have
+        ends = [100 * math.expm1(mean + sign * 2 * error) for sign in (-1, 1)]
+        assert ends == pytest.approx([float(shown[0]) + sign * float(shown[1]) for sign in (-1, 1)], abs=0.2)
 
 
 def test_a_part_taken_out_is_compared_with_the_whole(tmp_path: Path) -> None:
@@ -144,7 +164,7 @@ def test_the_distance_at_a_larger_batch_has_the_spread_of_the_seeds(tmp_path: Pa
     for name, at_1 in (("sign-sgd", 4.5), ("adamw", 4.0)):
         kept.results |= seeds(at_1, at_1 + 0.01, at_1 + 0.02, contender=name)
     assert claim.judge(kept).word == YES  # 0.5 and then 0.3 away
-    assert "± 4.0 %" in claim.judge(kept).numbers  # twice the root of four times 0.01 squared
+    assert "-18.1 ± 3.3 %" in claim.judge(kept).numbers  # twice the root of four times 0.01 squared, of 0.82
     for name, at_1 in (("sign-sgd", 4.5), ("adamw", 4.0)):
         kept.results |= seeds(at_1, at_1 + 0.2, at_1 + 0.4, contender=name)
     assert claim.judge(kept).word == NOT_SHOWN

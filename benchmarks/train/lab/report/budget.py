@@ -24,7 +24,11 @@ def section(store: Store, scale: Scale) -> str:
         rival = best_within(store, name)
         theirs = data.seeds(store, rival) if rival else []
         difference = ahead(runs, theirs)
-        verdict = "-" if difference is None else f"{claims.written(difference)}: {claims.better(difference)}"
+        verdict = (
+            "-"
+            if difference is None
+            else f"{data.percent_and_error(difference)}: {claims.better(difference)}"
+        )
         rows.append(
             [
                 f"`{name}`",

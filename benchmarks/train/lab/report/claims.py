@@ -91,7 +91,7 @@ class Claim:
         if min(map(len, sides)) < len(SEEDS):
             return Verdict(NOT_RUN, numbers, command)
         difference = data.estimate(sides[0]) - data.estimate(sides[1])
-        return Verdict(self.rule(difference), f"{numbers}: {written(difference)}", command)
+        return Verdict(self.rule(difference), f"{numbers}: {data.percent_and_error(difference)}", command)
 
 
 def _runs(store: Store, name: str) -> list[data.Result]:
@@ -105,13 +105,6 @@ def _runs(store: Store, name: str) -> list[data.Result]:
 
 def _so_far(runs: list[data.Result]) -> str:
     return f"({len(runs)} of {len(SEEDS)} seeds)"
-
-
-def written(difference: Estimate) -> str:
-    """In percent of the perplexity, with twice the standard error."""
-    if not math.isfinite(difference.mean):
-        return data.percent(difference.mean)
-    return f"{data.percent(difference.mean)} ± {100 * 2 * difference.error:.1f} %"
 
 
 def _command(*names: str) -> str:
@@ -194,7 +187,7 @@ class Batch:
         change = distances[1] - distances[0]
         numbers = (
             f"`{self.left}` from `adamw`: {data.percent(distances[0].mean)} at {self.low} x, "
-            f"{data.percent(distances[1].mean)} at {self.high} x: {written(change)}"
+            f"{data.percent(distances[1].mean)} at {self.high} x: {data.percent_and_error(change)}"
         )
         return Verdict(self.rule(change), numbers, command)
 

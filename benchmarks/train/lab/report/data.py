@@ -183,5 +183,17 @@ def percent(nats: float) -> str:
     return "diverged" if math.isinf(nats) else f"{100 * math.expm1(nats):+.1f} %"
 
 
+def percent_and_error(difference: Estimate) -> str:
+    """The same, "+249.0 ± 7.3 %": with twice the standard error, in points of this very percentage.
+
+    An error in nats is a share of the ratio of perplexities; at 3.49 times a perplexity, 2.1 % of it are 7.3
+    points.
+    """
+    if not math.isfinite(difference.mean):
+        return percent(difference.mean)
+    points = 100 * math.exp(difference.mean) * 2 * difference.error
+    return f"{100 * math.expm1(difference.mean):+.1f} ± {points:.1f} %"
+
+
 def millions(count: float) -> str:
     return f"{count / 1e6:.2f} M" if count < 1e7 else f"{count / 1e6:,.0f} M"

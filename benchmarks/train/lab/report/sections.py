@@ -54,7 +54,7 @@ def from_to(runs: Sequence[data.Result], others: Sequence[data.Result]) -> str:
     """How much worse in perplexity, and twice the standard error; a dash where seeds are missing."""
     if min(len(runs), len(others)) < len(SEEDS):
         return "-"
-    return claims.written(data.estimate(runs) - data.estimate(others))
+    return data.percent_and_error(data.estimate(runs) - data.estimate(others))
 
 
 def judged(

@@ -210,8 +210,9 @@ def _rules() -> str:
         "spread is taken from the same contender's seeds above."
     )
     note = prose(
-        "What follows ± behind a difference is twice its standard error. With three seeds a side, two",
-        "means that are truly equal come out further apart than that about one time in nine: of so many",
-        "rows some are chance.",
+        "What follows ± in a difference is twice its standard error, in points of the same percentage;",
+        "verdicts are by the logarithms of the perplexities. With three seeds a side, two means that are",
+        "truly equal come out further apart than that about one time in nine: of so many rows some are",
+        "chance.",
     )
     return "\n".join(lines) + f"\n\n{note}"
