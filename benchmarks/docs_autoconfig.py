@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "train"))
 from lab import budget, store
 from lab.plan import SEEDS
 from lab.report import budget as section
-from lab.report import claims, data
+from lab.report import data, rules
 
 SHARE = 4
 """AdamW's state over what is allowed."""
@@ -42,7 +42,7 @@ def verdict() -> str:
             continue
         said.append(
             f"at {data.state_per_parameter(runs[0]):.2f} bytes a parameter {data.with_spread(runs)} against "
-            f"{data.with_spread(theirs)} of `{rival}` ({claims.better(difference)})"
+            f"{data.with_spread(theirs)} of `{rival}` ({rules.better(difference)})"
         )
     if not said:
         return prose("Whether what it picks trains better than a hybrid of the same state is not known yet.")

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "tra
 
 from lab import runner, store, studies
 from lab.report import claims, command, page, pictures, standings
-from lab.report.claims import NOT_RUN
+from lab.report.rules import NOT_RUN
 from lab.store import Store
 from train_results import CPU, TINY, a_store, seeds, whole_store
 

@@ -6,7 +6,7 @@ from docs_markdown import prose, table
 
 from lab import budget
 from lab.plan import SEEDS
-from lab.report import claims, data
+from lab.report import data, rules
 from lab.report.data import millions, with_spread
 from lab.report.tables import AGAIN, again
 from lab.scales import Scale
@@ -25,9 +25,7 @@ def section(store: Store, scale: Scale) -> str:
         theirs = data.seeds(store, rival) if rival else []
         difference = ahead(runs, theirs)
         verdict = (
-            "-"
-            if difference is None
-            else f"{data.percent_and_error(difference)}: {claims.better(difference)}"
+            "-" if difference is None else f"{data.percent_and_error(difference)}: {rules.better(difference)}"
         )
         rows.append(
             [

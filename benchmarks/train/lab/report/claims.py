@@ -1,7 +1,6 @@
-"""What the papers claim, each as a rule over the results: yes, no, not shown at this size, or not run.
+"""What the papers claim, each judged by one of ``rules``: yes, no, not shown at this size, or not run.
 
-A rule looks at an estimate of a difference of validation losses, ``left - right``, and twice its standard
-error (``data.Estimate``), so that below zero is better for ``left``. Nothing here is typed but the rules.
+Nothing here is typed but which results a claim is about.
 """
 
 from __future__ import annotations
@@ -14,52 +13,16 @@ from lab.plan import SEEDS
 from lab.questions import BATCH_FACTORS, SWEEP_RATES
 from lab.report import data
 from lab.report.data import Estimate
+from lab.report.rules import BEARS, NO, NOT_RUN, NOT_SHOWN, YES, better, fails, is_far, matters, near
 from lab.store import Store
 
-YES, NO, NOT_SHOWN, NOT_RUN = "yes", "no", "not shown at this size", "not run"
-NEAR = 0.05  # what "near", "little" and "a few percent" are, and what it takes to "fail", of the perplexity
 ONE_RATE = "one-rate"  # of a contender with one rate for all roles; and the study
-BEARS = 0.10  # a rate is borne if the perplexity is at most so much above that of the best rate
-
-
-def better(difference: Estimate) -> str:
-    """Yes: below zero by more than twice the standard error. No: above by as much."""
-    if math.isnan(difference.mean):
-        return NOT_SHOWN
-    if difference.mean < -2 * difference.error:
-        return YES
-    return NO if difference.mean > 2 * difference.error else NOT_SHOWN
-
-
-def near(difference: Estimate) -> str:
-    """Yes: with twice the standard error still at most 5 % worse. No: more than that without."""
-    if math.isnan(difference.mean):
-        return NOT_SHOWN
-    margin = math.log1p(NEAR)
-    if difference.mean + 2 * difference.error <= margin:
-        return YES
-    return NO if difference.mean - 2 * difference.error > margin else NOT_SHOWN
-
-
-def fails(difference: Estimate) -> str:
-    """The contrary of ``near``."""
-    return {YES: NO, NO: YES}.get(near(difference), NOT_SHOWN)
-
-
-def matters(difference: Estimate) -> str:
-    """Yes: away from zero by more than twice the standard error. No: with it within 1 %, either way."""
-    if math.isnan(difference.mean):
-        return NOT_SHOWN
-    if abs(difference.mean) > 2 * difference.error:
-        return YES
-    return NO if abs(difference.mean) + 2 * difference.error < math.log1p(0.01) else NOT_SHOWN
-
-
-RULES: dict[Callable[[Estimate], str], str] = {
-    better: "better by more than twice the standard error of the difference; no: worse by as much",
-    near: "with twice the standard error at most 5 % worse in perplexity; no: more than 5 % without it",
-    fails: "more than 5 % worse in perplexity by more than twice the standard error; no: at most 5 % with it",
-    matters: "different by more than twice the standard error; no: with it less than 1 % apart",
+# What finds its own rate -> the optimizer of the same update whose rates were searched for.
+TUNED = {
+    "alias-base": "sign-sgd",
+    "alias-base-descent": "sign-sgd",
+    "alias-base-head-adamw": "sign-sgd-adamw",
+    "prodigy": "adamw",
 }
 
 
@@ -73,7 +36,7 @@ class Verdict:
 @dataclass(frozen=True)
 class Claim:
     """``left`` against ``right`` by a rule: contenders of study "main", or "NAME:CHANGE" of "ablation", or
-    "NAME:one-rate" of study "one-rate"."""
+    "NAME:one-rate" of study "one-rate". No yes against what is itself far behind its ``TUNED`` form."""
 
     whose: str
     text: str
@@ -82,16 +45,22 @@ class Claim:
     rule: Callable[[Estimate], str]
 
     def judge(self, store: Store) -> Verdict:
-        sides = [_runs(store, name) for name in (self.left, self.right)]
-        numbers = "; ".join(
-            f"`{name}` {data.with_spread(runs) if len(runs) >= len(SEEDS) else _so_far(runs)}"
-            for name, runs in zip((self.left, self.right), sides, strict=True)
-        )
-        command = _command(self.left, self.right)
-        if min(map(len, sides)) < len(SEEDS):
+        names = [self.left, self.right, *([TUNED[self.right]] if self.right in TUNED else [])]
+        every = {name: _runs(store, name) for name in names}
+        whole = min(map(len, every.values())) >= len(SEEDS)
+        numbers = "; ".join(f"`{name}` {_so_far(every[name])}" for name in (names[:2] if whole else names))
+        command = _command(*names)
+        if not whole:
             return Verdict(NOT_RUN, numbers, command)
-        difference = data.estimate(sides[0]) - data.estimate(sides[1])
-        return Verdict(self.rule(difference), f"{numbers}: {data.percent_and_error(difference)}", command)
+        left, right, *tuned = (data.estimate(every[name]) for name in names)
+        word, numbers = self.rule(left - right), f"{numbers}: {data.percent_and_error(left - right)}"
+        if word == YES and tuned and is_far(behind := right - tuned[0]):
+            word = NOT_SHOWN
+            numbers += (
+                f". But `{self.right}` did badly here itself: {data.percent_and_error(behind)} from "
+                f"`{names[2]}` {data.with_spread(every[names[2]])}. So this says little"
+            )
+        return Verdict(word, numbers, command)
 
 
 def _runs(store: Store, name: str) -> list[data.Result]:
@@ -104,7 +73,7 @@ def _runs(store: Store, name: str) -> list[data.Result]:
 
 
 def _so_far(runs: list[data.Result]) -> str:
-    return f"({len(runs)} of {len(SEEDS)} seeds)"
+    return data.with_spread(runs) if len(runs) >= len(SEEDS) else f"({len(runs)} of {len(SEEDS)} seeds)"
 
 
 def _command(*names: str) -> str:
@@ -124,7 +93,7 @@ def _command(*names: str) -> str:
 @dataclass(frozen=True)
 class BearsMore:
     """``left`` bears a higher rate than ``right``: the highest of study "sweep" within 10 % of each one's own
-    best. One seed: the grid's step, a factor of two, is what can be told apart."""
+    best. One seed: an answer counts that the spread between seeds, of study "main", would not change."""
 
     whose: str
     text: str
@@ -134,28 +103,46 @@ class BearsMore:
     def judge(self, store: Store) -> Verdict:
         command = f"python benchmarks/train/run.py --study sweep --only {self.left} {self.right}"
         sides = [data.select(store, "sweep", name) for name in (self.left, self.right)]
-        counts = [len(runs) for runs in sides]
+        counts, spread = [len(runs) for runs in sides], data.pooled_spread(store)
         if min(counts) < len(SWEEP_RATES):
             so_far = f"{counts[0]} and {counts[1]} of {len(SWEEP_RATES)} rates"
             return Verdict(NOT_RUN, so_far, command)
-        highest = [highest_borne(runs) for runs in sides]
+        if spread is None:
+            return Verdict(NOT_RUN, "the spread between seeds is not known yet", command)
         numbers = "; ".join(
-            f"`{name}` up to {rate:g}" if rate else f"`{name}` none"
-            for name, rate in zip((self.left, self.right), highest, strict=True)
+            f"`{name}` {up_to(runs, spread)}"
+            for name, runs in zip((self.left, self.right), sides, strict=True)
         )
-        return Verdict(bears_more(*highest), numbers, command)
+        return Verdict(bears_more(*(borne(runs, spread) for runs in sides)), numbers, command)
 
 
-def highest_borne(runs: list[data.Result]) -> float:
-    """The highest rate within 10 % of the best perplexity; 0 where all diverged."""
+def up_to(runs: list[data.Result], spread: float | None) -> str:
+    """ "up to 0.004", and what else it may be by the spread."""
+    low, at, high = borne(runs, spread or 0.0)
+    if low == high:
+        return f"up to {at:g}" if at else "none"
+    return f"up to {at:g} (by the spread {low:g} to {high:g})"
+
+
+def borne(runs: list[data.Result], spread: float) -> tuple[float, float, float]:
+    """The highest rate borne: at least, as measured, at most, if the distance of a loss from the smallest is
+    off by twice its standard error. ``spread``: the standard deviation of one loss."""
+    off = 2 * math.sqrt(2) * spread
+    low, at, high = (highest_borne(runs, shift) for shift in (-off, 0.0, off))
+    return low, at, high
+
+
+def highest_borne(runs: list[data.Result], shift: float = 0.0) -> float:
+    """The highest rate within 10 %, and ``shift`` nats, of the best perplexity; 0 where all diverged."""
     smallest = min(map(data.loss, runs))
-    borne = [run["variant"]["rate"] for run in runs if data.loss(run) <= smallest + math.log1p(BEARS)]
-    return max(borne) if math.isfinite(smallest) else 0.0
+    most = smallest + max(math.log1p(BEARS) + shift, 0.0)
+    rates = [run["variant"]["rate"] for run in runs if data.loss(run) <= most]
+    return max(rates) if math.isfinite(smallest) else 0.0
 
 
-def bears_more(left: float, right: float) -> str:
-    """Yes: the left's is higher. No: lower. The same step of the grid shows nothing."""
-    return YES if left > right else NO if left < right else NOT_SHOWN
+def bears_more(left: tuple[float, float, float], right: tuple[float, float, float]) -> str:
+    """Yes: the left's is higher, whatever the spread may do. No: lower. Else nothing is shown."""
+    return YES if left[0] > right[2] else NO if left[2] < right[0] else NOT_SHOWN
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from docs_markdown import prose, table
 from lab import questions, studies
 from lab.plan import SEEDS
 from lab.questions import ALIAS_FORMS, BATCHED, ITERATED, ITERATIONS, SWEPT
-from lab.report import budget, claims, data, transfer
+from lab.report import budget, claims, data, rules, transfer
 from lab.report.data import millions, number, with_spread
 from lab.report.tables import AGAIN, again, grid_cells
 from lab.scales import Scale
@@ -26,7 +26,7 @@ def iterations(store: Store, scale: Scale) -> str:
     rows = []
     for count in ITERATIONS:
         runs = seeds(count)
-        difference, verdict = ("-", "-") if count == 5 else judged(runs, seeds(5), claims.matters)
+        difference, verdict = ("-", "-") if count == 5 else judged(runs, seeds(5), rules.matters)
         row = [str(count), _labelled(runs), difference if difference == "-" else f"{difference}: {verdict}"]
         for case in ("", "batch4", "large"):
             grid = data.select(store, "iterations", ITERATED, "search", iterations=count, case=case)
@@ -108,15 +108,16 @@ def sweep(store: Store, scale: Scale) -> str:
         if any(runs):
             values = [number(data.perplexity(of[0])) if of else "-" for of in runs]
             rows.append([f"{rate:g}", *values, again([of[0] for of in runs if of])])
+    spread = data.pooled_spread(store)
     highest = [
-        f"`{name}` up to {claims.highest_borne(runs):g}"
+        f"`{name}` {claims.up_to(runs, spread)}"
         for name in SWEPT
         if len(runs := data.select(store, "sweep", name)) == len(questions.SWEEP_RATES)
     ]
     text = prose(
         "One rate for embedding and head, the matrices' as study `main` found it; one seed,",
         f"{millions(scale.search_tokens)} tokens.",
-        *([f"Within {100 * claims.BEARS:.0f} % of its own best: {'; '.join(highest)}."] if highest else []),
+        *([f"Within {100 * rules.BEARS:.0f} % of its own best: {'; '.join(highest)}."] if highest else []),
     )
     return f"{text}\n\n{table(['rate', *(f'`{name}`' for name in SWEPT), 'again'], rows)}"
 
@@ -126,7 +127,7 @@ def ablation(store: Store, scale: Scale) -> str:
     every = data.select(store, "ablation")
     for name, change in dict.fromkeys((run["contender"], run["variant"]["change"]) for run in every):
         changed, plain = data.select(store, "ablation", name, change=change), data.seeds(store, name)
-        cells = [_labelled(plain), _labelled(changed), *judged(changed, plain, claims.matters)]
+        cells = [_labelled(plain), _labelled(changed), *judged(changed, plain, rules.matters)]
         rows.append([f"`{name}`", change, *cells, again(changed)])
     columns = ["contender", "change", "unchanged", "changed", "difference", "does it matter?", AGAIN]
     text = "At the rates of study `main`, which were found without the change; three seeds each."
@@ -203,7 +204,7 @@ def sphere(store: Store, scale: Scale) -> str:
         if not grid:
             continue
         seeds, plain = data.select(store, "sphere", name, "seed"), data.seeds(store, name)
-        judgement = judged(seeds, plain, claims.better)
+        judgement = judged(seeds, plain, rules.better)
         factor, _ = grid_cells(grid, len(questions.SPHERE_FACTORS))
         cells = [" ".join(roles), factor, _labelled(plain), _labelled(seeds), *judgement]
         rows.append([f"`{name}`", *cells, again(seeds or grid)])

@@ -10,7 +10,7 @@ from docs_markdown import prose, table
 from lab import search
 from lab.contenders import PRESET, contenders
 from lab.plan import SEEDS
-from lab.report import claims, data
+from lab.report import claims, data, rules
 from lab.report.data import with_spread
 from lab.scales import Scale
 from lab.store import BEFORE, Store
@@ -187,28 +187,32 @@ def table_of_claims(store: Store) -> str:
         rows.append([claim.whose, claim.text, f"**{verdict.word}**", verdict.numbers, f"`{verdict.command}`"])
     text = prose(
         "As far as these runs can say, at this size. A verdict is worked out from the losses over seeds",
-        "(`lab/report/claims.py`), not written by hand; what has fewer than three seeds on either side",
-        "has none.",
+        "(`lab/report/claims.py` and `rules.py`), not written by hand; what has fewer than three seeds on",
+        "either side has none.",
     )
     return f"{text}\n\n{table(['whose', 'claim', 'verdict', 'measured', 'runs'], rows, left=5)}\n\n{_rules()}"
 
 
 def _rules() -> str:
     kinds = {
-        "helps, beats, nearer": claims.better,
-        "near, little": claims.near,
-        "fails": claims.fails,
-        "matters": claims.matters,
+        "helps, beats, brings nearer": rules.better,
+        "near, little": rules.near,
+        "fails": rules.fails,
+        "matters": rules.matters,
     }
-    lines = [f"- **{words}**: yes if {claims.RULES[rule]}." for words, rule in kinds.items()]
-    lines.append(
-        f"- **bears a higher rate**: yes if the highest rate within {100 * claims.BEARS:.0f} % of one's own "
-        "best perplexity is higher; no: lower; the same step of the grid shows nothing. One seed."
-    )
-    lines.append(
+    lines = [f"- **{words}**: yes if {rules.MEANINGS[rule]}." for words, rule in kinds.items()]
+    pairs = ", ".join(f"of `{name}` it is `{tuned}`" for name, tuned in claims.TUNED.items())
+    lines += [
+        f"- **bears a higher rate**: yes if the highest rate within {100 * rules.BEARS:g} % of one's own "
+        "best perplexity is higher; no: lower. One seed, so each distance from the best may be off by twice "
+        "the standard error that the [spread](#spread) gives: what this would change is not shown.",
         "- **a larger batch**: the distance from AdamW at 16 times the batch less that at 1. One seed; its "
-        "spread is taken from the same contender's seeds above."
-    )
+        "spread is taken from the same contender's seeds above.",
+        "- **no yes against what did badly**: what finds its own rate and is itself more than "
+        f"{100 * rules.FAR:g} % behind its tuned form, by more than twice the standard error, is easily "
+        f"beaten or come near to: that is not shown then. The tuned form has the same update at rates of "
+        f"the search: {pairs}.",
+    ]
     note = prose(
         "What follows ± in a difference is twice its standard error, in points of the same percentage;",
         "verdicts are by the logarithms of the perplexities. With three seeds a side, two means that are",
