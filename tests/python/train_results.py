@@ -49,12 +49,13 @@ MEASURED = {
 
 def result(run: str, loss: float | None, config: dict[str, Any], **about: Any) -> dict[str, Any]:
     """A result as ``run.py`` keeps it, with made-up numbers."""
+    of_scale = "" if config["scale"] == "cpu" else f"--scale {config['scale']} "
     points = [{"tokens": config["tokens"] * k / 2, "loss": loss} for k in (1, 2)]
     return {
         "format": store.FORMAT,
         "id": run,
         **about,
-        "command": f"python benchmarks/train/run.py --rerun {run}",
+        "command": f"python benchmarks/train/run.py {of_scale}--rerun {run}",
         "text": {
             "sha256": "c0ffee",
             "tokens": {"train": 1000, "validation-text": 100},

@@ -9,7 +9,7 @@ from pathlib import Path
 from llama.errors import UsageError
 
 from lab import ROOT, store, studies
-from lab.report import page, pictures
+from lab.report import page, pictures, tables
 from lab.scales import SCALES
 
 STOPPED = 2, 130, 143  # run.py could not begin, or was told to end: no use going on
@@ -43,7 +43,7 @@ def _run(arguments: list[str]) -> int:
 
 def _write(options: argparse.Namespace) -> int:
     scale = SCALES[options.scale]
-    at_home = page.at_home(scale)
+    at_home = tables.at_home(scale)
     kept = store.Store(options.results or store.RESULTS / ("" if at_home else scale.name))
     out = options.out or (ROOT / "docs" if at_home else ROOT / "runs" / "train" / f"report-{scale.name}")
     path, folder = out / "results.md", out / "results"

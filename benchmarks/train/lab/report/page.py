@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -12,14 +13,15 @@ from docs_markdown import prose, table
 from lab import studies
 from lab.plan import SEEDS
 from lab.questions import ITERATED
-from lab.report import data, pictures, standings
+from lab.report import data, names, pictures, standings
 from lab.report.sections import SECTIONS
+from lab.report.tables import RUN, at_home, home, is_elsewhere, run_py
 from lab.scales import Scale
 from lab.store import Store
 
 BEGIN, END = "<!-- report:begin -->", "<!-- report:end -->"
+ANY_RUN = re.compile(RUN.replace(" ", r"\s") + r"(\s)--")
 HEAD = "# Which optimizer, at what cost"
-RUN = "python benchmarks/train/run.py"
 
 
 def text(store: Store, scale: Scale, folder: str = "results") -> str:
@@ -36,25 +38,26 @@ def text(store: Store, scale: Scale, folder: str = "results") -> str:
         opening(store, scale),
         "## Where it stands",
         table_of_studies(store, scale),
+        "## What the names mean",
+        names.meanings(store),
         "## Perplexity at the same budget",
         standings.table_of_ranked(store, scale),
         standings.table_of_others(store, scale),
-        standings.who_they_are(store),
         "## What the papers claim",
         standings.table_of_claims(store),
     ]
-    for heading, names, missing in (
+    for heading, shown_here, missing in (
         ("Against tokens", ("tokens",), "No contender has all its seeds yet."),
         ("Against state", ("front",), "No contender has all its seeds yet."),
         ("Against time", ("seconds",), "No contender has all its seeds yet."),
         ("How much the rates matter", ("rates",), "No search has begun yet."),
         ("Steps that are found", ("alias-steps",), "No run of an optimizer that finds its step counts yet."),
     ):
-        parts += [f"## {heading}", *(shown(*names) or [f"{missing} `{RUN} --study main` runs them."])]
-    for study, (heading, section, names) in SECTIONS.items():
+        parts += [f"## {heading}", *(shown(*shown_here) or [f"{missing} `{RUN} --study main` runs them."])]
+    for study, (heading, section, shown_here) in SECTIONS.items():
         parts.append(f"## {heading}")
         if data.select(store, study):
-            parts += [partly(store, scale, study), section(store, scale), *shown(*names)]
+            parts += [partly(store, scale, study), section(store, scale), *shown(*shown_here)]
         else:
             parts.append(f"Study `{study}` has not run yet: `{RUN} --study {study}`.")
     parts += [
@@ -63,28 +66,38 @@ def text(store: Store, scale: Scale, folder: str = "results") -> str:
         "## Spread",
         spread(store),
         "## To run it again",
-        again(),
+        again(store, scale),
         "## What was not shown",
         not_shown(store, scale),
     ]
     whole = "\n\n".join(part for part in parts if part)
-    # Commands of other scales name theirs, as those in the JSONs do.
-    return whole if at_home(scale) else whole.replace(f"{RUN} --study", f"{RUN} --scale {scale.name} --study")
+    # Commands of other scales and folders name theirs, wherever a line of a paragraph ends.
+    command = run_py(store, scale)
+    return whole if command == RUN else ANY_RUN.sub(lambda found: f"{command}{found[1]}--", whole)
 
 
-def at_home(scale: Scale) -> bool:
-    """Whether results, page and commands of a scale are those without a name."""
-    return scale.name == "cpu"
+def make_report(store: Store, scale: Scale, *more: str) -> str:
+    words = [] if at_home(scale) else [f"--scale {scale.name}"]
+    words += ["--results FOLDER"] if is_elsewhere(store, scale) else []
+    given = " ".join([*words, *more])
+    return "make report" + (f' REPORT="{given}"' if " " in given else f" REPORT={given}" if given else "")
 
 
 def opening(store: Store, scale: Scale) -> str:
-    folder = "benchmarks/results/train" + ("" if at_home(scale) else f"/{scale.name}")
-    command = "make report" if at_home(scale) else f'make report REPORT="--scale {scale.name}"'
-    return prose(
-        f"{len(store.results):,} runs of small Llamas on real text, each a JSON in `{folder}`. All below",
-        f"is made from them by `{command}`, which runs what is missing first. Embedding, matrices and",
-        "head have rates of their own for every contender, AdamW too, found by the same search: in as",
-        "many runs, once it is finished.",
+    folder = "`FOLDER`, which `--results` has named" if is_elsewhere(store, scale) else f"`{home(scale)}`"
+    return "\n\n".join(
+        [
+            prose(
+                f"{len(store.results):,} runs of small Llamas on real text, each a JSON in {folder}. All",
+                f"below is made from them by `{make_report(store, scale)}`, which runs what is missing",
+                "first. Embedding, matrices and head have rates of their own for every contender, AdamW",
+                "too, found by the same search: in as many runs, once it is finished.",
+            ),
+            prose(
+                f"**To run a row again**: `{RUN} --rerun ID`, with the id in its last column. It prints the",
+                "result beside the one that was kept. A row of several seeds has the first one's.",
+            ),
+        ]
     )
 
 
@@ -93,10 +106,9 @@ def table_of_studies(store: Store, scale: Scale) -> str:
     for study, function in studies.STUDIES.items():
         question = (function.__doc__ or "").strip().split("\n")[0]
         done = len(data.select(store, study))
-        rows.append(
-            [f"`{study}`", question, f"{done} of {data.planned(study, scale)}", f"`{RUN} --study {study}`"]
-        )
-    return table(["study", "what it is", "runs", "what runs the rest"], rows, left=2, text_last=True)
+        rows.append([f"`{study}`", question, f"{done} of {data.planned(study, scale)}"])
+    text = prose(f"`{RUN} --study STUDY` runs what is left of one.")
+    return f"{text}\n\n{table(['study', 'what it is', 'runs'], rows, left=2)}"
 
 
 def partly(store: Store, scale: Scale, study: str) -> str | None:
@@ -195,18 +207,21 @@ def of_the_search(store: Store) -> list[str]:
     ]
 
 
-def again() -> str:
-    commands = f"""```
-make report                  # all that is missing, then this page
-make report REPORT=--no-run  # this page alone, from the JSONs there are
-{RUN} --rerun main.adamw.seed.1  # one run, beside what was kept
-```"""
+def again(store: Store, scale: Scale) -> str:
+    commands = {
+        make_report(store, scale): "all that is missing, then this page",
+        make_report(store, scale, "--no-run"): "this page alone, from the JSONs there are",
+        f"{RUN} --rerun main.adamw.seed.1": "one run, beside what was kept",
+    }
+    width = max(map(len, commands))
+    lines = [f"{command.ljust(width)}  # {what}" for command, what in commands.items()]
+    block = "\n".join(["```", *lines, "```"])
     text = prose(
         "On the same processor and versions a run gives the same number again. On others, or with other",
         "threads, sums come in another order, and a run is like one with another seed: expect the",
         "spread above. `benchmarks/train/README.md` has the rest.",
     )
-    return f"{commands}\n\n{text}"
+    return f"{block}\n\n{text}"
 
 
 def not_shown(store: Store, scale: Scale) -> str:

@@ -119,7 +119,7 @@ def sweep(store: Store, scale: Scale) -> str:
         f"{millions(scale.search_tokens)} tokens.",
         *([f"Within {100 * rules.BEARS:.0f} % of its own best: {'; '.join(highest)}."] if highest else []),
     )
-    return f"{text}\n\n{table(['rate', *(f'`{name}`' for name in SWEPT), 'again'], rows)}"
+    return f"{text}\n\n{table(['rate', *(f'`{name}`' for name in SWEPT), AGAIN], rows, text_last=True)}"
 
 
 def ablation(store: Store, scale: Scale) -> str:

@@ -12,6 +12,7 @@ from lab.contenders import PRESET, contenders
 from lab.plan import SEEDS
 from lab.report import claims, data, rules
 from lab.report.data import with_spread
+from lab.report.tables import AGAIN, RUN, again
 from lab.scales import Scale
 from lab.store import BEFORE, Store
 
@@ -45,14 +46,13 @@ def table_of_ranked(store: Store, scale: Scale) -> str:
         text = f"No contender has its {len(SEEDS)} seeds yet, so that nothing is ranked."
         return prose(text, "`python benchmarks/train/run.py --study main` runs them.")
     level = data.adamw_level(store)
-    found = []  # rank, contender, runs of its search, rates, those that count
+    found = []  # rank, contender, the best of its search, rates, those that count
     if best := data.adamw_at_all_rates(store):
-        found.append(("-", f"`{ANCHOR}` at the best rates of all searches", "all", _by_role(best[-1]), best))
+        found.append(("-", f"`{ANCHOR}` at the best rates of all searches", "-", _by_role(best[-1]), best))
     for rank, name in enumerate(names, 1):
         runs = data.seeds(store, name)
         label = f"**`{name}`**" if name == ANCHOR else f"`{name}`"
-        searched = len(data.select(store, "main", name, "search"))
-        found.append((str(rank), label, str(searched), rates(runs[-1]), runs))
+        found.append((str(rank), label, _searched(store, name), rates(runs[-1]), runs))
     rows = []
     for rank, label, searched, at, runs in found:
         last = runs[-1]
@@ -63,12 +63,12 @@ def table_of_ranked(store: Store, scale: Scale) -> str:
                 label,
                 with_spread(runs),
                 f"{ratio:.3f}" if math.isfinite(ratio) else "-",
-                f"{searched} + {len(runs)}",
+                searched,
                 at,
                 f"{data.state_per_parameter(last):.2f}",
                 _step(data.average(runs, "optimizer_ms")),
                 f"{data.seconds(runs, scale):.0f}" + _otherwise(store, runs, scale),
-                f"`{runs[0]['command']}`",
+                again(runs),
             ]
         )
     columns = [
@@ -76,17 +76,19 @@ def table_of_ranked(store: Store, scale: Scale) -> str:
         "contender",
         "perplexity",
         "of the better AdamW's",
-        "runs",
+        _search_at(scale),
         "rates: embedding / matrices / head",
         "state, bytes a parameter",
         "step, ms",
         "run, s",
-        "runs it again",
+        AGAIN,
     ]
     text = prose(
         f"Validation perplexity after {data.millions(scale.final_tokens)} tokens, mean and standard",
         f"deviation over seeds {', '.join(map(str, SEEDS))}, at the best rates of the search; lower is",
-        "better. Runs: of the search and of those that count. Steps and runs are in",
+        f"better. The search's best is of its {search.RUNS} runs of one seed, which end at",
+        f"{data.millions(scale.search_tokens)} tokens: it compares within its column, and with that of the",
+        "table of what is not ranked, not with the perplexity beside it. Steps and runs are in",
         "processor time, so that what else the machine did counts little;"
         if scale.device == "cpu"
         else "seconds by the clock;",
@@ -109,6 +111,19 @@ def table_of_ranked(store: Store, scale: Scale) -> str:
         ),
     )
     return f"{text}\n\n{table(columns, rows, left=2, text_last=True)}"
+
+
+def _search_at(scale: Scale) -> str:
+    return f"search's best, at {data.millions(scale.search_tokens)} tokens"
+
+
+def _searched(store: Store, name: str) -> str:
+    """The best perplexity of a contender's search, and how far that has come if it is not whole."""
+    runs = data.select(store, "main", name, "search")
+    if not runs:
+        return "-"
+    note = f" ({len(runs)} of {search.RUNS} runs)" if len(runs) < search.RUNS else ""
+    return data.number(min(map(data.perplexity, runs))) + note
 
 
 def _otherwise(store: Store, runs: list[data.Result], scale: Scale) -> str:
@@ -142,12 +157,12 @@ def table_of_others(store: Store, scale: Scale) -> str | None:
             [
                 f"`{name}`",
                 f"{len(found)} of {search.RUNS}" if contender.searched else "none needed",
-                f"{data.number(data.perplexity(lead))} (search only)" if lead else "",
+                data.number(data.perplexity(lead)) if lead else "",
                 rates(lead or runs[-1]),
                 f"{len(runs)} of {len(SEEDS)}",
                 with_spread(runs),
                 f"{data.state_per_parameter((runs or [lead])[-1]):.2f}",
-                f"`{(runs or [lead])[0]['command']}`",
+                again(runs or [lead]),
             ]
         )
     parts = []
@@ -155,18 +170,16 @@ def table_of_others(store: Store, scale: Scale) -> str | None:
         columns = [
             "contender",
             "search",
-            f"best so far, at {data.millions(scale.search_tokens)} tokens",
+            _search_at(scale),
             "its rates: embedding / matrices / head",
             "seeds",
             "perplexity of those",
             "state, bytes a parameter",
-            "runs it again",
+            AGAIN,
         ]
         text = prose(
-            f"**Not ranked**: fewer than {len(SEEDS)} seeds. Runs of the search end at",
-            f"{data.millions(scale.search_tokens)} tokens, runs that count at",
-            f"{data.millions(scale.final_tokens)}. So the search's numbers are no result: they only say how",
-            "far it has come.",
+            f"**Not ranked**: fewer than {len(SEEDS)} seeds. The search's best compares with the others',",
+            "above.",
             *([STAR] if any(r"\*" in row[3] for row in rows) else []),
         )
         parts.append(f"{text}\n\n{table(columns, rows, text_last=True)}")
@@ -175,22 +188,21 @@ def table_of_others(store: Store, scale: Scale) -> str | None:
     return "\n\n".join(parts) or None
 
 
-def who_they_are(store: Store) -> str:
-    begun = {result["contender"] for result in store.results.values()}
-    return "\n".join(f"- `{name}`: {row.about}." for name, row in contenders().items() if name in begun)
-
-
 def table_of_claims(store: Store) -> str:
     rows = []
     for claim in claims.CLAIMS:
         verdict = claim.judge(store)
-        rows.append([claim.whose, claim.text, f"**{verdict.word}**", verdict.numbers, f"`{verdict.command}`"])
+        commands = [f"`{part.removeprefix(RUN).strip()}`" for part in verdict.command.split(" && ")]
+        what = " and ".join(commands)
+        rows.append([claim.whose, claim.text, f"**{verdict.word}**", verdict.numbers, what])
     text = prose(
         "As far as these runs can say, at this size. A verdict is worked out from the losses over seeds",
         "(`lab/report/claims.py` and `rules.py`), not written by hand; what has fewer than three seeds on",
-        "either side has none.",
+        "either side has none. The last column is what runs both sides, with",
+        f"`{RUN} --study STUDY --only NAMES`.",
     )
-    return f"{text}\n\n{table(['whose', 'claim', 'verdict', 'measured', 'runs'], rows, left=5)}\n\n{_rules()}"
+    columns = ["whose", "claim", "verdict", "measured", "`run.py`"]
+    return f"{text}\n\n{table(columns, rows, left=5)}\n\n{_rules()}"
 
 
 def _rules() -> str:

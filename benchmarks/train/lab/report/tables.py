@@ -1,17 +1,47 @@
-"""Cells that the tables of several studies have."""
+"""What the tables of several parts have: the column that runs a row again, the cells of a grid."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from lab.report import data
 from lab.report.data import number
+from lab.scales import Scale
+from lab.store import RESULTS, Store
 
-AGAIN = "runs it again"
+RUN = "python benchmarks/train/run.py"
+AGAIN = "`--rerun`"
+"""The head of a column of ids, with which ``RUN --rerun`` runs a row again."""
 
 
 def again(runs: Sequence[data.Result]) -> str:
-    return f"`{runs[0]['command']}`" if runs else ""
+    return f"`{runs[0]['id']}`" if runs else ""
+
+
+def at_home(scale: Scale) -> bool:
+    """Whether results, page and commands of a scale are those without a name."""
+    return scale.name == "cpu"
+
+
+def home(scale: Scale) -> str:
+    """The folder of a scale's results, from the checkout, where no other is named."""
+    return "benchmarks/results/train" + ("" if at_home(scale) else f"/{scale.name}")
+
+
+def is_elsewhere(store: Store, scale: Scale) -> bool:
+    """Whether ``--results`` has named another folder than the scale's own."""
+    own = RESULTS if at_home(scale) else RESULTS / scale.name
+    return store.folder.resolve() != own.resolve()
+
+
+def run_py(store: Store, scale: Scale) -> str:
+    """``RUN`` with what it takes to have these results: what most of them say themselves, and the folder."""
+    said = Counter(result["command"].rpartition(" --rerun ")[0] for result in store.results.values())
+    command = max(
+        said, key=said.__getitem__, default=RUN + ("" if at_home(scale) else f" --scale {scale.name}")
+    )
+    return command + (" --results FOLDER" if is_elsewhere(store, scale) else "")
 
 
 def grid_cells(runs: Sequence[data.Result], of: int) -> list[str]:
