@@ -46,7 +46,7 @@ def test_a_row_says_what_its_runs_say_and_which_command_runs_it_again(tmp_path: 
     assert row_of(text, "| 1 |")[3] == f"{math.exp(-0.1):.3f}"
     for rank, run in ((1, "main.alias..seed.1"), (2, "main.adamw..seed.1")):
         assert row_of(text, f"| {rank} |")[-1] == f"`{run}`"
-    assert "`python benchmarks/train/run.py --results FOLDER --rerun ID`" in text
+    assert "`python benchmarks/train/run.py --rerun ID`" in text
     # Two seeds rank nothing, however good they are.
     assert "| 3 | `" not in text
     assert row_of(text[text.index("**Not ranked**") :], "| `dog` |")[4] == "2 of 3"
@@ -72,7 +72,7 @@ def test_times_of_another_processor_are_called_so_and_not_drawn(tmp_path: Path) 
 def test_without_results_the_page_says_what_runs_them(tmp_path: Path) -> None:
     text = page.text(a_store(tmp_path), CPU)
     for study in studies.STUDIES:
-        assert f"`python benchmarks/train/run.py --results FOLDER --study {study}`" in text
+        assert f"`python benchmarks/train/run.py --study {study}`" in text
         assert study == "main" or f"Study `{study}` has not run yet" in text
     assert "![" not in text
     assert "nothing is ranked" in text
@@ -90,7 +90,7 @@ def test_a_whole_page_has_every_section_and_every_picture(whole: Store) -> None:
     assert "c0ffee" in text
     commands = [line for line in text.splitlines() if "run.py --" in line]
     assert len(commands) >= 4
-    assert all("run.py --scale test --results FOLDER --" in line for line in commands)
+    assert all("run.py --scale test --" in line for line in commands)
     assert "my-text; 3 documents" in text
     assert "/some/where" not in text  # a path of somebody's machine
     for rows in text.split("\n\n"):  # a table's rows have as many cells as its head
@@ -117,7 +117,7 @@ def test_a_row_has_its_run_in_an_id_and_the_pattern_of_the_command_is_said(whole
             assert row[-1].strip("`") in whole.results, (head, row)
     assert not any("run.py --" in cell for rows in tables(text) for row in rows for cell in row)
     opening = text[: text.index("## Where it stands")]
-    assert "`python benchmarks/train/run.py --scale test --results FOLDER --rerun ID`" in opening
+    assert "`python benchmarks/train/run.py --scale test --rerun ID`" in opening
     (of_claims,) = [rows for rows in tables(text) if rows[0][-1] == "`run.py`"]
     assert of_claims[1][-1] == "`--study main --only sinkgd sinkgd-hybrid`"
     assert any(row[-1].count("` and `--study one-rate") for row in of_claims)
@@ -191,13 +191,17 @@ def test_what_is_said_of_names_is_what_the_contenders_are() -> None:
 
 def test_a_page_of_other_results_does_not_name_the_usual_folder(tmp_path: Path) -> None:
     kept = a_store(tmp_path, seeds(4.1, 4.2, 4.3, contender="adamw"))
-    elsewhere, gpu = page.text(kept, CPU), page.text(a_store(tmp_path), SCALES["gpu"])
+    elsewhere = page.text(kept, CPU, elsewhere=True)
     assert "benchmarks/results" not in elsewhere
     assert str(tmp_path) not in elsewhere
     assert '`make report REPORT="--results FOLDER"`' in " ".join(elsewhere.split())
-    assert "benchmarks/results" not in gpu
-    assert '`make report REPORT="--scale gpu --results FOLDER"`' in " ".join(gpu.split())
-    usual = page.text(Store(store.RESULTS), CPU)
+    assert elsewhere.count("run.py --results FOLDER --study") > 4
+    assert "run.py --results FOLDER --rerun ID`" in elsewhere
+    assert "run.py --study" not in elsewhere
+    gpu = " ".join(page.text(a_store(tmp_path), SCALES["gpu"]).split())
+    assert "in `benchmarks/results/train/gpu`" in gpu
+    assert '`make report REPORT="--scale gpu"`' in gpu
+    usual = page.text(kept, CPU)
     assert "each a JSON in `benchmarks/results/train`" in usual
     assert "FOLDER" not in usual
 
@@ -233,6 +237,7 @@ def test_the_command_runs_all_studies_writes_and_checks(
     assert len(asked) == len(studies.STUDIES)
 
     written = tmp_path / "docs" / "results.md"
+    assert "benchmarks/results" not in written.read_text()
     kept = written.read_text().replace("# Which", "# By hand: which")
     written.write_text(kept.replace("± ", "± 1"))
     assert command.main([*where, "--check"]) == 1

@@ -44,19 +44,21 @@ def _run(arguments: list[str]) -> int:
 def _write(options: argparse.Namespace) -> int:
     scale = SCALES[options.scale]
     at_home = tables.at_home(scale)
-    kept = store.Store(options.results or store.RESULTS / ("" if at_home else scale.name))
+    usual = store.RESULTS / ("" if at_home else scale.name)
+    kept = store.Store(options.results or usual)
     out = options.out or (ROOT / "docs" if at_home else ROOT / "runs" / "train" / f"report-{scale.name}")
     path, folder = out / "results.md", out / "results"
+    part = page.text(kept, scale, elsewhere=kept.folder.resolve() != usual.resolve())
     if options.check:
         wrong = pictures.stale(kept, scale, folder)
         text = path.read_text() if path.is_file() else ""
-        wrong += [] if f"{page.BEGIN}\n\n{page.text(kept, scale)}\n\n{page.END}" in text else [path.name]
+        wrong += [] if f"{page.BEGIN}\n\n{part}\n\n{page.END}" in text else [path.name]
         for name in wrong:
             print(f"{name}: out of date; run make report REPORT=--no-run", file=sys.stderr)
         return 1 if wrong else 0
     for picture in pictures.write(kept, scale, folder, redraw=options.redraw):
         print(f"{picture}: drawn")
-    if page.put(path, page.text(kept, scale)):
+    if page.put(path, part):
         print(f"{path}: written")
     return 0
 

@@ -15,7 +15,7 @@ from lab.plan import SEEDS
 from lab.questions import ITERATED
 from lab.report import data, names, pictures, standings
 from lab.report.sections import SECTIONS
-from lab.report.tables import RUN, at_home, home, is_elsewhere, run_py
+from lab.report.tables import RUN, at_home, home, run_py
 from lab.scales import Scale
 from lab.store import Store
 
@@ -24,8 +24,9 @@ ANY_RUN = re.compile(RUN.replace(" ", r"\s") + r"(\s)--")
 HEAD = "# Which optimizer, at what cost"
 
 
-def text(store: Store, scale: Scale, folder: str = "results") -> str:
-    """All of the page between its marks. ``folder``: where its pictures are, from the page."""
+def text(store: Store, scale: Scale, folder: str = "results", *, elsewhere: bool = False) -> str:
+    """All of the page between its marks. ``folder``: where its pictures are, from the page. ``elsewhere``:
+    the results are not where those of the scale usually are."""
 
     def shown(*names: str) -> list[str]:
         return [
@@ -35,7 +36,7 @@ def text(store: Store, scale: Scale, folder: str = "results") -> str:
         ]
 
     parts: list[str | None] = [
-        opening(store, scale),
+        opening(store, scale, elsewhere),
         "## Where it stands",
         table_of_studies(store, scale),
         "## What the names mean",
@@ -66,30 +67,30 @@ def text(store: Store, scale: Scale, folder: str = "results") -> str:
         "## Spread",
         spread(store),
         "## To run it again",
-        again(store, scale),
+        again(scale, elsewhere),
         "## What was not shown",
         not_shown(store, scale),
     ]
     whole = "\n\n".join(part for part in parts if part)
     # Commands of other scales and folders name theirs, wherever a line of a paragraph ends.
-    command = run_py(store, scale)
+    command = run_py(store, scale, elsewhere)
     return whole if command == RUN else ANY_RUN.sub(lambda found: f"{command}{found[1]}--", whole)
 
 
-def make_report(store: Store, scale: Scale, *more: str) -> str:
+def make_report(scale: Scale, elsewhere: bool, *more: str) -> str:
     words = [] if at_home(scale) else [f"--scale {scale.name}"]
-    words += ["--results FOLDER"] if is_elsewhere(store, scale) else []
+    words += ["--results FOLDER"] if elsewhere else []
     given = " ".join([*words, *more])
     return "make report" + (f' REPORT="{given}"' if " " in given else f" REPORT={given}" if given else "")
 
 
-def opening(store: Store, scale: Scale) -> str:
-    folder = "`FOLDER`, which `--results` has named" if is_elsewhere(store, scale) else f"`{home(scale)}`"
+def opening(store: Store, scale: Scale, elsewhere: bool) -> str:
+    folder = "`FOLDER`, which `--results` has named" if elsewhere else f"`{home(scale)}`"
     return "\n\n".join(
         [
             prose(
                 f"{len(store.results):,} runs of small Llamas on real text, each a JSON in {folder}. All",
-                f"below is made from them by `{make_report(store, scale)}`, which runs what is missing",
+                f"below is made from them by `{make_report(scale, elsewhere)}`, which runs what is missing",
                 "first. Embedding, matrices and head have rates of their own for every contender, AdamW",
                 "too, found by the same search: in as many runs, once it is finished.",
             ),
@@ -207,10 +208,10 @@ def of_the_search(store: Store) -> list[str]:
     ]
 
 
-def again(store: Store, scale: Scale) -> str:
+def again(scale: Scale, elsewhere: bool) -> str:
     commands = {
-        make_report(store, scale): "all that is missing, then this page",
-        make_report(store, scale, "--no-run"): "this page alone, from the JSONs there are",
+        make_report(scale, elsewhere): "all that is missing, then this page",
+        make_report(scale, elsewhere, "--no-run"): "this page alone, from the JSONs there are",
         f"{RUN} --rerun main.adamw.seed.1": "one run, beside what was kept",
     }
     width = max(map(len, commands))

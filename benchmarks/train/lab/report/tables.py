@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lab.report import data
 from lab.report.data import number
 from lab.scales import Scale
-from lab.store import RESULTS, Store
+from lab.store import Store
 
 RUN = "python benchmarks/train/run.py"
 AGAIN = "`--rerun`"
@@ -29,19 +29,14 @@ def home(scale: Scale) -> str:
     return "benchmarks/results/train" + ("" if at_home(scale) else f"/{scale.name}")
 
 
-def is_elsewhere(store: Store, scale: Scale) -> bool:
-    """Whether ``--results`` has named another folder than the scale's own."""
-    own = RESULTS if at_home(scale) else RESULTS / scale.name
-    return store.folder.resolve() != own.resolve()
-
-
-def run_py(store: Store, scale: Scale) -> str:
-    """``RUN`` with what it takes to have these results: what most of them say themselves, and the folder."""
+def run_py(store: Store, scale: Scale, elsewhere: bool) -> str:
+    """``RUN`` with what it takes to have these results: what most of them say themselves, and the folder
+    where that is ``elsewhere``."""
     said = Counter(result["command"].rpartition(" --rerun ")[0] for result in store.results.values())
     command = max(
         said, key=said.__getitem__, default=RUN + ("" if at_home(scale) else f" --scale {scale.name}")
     )
-    return command + (" --results FOLDER" if is_elsewhere(store, scale) else "")
+    return command + (" --results FOLDER" if elsewhere else "")
 
 
 def grid_cells(runs: Sequence[data.Result], of: int) -> list[str]:
