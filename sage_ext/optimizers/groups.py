@@ -214,11 +214,11 @@ class GroupedOptimizer(Optimizer):
     def _note_momentum(self, index: int) -> None:
         """Note whether a group that was just added or loaded begins without momentum."""
         group = self.param_groups[index]
-        takes = "momentum" in self.rules[group["rule"]].defaults
-        if takes and group["momentum"] == 0 and _CYCLED not in group:
-            self._without_momentum.add(index)
-        else:
+        takes_any = "momentum" in self.rules[group["rule"]].defaults
+        if not takes_any or group["momentum"]:
             self._without_momentum.discard(index)
+        elif _CYCLED not in group:  # else it is what a scheduler came to, and what was noted before holds
+            self._without_momentum.add(index)
 
     def _check_cycled_momentum(self, group: Mapping[str, Any], index: int) -> None:
         """Raise ValueError if a scheduler has given momentum to a group that began without.

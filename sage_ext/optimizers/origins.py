@@ -17,10 +17,9 @@ _MARKS = (
     ("nesterov", "torch.optim.SGD"),
     ("momentum_decay", "torch.optim.NAdam"),
     ("etas", "torch.optim.Rprop"),
-    ("rho", "torch.optim.Adadelta"),
     ("lambd", "torch.optim.ASGD"),
     ("centered", "torch.optim.RMSprop"),
-    ("lr_decay", "torch.optim.Adagrad"),
+    ("initial_accumulator_value", "torch.optim.Adagrad"),
     ("beta2_decay", "torch.optim.Adafactor"),
     ("line_search_fn", "torch.optim.LBFGS"),
     ("clip_threshold", "transformers.Adafactor"),
@@ -56,7 +55,13 @@ def check(index: int, saved: Mapping[str, Any], rule: Rule) -> None:
         key = "'decoupled_weight_decay' and no 'amsgrad'"
         _refuse(index, f"looks like one of torch.optim.RAdam (it has {key})", rule)
     elif "differentiable" in saved:
-        name = "torch.optim.Adamax" if "betas" in saved else "torch.optim"
+        name = (
+            "torch.optim.Adamax"
+            if "betas" in saved
+            else "torch.optim.Adadelta"
+            if "rho" in saved
+            else "torch"
+        )
         _refuse(index, f"looks like one of {name} (it has 'differentiable' and no 'amsgrad')", rule)
     if others := [key for key in _SHARED if key in saved and key not in rule.defaults]:
         _refuse(index, f"names no rule and has {', '.join(map(repr, others))}", rule)
@@ -88,6 +93,6 @@ def _check_adam(index: int, saved: Mapping[str, Any]) -> None:
 
 def _refuse(index: int, what: str, rule: Rule) -> None:
     raise ValueError(
-        f"state_dict: group {index} {what}, and this optimizer's group has rule {rule.name!r}, for which its "
-        "hyperparameters and state mean nothing; begin with new state and with a learning rate for this rule"
+        f"state_dict: group {index} {what}, and this optimizer's group has rule {rule.name!r}, to which its "
+        "hyperparameters and state mean something else; begin with new state, and with a rate for this rule"
     )

@@ -161,6 +161,16 @@ class TestCycledMomentum:
         CYCLES[name](optimizer)
         self.refuse(model, optimizer)
 
+    def test_of_a_file_that_comes_after_the_scheduler(self, name: str, backend: str) -> None:
+        model = TinyLanguageModel()
+        saved = models.sign_sgd(model, backend=backend).state_dict()
+        optimizer = models.sign_sgd(model, backend=backend)
+        scheduler = CYCLES[name](optimizer)
+        optimizer.load_state_dict(saved)
+        models.train(model, optimizer, [0])
+        scheduler.step()
+        self.refuse(model, optimizer)
+
     def test_a_momentum_set_by_hand_is_meant(self, name: str, backend: str) -> None:
         model = TinyLanguageModel()
         optimizer = models.sign_sgd(model, backend=backend)
