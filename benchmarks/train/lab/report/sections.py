@@ -12,7 +12,7 @@ from lab.plan import SEEDS
 from lab.questions import ALIAS_FORMS, BATCHED, ITERATED, ITERATIONS, SWEPT
 from lab.report import budget, claims, data, rules, transfer
 from lab.report.data import millions, number, with_spread
-from lab.report.tables import AGAIN, again, grid_cells
+from lab.report.tables import AGAIN, again, grid_cells, star_at_an_end, starred
 from lab.scales import Scale
 from lab.store import Store
 
@@ -82,8 +82,12 @@ def batch(store: Store, scale: Scale) -> str:
                 cells.append(number(data.perplexity(runs[0])) if runs else "-")
                 continue
             factor, value = grid_cells(runs, len(questions.BATCH_FACTORS))
-            cells.append(value if value == "-" else f"{value} (rates x {factor})")
-            chosen += [min(runs, key=data.loss)] if runs else []
+            if not runs:
+                cells.append("-")
+                continue
+            chosen.append(min(runs, key=data.loss))
+            star = star_at_an_end(chosen[-1]["variant"]["factor"], questions.BATCH_FACTORS)
+            cells.append(f"{value} (rates x {factor}{star})")
         if chosen:
             rows.append([f"`{name}`", *cells, again(chosen)])
     columns = [
@@ -97,6 +101,7 @@ def batch(store: Store, scale: Scale) -> str:
         f"{scale.batch_size * scale.seq_len:,} tokens (study `main`) and multiples of that, there with all",
         f"rates times {', '.join(f'{factor:g}' for factor in sorted(questions.BATCH_FACTORS))}: the best of",
         "these. One seed.",
+        *starred(rows),
     )
     return f"{text}\n\n{table(columns, rows, text_last=True)}"
 

@@ -15,6 +15,9 @@ AGAIN = "`--rerun`"
 """The head of a column of ids, with which ``RUN --rerun`` runs a row again."""
 
 
+STAR = r"\*"
+
+
 def again(runs: Sequence[data.Result]) -> str:
     return f"`{runs[0]['id']}`" if runs else ""
 
@@ -46,3 +49,14 @@ def grid_cells(runs: Sequence[data.Result], of: int) -> list[str]:
     chosen = min(runs, key=data.loss)
     note = f" ({len(runs)} of {of})" if len(runs) < of else ""
     return [f"{chosen['variant']['factor']:g}{note}", number(data.perplexity(chosen))]
+
+
+def star_at_an_end(value: float, tried: Sequence[float]) -> str:
+    """Return the star of a rate, or of a factor on one, beyond which nothing was tried."""
+    return STAR if value in (min(tried), max(tried)) else ""
+
+
+def starred(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return what the star of ``star_at_an_end`` means, where one is in these rows."""
+    is_there = any(STAR in cell for row in rows for cell in row)
+    return ["A star: the rate lies at an end of those tried."] if is_there else []

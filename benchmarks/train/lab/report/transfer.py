@@ -13,16 +13,9 @@ from lab import transfer
 from lab.contenders import PRESET
 from lab.report import data
 from lab.report.data import millions, number
-from lab.report.tables import AGAIN, again, grid_cells
+from lab.report.tables import AGAIN, again, grid_cells, star_at_an_end, starred
 from lab.scales import Scale
 from lab.store import Store
-
-STAR = "\\*"
-
-
-def _starred(rows: Sequence[Sequence[str]]) -> list[str]:
-    is_there = any(STAR in cell for row in rows for cell in row)
-    return ["A star: the rate lies at an end of those tried."] if is_there else []
 
 
 def _factors(values: tuple[float, ...]) -> str:
@@ -38,8 +31,7 @@ def widths(store: Store, scale: Scale) -> str:
                 continue
             chosen = min(runs, key=data.loss)
             factor, value = grid_cells(runs, len(transfer.WIDTH_FACTORS))
-            if chosen["variant"]["factor"] in (min(transfer.WIDTH_FACTORS), max(transfer.WIDTH_FACTORS)):
-                factor += STAR
+            factor += star_at_an_end(chosen["variant"]["factor"], transfer.WIDTH_FACTORS)
             rate = f"{chosen['config']['rates']['matrix']:g}"
             rows.append([f"`{name}`", str(model.hidden), factor, value, rate, again([chosen])])
     columns = ["contender", "width", "best factor", "perplexity there", "rate of the matrices there", AGAIN]
@@ -49,7 +41,7 @@ def widths(store: Store, scale: Scale) -> str:
         f"{millions(scale.search_tokens)} tokens. All rates are the update's root mean square. If the best",
         "factor stays, one rate serves all widths; if it goes as 1 / sqrt(width), SinkGD's unit form or a",
         "constant spectral norm would; if as 1 / width, a rate over fan-in.",
-        *_starred(rows),
+        *starred(rows),
     )
     parts = [text, table(columns, rows, text_last=True), _laws(store, scale), _preset_by_width(store, scale)]
     return "\n\n".join(filter(None, parts))
@@ -186,7 +178,7 @@ def one_rate(store: Store, scale: Scale) -> str:
                 continue
             chosen = min(runs, key=data.loss)
             note = f" ({len(runs)} of {len(rates)})" if len(runs) < len(rates) else ""
-            star = STAR if chosen["variant"]["rate"] in (min(rates), max(rates)) else ""
+            star = star_at_an_end(chosen["variant"]["rate"], rates)
             cells += [f"{chosen['variant']['rate']:g}{star}{note}", number(data.perplexity(chosen))]
             best.append(chosen)
         if best:
@@ -202,6 +194,6 @@ def one_rate(store: Store, scale: Scale) -> str:
         "Every role at the same rate; then the embedding's ten times that of all others: together as many",
         "runs as the search for three rates, whose best is beside them. One seed, the same for all,",
         f"{millions(scale.search_tokens)} tokens.",
-        *_starred(rows),
+        *starred(rows),
     )
     return f"{text}\n\n{table(columns, rows, text_last=True)}"
