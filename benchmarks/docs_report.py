@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "train"))
 from lab import search, transfer
 from lab.contenders import PRESET, contenders
 from lab.plan import SEEDS
-from lab.report import data, page, standings
+from lab.report import data, page, standings, tables
 from lab.scales import SCALES
 from lab.search import RANGES
 from lab.store import Store
@@ -112,7 +112,7 @@ def setting(names: Sequence[str]) -> str:
 
 def _star(runs: Sequence[data.Result]) -> str:
     """A star where a rate that the search found lies at an end of its range."""
-    return r"\*" if r"\*" in standings.rates(runs[-1]) else ""
+    return tables.STAR if tables.STAR in standings.rates(runs[-1]) else ""
 
 
 def standing(names: Sequence[str], called: Mapping[str, str] = MappingProxyType({})) -> str:

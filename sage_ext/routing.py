@@ -229,6 +229,12 @@ def _pairs(candidates: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]
     if isinstance(candidates, (Tensor, str)) or not isinstance(candidates, Iterable):
         raise TypeError(f"model_or_named_parameters: got {type(candidates).__name__}, expected {expected}")
     pairs = list(candidates)
+    if not pairs:
+        raise ValueError(
+            "model_or_named_parameters: there are no parameters in it; a generator, such as "
+            "model.named_parameters(), is empty where it has been gone through before: make a new one, or "
+            "pass the model itself"
+        )
     if any(isinstance(item, Tensor) for item in pairs):
         raise ValueError(
             "model_or_named_parameters: bare parameters have no names, so their roles cannot be known; pass "

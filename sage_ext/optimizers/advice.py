@@ -33,9 +33,14 @@ class Advice:
 
     def after_addition(self, groups: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule]) -> None:
         """Look at a group that was just added, the last."""
+        self.note(groups, rules)
+        if not rules[groups[-1]["rule"]].lr_is_step:
+            _say_what_is_idle(groups[-1], rules)
+
+    def note(self, groups: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule]) -> None:
+        """Note what later steps are to be compared with, of the last group."""
         if not rules[groups[-1]["rule"]].lr_is_step:
             self._idle[len(groups) - 1] = None
-            _say_what_is_idle(groups[-1], rules)
         if self._apart is not None or not _has_rate(groups[-1], rules):
             return
         for index, group in enumerate(groups[:-1]):

@@ -429,7 +429,7 @@ class FusedOptimizer(GroupedOptimizer):
         if "_advice" not in self.__dict__:
             self._advice = Advice()
             for count in range(1, len(self.param_groups) + 1):
-                self._advice.after_addition(self.param_groups[:count], self.rules)
+                self._advice.note(self.param_groups[:count], self.rules)  # said before it was pickled
         self._forget()
         self._is_complete = True
         self._backend = None  # this machine may have other kernels than the one that pickled

@@ -137,7 +137,9 @@ class FusedHybrid(ReplicatedOptimizer):
             raise ValueError(f"preset: got {preset!r}, expected one of {', '.join(map(repr, PRESETS))}")
         if tied not in (None, "embedding", "lm_head"):
             raise ValueError(f"tied: got {tied!r}, expected None, 'embedding' or 'lm_head'")
-        source = _listed(model_or_named_parameters_or_groups, "model_or_named_parameters_or_groups")
+        source = model_or_named_parameters_or_groups
+        if not isinstance(source, (nn.Module, Tensor, str)) and isinstance(source, Iterable):
+            source = list(source)
         groups = _group_dicts(source, {"embeddings": embeddings, "lm_head": lm_head, "no_decay": no_decay})
         base = preset if groups else preset or "sage"
         validate.process_group(process_group, "process_group", "")
@@ -214,7 +216,7 @@ class FusedHybrid(ReplicatedOptimizer):
                 then.
         """
         routed = routing.route(
-            _listed(model_or_named_parameters, "model_or_named_parameters"),
+            model_or_named_parameters,
             embeddings=embeddings,
             lm_head=lm_head,
             tied=self._tied,
@@ -296,7 +298,7 @@ class FusedHybrid(ReplicatedOptimizer):
         own = self._overridden[SINKGD.name]
         if "alpha" in own or "lr" in own or entry.role in self._role_rates:
             return 1.0  # the caller's numbers are taken as they are
-        return _width_factor(PRESETS[self._preset].width, self._width)
+        return PRESETS[self._preset].width_factor(self._width)
 
     def _group_defaults(self, rule: str) -> Mapping[str, Any]:
         return self._rule_defaults[rule]
@@ -312,24 +314,6 @@ def _width(routed: Sequence[routing.Routed]) -> int | None:
         entry.param.shape[-1 if entry.output_dim == 0 else -2] for entry in routed if entry.role == "matrix"
     )
     return max(inputs, key=lambda size: (inputs[size], size), default=None) or None
-
-
-def _width_factor(found_at: int | None, width: int | None) -> float:
-    """Return what the matrices' rate of a preset is multiplied by in a model of this width."""
-    return 1.0 if found_at is None or width is None else min(1.0, found_at / width)
-
-
-def _listed(source: Any, argument: str) -> Any:
-    """Return what an iterable has, as a list; a module or what is of no use as it is."""
-    if isinstance(source, (nn.Module, Tensor, str)) or not isinstance(source, Iterable):
-        return source
-    items = list(source)
-    if not items:
-        raise ValueError(
-            f"{argument}: there are no parameters in it; a generator, such as model.named_parameters(), is "
-            "empty where it has been gone through before: make a new one, or pass the model itself"
-        )
-    return items
 
 
 def _group_dicts(source: Any, named: Mapping[str, Any]) -> list[dict[str, Any]] | None:
@@ -416,7 +400,7 @@ def _rates_replaced(
         if RULES[rule].lr_is_step and "lr" not in overrides.get(rule, {})
     }
     if "matrix" in rates and "alpha" not in overrides.get(SINKGD.name, {}):
-        rates["matrix"] *= _width_factor(chosen.width, width)  # a rate of the caller's is taken as it is
+        rates["matrix"] *= chosen.width_factor(width)  # a rate of the caller's is taken as it is
     by_rule = {rules[role]: rate for role, rate in rates.items()}
     if len(set(rates.values())) < 2:
         return {}

@@ -46,6 +46,10 @@ class Preset:
         """Return SCALE's ``dim`` for a matrix of ``role`` whose output units lie along ``output_dim``."""
         return output_dim if role in self.by_input_unit else 1 - output_dim
 
+    def width_factor(self, width: int | None) -> float:
+        """Return what the matrices' own rate is multiplied by in a model of this width; None: not known."""
+        return 1.0 if self.width is None or width is None else min(1.0, self.width / width)
+
 
 ONE_ITERATION: Mapping[str, int] = MappingProxyType({"iterations": 1})
 

@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _source(args: argparse.Namespace) -> Any:
     if args.params is not None:
-        _check_name(args.params)
+        shapes.find(args.params, "--params", " (--list shows them), or --config with a config.json")
         return args.params
     if not args.config.exists():  # transformers would look for it on the network
         raise ValueError(
@@ -101,15 +101,6 @@ def _source(args: argparse.Namespace) -> Any:
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(str(args.config), local_files_only=True)
-
-
-def _check_name(name: str) -> None:
-    """Raise ValueError in terms of the command line, if no published model has this name."""
-    try:
-        shapes.find(name)
-    except ValueError as error:
-        said = str(error).replace("model_or_config", "--params", 1).partition(", or give the model itself")[0]
-        raise ValueError(f"{said} (--list shows them), or --config with a config.json") from None
 
 
 def _devices(text: str) -> int | tuple[int, int]:

@@ -162,8 +162,16 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 )
 
 
-def find(name: str) -> Model:
+def find(
+    name: str,
+    argument: str = "model_or_config",
+    otherwise: str = ", or give the model itself, built on torch.device('meta') if it is large",
+) -> Model:
     """Return the sizes of a published model; letters may be of either case.
+
+    Args:
+        name: what the model is called.
+        argument, otherwise: for the message: what the name was given as, and its end, what else can be given.
 
     Raises:
         ValueError: there is none of this name.
@@ -175,8 +183,8 @@ def find(name: str) -> Model:
     close = difflib.get_close_matches(wanted, [*MODELS, *ALIASES], n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     raise ValueError(
-        f"model_or_config: got {name!r}, which is no published model that is known here{hint}; expected one "
-        f"of {', '.join(MODELS)}, or give the model itself, built on torch.device('meta') if it is large"
+        f"{argument}: got {name!r}, which is no published model that is known here{hint}; expected one of "
+        f"{', '.join(MODELS)}{otherwise}"
     )
 
 

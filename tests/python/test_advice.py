@@ -155,7 +155,8 @@ class TestRatesThatAreIdle:
         model = TinyLanguageModel()
         given: Any = list(model.parameters()) if make is FusedALIAS else model
         with pytest.warns(UserWarning, match=r"lr=0.01 is idle for rule 'alias', .* up to max_step=0.001"):
-            make(given, lr=1e-2)
+            optimizer = make(given, lr=1e-2)
+        pickle.loads(pickle.dumps(optimizer))  # not a second time
         FusedALIAS(model.parameters(), lr=1e-2, warmup_steps=5)
         FusedALIAS(model.parameters(), lr=torch.tensor(1e-2))
         FusedHybrid(model, "alias", lr={"adamw": 1e-2})

@@ -130,15 +130,21 @@ def stateless(lm_head: tuple[str, Group]) -> Make:
     return make
 
 
+def preset_row(name: str) -> Any:
+    """The ``Preset`` of this name, with ``PRESET`` before it or not."""
+    from sage_ext.optimizers.presets import PRESETS
+
+    return PRESETS[name.removeprefix(PRESET)]
+
+
 def preset(name: str) -> Make:
     """A preset of ``FusedHybrid`` as it is: its rules, their settings and rates, written out."""
 
     def make(rates: dict[str, float], steps: int) -> list[Group]:
         del rates, steps
         from sage_ext.optimizers import FusedHybrid
-        from sage_ext.optimizers.presets import PRESETS
 
-        row, groups = PRESETS[name], []
+        row, groups = preset_row(name), []
         for role in EVERYTHING:
             rule = row.rule_for(role)
             dim = row.scale_dim(role, output_dim=1 if role == "embedding" else 0)
@@ -160,12 +166,9 @@ def widen(contender: Contender, groups: list[Group], width: int) -> None:
     """What a preset makes of its matrices' rate in a model of this width; in place."""
     if not contender.name.startswith(PRESET):
         return
-    from sage_ext.optimizers.presets import PRESETS
-
-    found_at = PRESETS[contender.name.removeprefix(PRESET)].width
     for group in groups:
-        if found_at is not None and group["rule"] == "sinkgd":
-            group["alpha"] *= min(1.0, found_at / width)
+        if group["rule"] == "sinkgd":
+            group["alpha"] *= preset_row(contender.name).width_factor(width)
 
 
 def adamw_of_torch(rates: dict[str, float], steps: int) -> list[Group]:

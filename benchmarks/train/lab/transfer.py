@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lab.contenders import MATRICES, Contender
+from lab.contenders import MATRICES, Contender, preset_row
 from lab.packages import available
 from lab.plan import Run, round_robin, run_at_best, run_at_rates, seeds_at_best
 from lab.scales import Scale
@@ -13,7 +13,6 @@ from lab.scales import Scale
 WIDTH_FACTORS = (1.0, 0.5, 2.0, 0.25, 4.0)
 WIDENED = ("adamw-sinkgd-scale", "adamw")
 WIDENED_PRESET = "preset-sinkgd-scale"
-PRESET_WIDTH = 192  # of the model that its rates are from, as in sage_ext/optimizers/presets.py
 PRESET_RULES = ("same-rate", "over-width")
 
 
@@ -25,7 +24,7 @@ def widths(scale: Scale) -> list[Run]:
     Then a preset with the matrices' rate that it has at its own width, and with that rate by the last of
     these rules, which beyond that width is the preset as it is.
     """
-    runs = []
+    runs, found_at = [], preset_row(WIDENED_PRESET).width
     for model in scale.widths:
         runs += round_robin(
             [
@@ -61,7 +60,7 @@ def widths(scale: Scale) -> list[Run]:
             model=model,
         )
         for model in scale.widths
-        for rule, factor in zip(PRESET_RULES, (1.0, PRESET_WIDTH / model.hidden), strict=True)
+        for rule, factor in zip(PRESET_RULES, (1.0, found_at / model.hidden), strict=True)
     ]
 
 

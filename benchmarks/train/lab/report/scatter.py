@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator
 
-from lab.report.frame import WIDTH, perplexity_axis, ticks
+from lab.report.frame import figure, perplexity_axis, ticks
 from lab.report.labels import place
 from lab.report.style import CONTENDERS
 
@@ -62,11 +62,10 @@ def _panels(found: Data) -> tuple[Figure, list[tuple[Axes, list[Data]]]]:
     """A figure, and its axes from above to below with the points of each."""
     beyond, points = found["beyond"], found["points"]
     if beyond is None:
-        made = Figure(figsize=(WIDTH, 7), layout="constrained", facecolor="white")
-        panels = [(made.subplots(), points)]
+        made, (axes,) = figure(7)
+        panels = [(axes, points)]
     else:
-        made = Figure(figsize=(WIDTH, 9.5), layout="constrained", facecolor="white")
-        above, below = made.subplots(2, sharex=True, height_ratios=[3, 6])
+        made, (above, below) = figure(9.5, rows=2, sharex=True, height_ratios=[3, 6])
         panels = [
             (above, [point for point in points if point["y"] > beyond]),
             (below, [point for point in points if point["y"] <= beyond]),

@@ -10,7 +10,7 @@ from docs_markdown import prose, table
 from lab import search
 from lab.contenders import PRESET, contenders
 from lab.plan import SEEDS
-from lab.report import claims, data, rules
+from lab.report import claims, data, rules, tables
 from lab.report.data import with_spread
 from lab.report.tables import AGAIN, RUN, again
 from lab.scales import Scale
@@ -30,7 +30,7 @@ def rates(result: data.Result) -> str:
     if not values:
         return "finds its own"
     edge = search.at_edge(values)
-    return " / ".join(f"{value:g}" + r"\*" * (role in edge) for role, value in values.items())
+    return " / ".join(f"{value:g}" + tables.STAR * (role in edge) for role, value in values.items())
 
 
 def _by_role(run: data.Result) -> str:
@@ -180,7 +180,7 @@ def table_of_others(store: Store, scale: Scale) -> str | None:
         text = prose(
             f"**Not ranked**: fewer than {len(SEEDS)} seeds. The search's best compares with the others',",
             "above.",
-            *([STAR] if any(r"\*" in row[3] for row in rows) else []),
+            *([STAR] if any(tables.STAR in row[3] for row in rows) else []),
         )
         parts.append(f"{text}\n\n{table(columns, rows, text_last=True)}")
     if waiting:

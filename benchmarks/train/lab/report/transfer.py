@@ -10,7 +10,7 @@ from statistics import mean
 from docs_markdown import prose, table
 
 from lab import transfer
-from lab.contenders import PRESET
+from lab.contenders import PRESET, preset_row
 from lab.report import data
 from lab.report.data import millions, number
 from lab.report.tables import AGAIN, again, grid_cells, star_at_an_end, starred
@@ -134,10 +134,10 @@ def _preset_by_width(store: Store, scale: Scale) -> str:
             rows.append([str(model.hidden), *cells, known, again(by[-1] or by[0])])
     if not rows:
         return ""
-    preset = name.removeprefix(PRESET)
+    preset, found_at = name.removeprefix(PRESET), preset_row(name).width
     text = prose(
-        f"The preset `{preset}`, whose rates are from width {transfer.PRESET_WIDTH}: with the matrices'",
-        f"rate of there, and with that times {transfer.PRESET_WIDTH} / width, which is the preset as it is",
+        f"The preset `{preset}`, whose rates are from width {found_at}: with the matrices'",
+        f"rate of there, and with that times {found_at} / width, which is the preset as it is",
         "beyond that width. Beside it the best of the grid above.",
     )
     columns = ["width", "the same rate", "over the width", f"best of `{transfer.WIDENED[0]}`", AGAIN]
