@@ -57,14 +57,22 @@ def test_times_of_another_processor_are_called_so_and_not_drawn(tmp_path: Path) 
     away = seeds(3.9, 4.0, 4.1, contender="lion")
     for run in away.values():
         run["versions"]["processor"] = "another"
+    away |= seeds(3.9, 4.0, 4.1, contender="scale")
+    for name, run in away.items():
+        if "scale" in name:
+            run["versions"].update(processor="made up", cpu_capability="AVX2")
     kept = a_store(
-        tmp_path, seeds(4.0, 4.1, 4.2, contender="adamw"), seeds(5.0, 5.1, 5.2, contender="sage"), away
+        tmp_path,
+        seeds(4.0, 4.1, 4.2, contender="adamw"),
+        seeds(5.0, 5.1, 5.2, contender="sage"),
+        away,
     )
     rows = {
         line.split("`")[1]: line for line in standings.table_of_ranked(kept, CPU).splitlines() if "`" in line
     }
     assert "10 (another)" in rows["lion"]
-    assert "another" not in rows["adamw"]
+    assert "10 (made up with AVX2)" in rows["scale"]
+    assert "(" not in rows["adamw"].split("|")[9]
     drawn = pictures.PICTURES["seconds"].data(kept, CPU)
     assert [point["name"] for point in drawn["points"]] == ["adamw", "sage"]
 

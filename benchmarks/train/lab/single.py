@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -14,7 +15,7 @@ from llama.loop import lr_factor
 from llama.model import build_model, next_token_loss
 from torch import nn
 
-from lab import build
+from lab import build, products
 from lab.text import Text
 
 CURVE_POINTS = 32  # the training loss is kept as so many means over equal parts of the run
@@ -47,6 +48,13 @@ class Run:
         self.warmup = max(round(config["warmup"] * self.steps), 1)
         self.averager = _averager(self.model, config["groups"])
         backend = config["compile"]
+        mends = config["amp"] == "bf16" and products.are_slow(self.device)
+        if mends:
+            products.mend_compiled()
+        # Of the optimizers Muon alone multiplies in bf16; the others need not bear what looking costs.
+        is_muon = _has(config["groups"], "torch.optim.Muon")
+        self.of_step = products.mended if mends and is_muon else nullcontext
+        self.of_model = products.mended if mends and not backend else nullcontext
         self.loss = (
             torch.compile(next_token_loss, backend=backend, dynamic=False) if backend else next_token_loss
         )
@@ -71,9 +79,10 @@ class Run:
             if not math.isfinite(loss):
                 break
             started = self._now()
-            for optimizer in self.optimizers:
-                # Ours take the loss, which ALIAS with a lower bound needs in its first step.
-                optimizer.step(**({"loss": loss} if hasattr(optimizer, "step_size") else {}))
+            with self.of_step():
+                for optimizer in self.optimizers:
+                    # Ours take the loss, which ALIAS with a lower bound needs in its first step.
+                    optimizer.step(**({"loss": loss} if hasattr(optimizer, "step_size") else {}))
             self._synchronize()
             optimizer_ms.append((self._now() - started) * 1e3)
             if self.averager:
@@ -129,9 +138,10 @@ class Run:
         total = 0.0
         pieces = batch.split(self.config["micro_batch"])
         for piece in pieces:
-            with self._autocast():
-                loss = self.loss(self.model, piece) * (len(piece) / len(batch))
-            loss.backward()
+            with self.of_model():
+                with self._autocast():
+                    loss = self.loss(self.model, piece) * (len(piece) / len(batch))
+                loss.backward()
             total += float(loss.detach())
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config["clip"])
         return total
@@ -146,7 +156,7 @@ class Run:
         for kind, batches in self.validation.items():
             total = count = 0.0
             for batch in batches:
-                with self._autocast():
+                with self.of_model(), self._autocast():
                     loss = self.loss(model, batch.to(self.device))
                 total += float(loss) * len(batch)
                 count += len(batch)
@@ -179,9 +189,13 @@ def execute(config: dict[str, Any], text: Text) -> dict[str, Any]:
     return Run(config, text).train()
 
 
+def _has(groups: list[dict[str, Any]], optimizer: str) -> bool:
+    return any(group["by"].startswith(optimizer) for group in groups)
+
+
 def _averager(model: nn.Module, groups: list[dict[str, Any]]):
     """DoG's own average of the iterates, without which it has no schedule to end with."""
-    if not any(group["by"].startswith("dog.") for group in groups):
+    if not _has(groups, "dog."):
         return None
     from dog import PolynomialDecayAverager
 

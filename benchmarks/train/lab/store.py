@@ -117,7 +117,13 @@ def _lines(value: dict[str, Any]) -> str:
 
 def versions() -> dict[str, str]:
     """Of everything that the numbers of a run may depend on, as far as it is installed."""
-    found = {"python": platform.python_version(), "processor": processor()}
+    import torch
+
+    found = {
+        "python": platform.python_version(),
+        "processor": processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

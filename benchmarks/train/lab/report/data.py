@@ -151,7 +151,11 @@ def other_processors(store: Store, results: Sequence[Result]) -> set[str]:
 
 
 def _processor(result: Result) -> str:
-    return result["versions"].get("processor", "another processor")
+    versions = result["versions"]
+    name = versions.get("processor", "another processor")
+    # A name such as "AMD EPYC" is that of several generations. Before it was noted, all had this one.
+    capability = versions.get("cpu_capability", "AVX512")
+    return name if capability == "AVX512" else f"{name} with {capability}"
 
 
 def state_per_parameter(result: Result) -> float:
