@@ -131,9 +131,10 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .
 	git ls-files '*.h' '*.cpp' '*.inl' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
 
-# What users' type checkers see of the installed package, from a folder without its source. pyright runs on the node
-# that pip has installed.
+# The library itself, and what users' type checkers see of the installed package, from a folder without its source.
+# pyright runs on the node that pip has installed.
 types: $(VENV)/.installed $(VENV)/.lint
+	$(BIN)/mypy --python-executable $(BIN)/python --cache-dir build/mypy sage_ext
 	cd tests/typing && $(abspath $(BIN))/mypy --strict --python-executable $(abspath $(BIN)/python) \
 	  --cache-dir $(abspath build/mypy) user_script.py
 	cd tests/typing && $(abspath $(BIN))/pyright --pythonpath $(abspath $(BIN)/python) user_script.py

@@ -67,6 +67,7 @@ def _report_gpus(info: dict[str, Any]) -> tuple[list[str], list[str]]:
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         capability = torch.cuda.get_device_capability(index)
         name = f"{torch.cuda.get_device_name(index)}, compute capability {capability[0]}.{capability[1]}"
+        problem: str | None
         if not info["cuda"]:
             problem = f"sage_ext's compiled module has no CUDA kernels. Cure: {backend.BUILD_WITH_CUDA}"
         else:

@@ -29,8 +29,10 @@ def local(tensor: Tensor) -> Tensor:
     """Return what this process has of a DTensor; any other tensor as it is."""
     if not is_piece(tensor):
         return tensor
-    held: Any = tensor.detach().to_local()
-    return held.wait() if hasattr(held, "wait") else held  # the result of a collective under way
+    piece: Any = tensor.detach()
+    held = piece.to_local()
+    own: Tensor = held.wait() if hasattr(held, "wait") else held  # the result of a collective under way
+    return own
 
 
 def local_grad(param: Tensor, grad: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -262,7 +262,7 @@ def _names(names: str | Sequence[str] | None, argument: str) -> list[str] | None
     if names is None:
         return None
     is_one = isinstance(names, (str, Tensor)) or not isinstance(names, Iterable)
-    found = [names] if is_one else list(names)
+    found: list[Any] = [names] if is_one else list(names)
     for name in found:
         if not isinstance(name, str):
             raise TypeError(

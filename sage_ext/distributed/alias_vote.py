@@ -235,7 +235,7 @@ def factor_of_votes(optimizer: FusedALIAS) -> Tensor | float:
     if (scale := getattr(optimizer, "grad_scale", None)) is not None:
         return 1 / torch.as_tensor(scale).detach().reshape(()).to(device, torch.float64)
     if (scaler := pieces.among_callers(torch.amp.GradScaler)) is not None:
-        return 1 / scaler.get_scale()
+        return 1 / float(scaler.get_scale())
     params = (param for group in optimizer.param_groups for param in group["params"])
     grads = [param.grad for param in params if param.grad is not None and param.numel()]
     if not grads:

@@ -109,7 +109,7 @@ def _send(parcel: Sequence[Item], line: Line, *, gathers: bool) -> None:
     else:
         dist.all_reduce(flat, group=line.group)
     flat = flat.to(device)
-    parts = flat.split([item.value.numel() for item in parcel], dim=-1)
+    parts = torch.split(flat, [item.value.numel() for item in parcel], dim=-1)
     for item, part in zip(parcel, parts, strict=True):
         item.value = part.reshape(-1) if gathers else part.reshape(item.value.shape)
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def mean_of_losses(loss: Any, group: Any, device: torch.device) -> float | None:
+def mean_of_losses(loss: Any, group: Any, device: torch.device) -> Any:
     """Return the mean over all processes of a group; the host waits for it. All of them have to call it.
 
     Args:
@@ -18,7 +18,7 @@ def mean_of_losses(loss: Any, group: Any, device: torch.device) -> float | None:
         device: of the message.
 
     Returns:
-        The mean; None where this process has no loss, which the caller raises.
+        The mean, a float; ``loss`` itself where it is no number, at which the caller raises.
 
     Raises:
         RuntimeError: another process has none, or has met an error.

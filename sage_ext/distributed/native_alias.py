@@ -122,10 +122,12 @@ def _alias_stages(
         Exchange(seen[i], "gather", tuple(range(param.ndim)), i) for i, param in enumerate(call.params)
     ]
     yield COMMIT
+    exists = []
     for piece, answer in zip(own, answers, strict=True):
-        piece.presence.count = answer[:, 0].sum().float().reshape(1)
+        count = answer[:, 0].sum().float()
+        exists.append(count > 0)
+        piece.presence.count = count.reshape(1)
         piece.presence.decide()
-    exists = [piece.presence.count.reshape(()) > 0 for piece in own]
     nothing = torch.tensor(_NOTHING, dtype=torch.float64).to(scalars.device, non_blocking=True)
     table = torch.cat(
         [torch.where(there, answer[:, 1:], nothing) for there, answer in zip(exists, answers, strict=True)]

@@ -75,7 +75,9 @@ def wrap(local: Tensor, param: Any, spec: StateSpec) -> Tensor:
     placements = placements_of(spec, param)
     stride = param.stride() if spec.follows_param else torch.empty(spec.shape, device="meta").stride()
     meta = TensorMeta(torch.Size(spec.shape), tuple(stride), local.dtype)
-    return DTensor(local, DTensorSpec(param.device_mesh, placements, tensor_meta=meta), requires_grad=False)
+    return DTensor(  # type: ignore[no-untyped-call]
+        local, DTensorSpec(param.device_mesh, placements, tensor_meta=meta), requires_grad=False
+    )
 
 
 def placements_of(spec: StateSpec, param: Any) -> tuple[Any, ...]:

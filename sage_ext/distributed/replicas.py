@@ -68,7 +68,9 @@ class ReplicaStep:
 
     @property
     def _device(self) -> torch.device:
-        return next(param.device for group in self._optimizer.param_groups for param in group["params"])
+        params = (param for group in self._optimizer.param_groups for param in group["params"])
+        first: Tensor = next(params)
+        return first.device
 
     # --------------------------------------------------------------------------- what an Agreement has to say
 
@@ -126,7 +128,7 @@ def first_losses(optimizer: FusedOptimizer, *, before_closure: bool = False) -> 
         if group.get("gap", "descent") == "descent" or optimizer._has_begun(index):
             continue
         params, grads = step.with_gradient(group["params"])
-        rule = optimizer.rules.get(group.get("rule"))
+        rule = optimizer.rules.get(group.get("rule", ""))
         is_inert = rule is not None and optimizer._is_inert(index, rule, params, grads)
         if before_closure or (params and not is_inert):
             found.append(index)

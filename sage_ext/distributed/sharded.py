@@ -101,8 +101,12 @@ def check_staged(call: Call, group: Mapping[str, Any], label: Callable[[Tensor],
             )
         if grad is None:
             grad = own  # the parameter alone is looked at
+
+        def describe(_: int, param: Tensor = param) -> str:
+            return label(param)
+
         # States have been checked above, of the whole tensor.
-        checks.check_step([own], [pieces.local(grad)], {}, lambda _: {}, lambda _, p=param: label(p))
+        checks.check_step([own], [pieces.local(grad)], {}, lambda _: {}, describe)
 
 
 def _check_state(param: Any, key: str, value: Any, spec: Any, label: Callable[[Tensor], str]) -> None:
@@ -200,10 +204,12 @@ def _works_of_alias(
     if found_inf is not None and bool(found_inf):  # its scalars are worked out on the host as they are
         return []
     (scalars,) = call.shared.values()
+    signs, prev_grads = ([pieces.local(value) for value in values] for values in call.states)
     stages = alias_stages(
         [pieces.local(param) for param in call.params],
         [pieces.local_grad(*pair) for pair in zip(call.params, call.grads, strict=True)],
-        *([pieces.local(value) for value in values] for values in call.states),
+        signs,
+        prev_grads,
         scalars,
         present=[grad is not None for grad in call.grads],
         **{"loss": None, **arguments},

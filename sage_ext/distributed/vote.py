@@ -88,7 +88,7 @@ class MajorityVote:
         self._ddp: Callable[[], DistributedDataParallel | None] = lambda: None
         self._names: dict[Tensor, str] = {}
         """Of the parameters whose gradients DDP reduces."""
-        self._moments: _Moments | None = None
+        self._moments = _Moments(state_dtype)
         self._observers: list[Observer] = []
         self._queue: ThreadPoolExecutor | None = None
         self._streams: dict[torch.device, Any] = {}
@@ -131,7 +131,7 @@ class MajorityVote:
                 )
         on_cpu = any(param.device.type == "cpu" for param in names)
 
-        def majority_vote(_: Any, bucket):  # DDP wants no annotation, or its own
+        def majority_vote(_, bucket):  # type: ignore[no-untyped-def]  # DDP wants no annotation, or its own
             return self._hook(bucket)
 
         try:
@@ -148,7 +148,6 @@ class MajorityVote:
         self._queue = ThreadPoolExecutor(1, "sage_ext-vote") if on_cpu else None
         self._ddp = weakref.ref(ddp)
         self._names = names
-        self._moments = _Moments(self._state_dtype)
         return self
 
     # ----------------------------------------------------------------------------------------------- the hook
@@ -168,7 +167,7 @@ class MajorityVote:
         elif buffer.device.type == "cuda":
             stream = self._streams.get(buffer.device)
             if stream is None:
-                stream = self._streams[buffer.device] = torch.cuda.Stream(buffer.device)
+                stream = self._streams[buffer.device] = torch.cuda.Stream(buffer.device)  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream(buffer.device))
             with torch.cuda.stream(stream):
                 buffer.record_stream(stream)
@@ -259,7 +258,7 @@ class MajorityVote:
     @property
     def is_joining(self) -> bool:
         """Whether the model is in ``ddp.join()``, or was: processes may leave it before others."""
-        config = getattr(self._ddp(), "_join_config", None)
+        config: Any = getattr(self._ddp(), "_join_config", None)
         return getattr(config, "enable", False) and not config.throw_on_early_termination
 
     def detach(self, observer: Observer) -> None:
@@ -275,10 +274,9 @@ class MajorityVote:
             ``{"momentum": float, "exp_avg": {name: tensor shaped as the parameter}}``; without momentum, or
             before the first ``backward()``, ``exp_avg`` is empty.
         """
-        held = self._moments.by_param if self._moments is not None else {}
         exp_avg = {
             self._name(param): part.clone(memory_format=torch.contiguous_format)
-            for param, part in held.items()
+            for param, part in self._moments.by_param.items()
         }
         return {"momentum": self.momentum, "exp_avg": exp_avg}
 
@@ -355,7 +353,7 @@ def parts_of(flat: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
     other, each with its own strides where these are dense. (``bucket.gradients()`` does not know of strides.)
     """
     parts = []
-    for param, part in zip(params, flat.split([param.numel() for param in params]), strict=True):
+    for param, part in zip(params, torch.split(flat, [param.numel() for param in params]), strict=True):
         is_dense = torch.empty_like(param, device="meta").stride() == param.stride()
         stride = param.stride() if is_dense else torch.empty(param.shape, device="meta").stride()
         parts.append(part.as_strided(param.shape, stride))

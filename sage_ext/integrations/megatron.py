@@ -27,7 +27,7 @@ from sage_ext.optimizers.base import FusedOptimizer
 __all__ = ["register"]
 
 
-class _WithState:
+class _WithState(FusedOptimizer):
     """Makes state before the first step, which Megatron's distributed checkpoints load into."""
 
     def _init_group(self, group: dict[str, Any], skip_non_grad_params: bool = True) -> None:

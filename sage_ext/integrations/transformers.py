@@ -32,8 +32,8 @@ def no_decay_names(model: nn.Module) -> list[str]:
     Args:
         model: what is trained.
     """
-    # The method looks at nothing of a Trainer, and there is none yet.
-    decays = set(Trainer.get_decay_parameter_names(None, model))
+    trainer: Any = None  # the method looks at nothing of it, and there is none yet
+    decays = set(Trainer.get_decay_parameter_names(trainer, model))
     return [name for name, param in model.named_parameters() if param.requires_grad and name not in decays]
 
 

@@ -102,11 +102,12 @@ class AliasRule(Rule):
         return {"scalars": torch.tensor(values, dtype=torch.float64, device="cpu")}
 
     def takes_loss(self, group: Group) -> bool:
-        return group["gap"] == "lower_bound"
+        return bool(group["gap"] == "lower_bound")
 
     def has_begun(self, group: Group) -> bool:
         # Where only a GPU knew that the first step was to be skipped, there are scalars: new ones.
-        return group["scalars"] is not None and float(group["scalars"][ALIAS_SCALARS.index("step")]) > 0
+        scalars = group["scalars"]
+        return scalars is not None and float(scalars[ALIAS_SCALARS.index("step")]) > 0
 
     def check_first_loss(self, loss: float, group: Group, where: str) -> None:
         if not group["lower_bound"] < loss < math.inf:

@@ -182,7 +182,7 @@ class FusedOptimizer(GroupedOptimizer):
                     "gradient a second time; call step(closure)"
                 )
         self._run(everything, scaling, loss, team)
-        if again:
+        if again and closure is not None:
             with torch.enable_grad():
                 closure()
             self._run(again, scaling, None, team, again=True)
@@ -386,7 +386,7 @@ class FusedOptimizer(GroupedOptimizer):
 
     def _has_begun(self, index: int) -> bool:
         group = self.param_groups[index]
-        return self._first_losses.has_begun(index, group, self.rules.get(group.get("rule")))
+        return self._first_losses.has_begun(index, group, self.rules.get(group.get("rule", "")))
 
     def _loss_for(self, index: int, loss: float | Tensor | None) -> float | Tensor:
         group, processes = self.param_groups[index], self._process_group

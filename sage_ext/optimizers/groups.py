@@ -293,7 +293,7 @@ def _why_whole(group: Mapping[str, Any], rule: Rule) -> str | None:
 
 def _check_not_flat(param: Tensor, group: Mapping[str, Any], where: str, why_whole: str | None) -> None:
     """Raise ValueError if a group's only parameter has taken the place of several that had names."""
-    names = group.get("param_names") or ()
+    names: Sequence[str] = group.get("param_names") or ()
     if why_whole is not None and len(names) > len(group["params"]) == 1 and param.ndim == 1:
         raise ValueError(
             f"{where}: one flat tensor in the place of {len(names)} parameters, the first of which is "

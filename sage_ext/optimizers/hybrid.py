@@ -137,7 +137,7 @@ class FusedHybrid(ReplicatedOptimizer):
             raise ValueError(f"preset: got {preset!r}, expected one of {', '.join(map(repr, PRESETS))}")
         if tied not in (None, "embedding", "lm_head"):
             raise ValueError(f"tied: got {tied!r}, expected None, 'embedding' or 'lm_head'")
-        source = model_or_named_parameters_or_groups
+        source: Any = model_or_named_parameters_or_groups
         if not isinstance(source, (nn.Module, Tensor, str)) and isinstance(source, Iterable):
             source = list(source)
         groups = _group_dicts(source, {"embeddings": embeddings, "lm_head": lm_head, "no_decay": no_decay})
@@ -158,9 +158,9 @@ class FusedHybrid(ReplicatedOptimizer):
         self._role_rates = _role_rates(self._preset, role_rates, groups)
         self._overridden = _overridden(lr, overrides)
         if groups is None:
-            _check_rules_of(base, overrides, "argument ")
+            _check_rules_of(self._preset, overrides, "argument ")
             if isinstance(lr, Mapping):
-                _check_rules_of(base, lr, "lr: ")
+                _check_rules_of(self._preset, lr, "lr: ")
             routed = routing.route(
                 source, embeddings=embeddings, lm_head=lm_head, tied=self._tied, no_decay=no_decay
             )

@@ -40,7 +40,8 @@ class Preset:
         """Return the name of the rule that parameters of ``role`` (one of ``routing.ROLES``) get."""
         if role not in ROLES:
             raise ValueError(f"role: got {role!r}, expected one of {', '.join(map(repr, ROLES))}")
-        return getattr(self, role)
+        rule: str = getattr(self, role)
+        return rule
 
     def scale_dim(self, role: str, output_dim: int) -> int:
         """Return SCALE's ``dim`` for a matrix of ``role`` whose output units lie along ``output_dim``."""

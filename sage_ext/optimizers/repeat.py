@@ -17,7 +17,7 @@ _MAX_WAIT = 100
 class Kept(NamedTuple):
     """A group as the last step found it."""
 
-    index: int
+    group_index: int
     rule: Rule
     keys: tuple[str, ...]
     """The states that its rule kept."""
@@ -27,7 +27,7 @@ class Kept(NamedTuple):
 class Ready(NamedTuple):
     """What a group contributes to a step."""
 
-    index: int
+    group_index: int
     rule: Rule
     tensors: Any
 
@@ -94,14 +94,14 @@ class LastStep:
             items = _loader.load().StateItems(state)
             ready = []
             for kept in self._groups:
-                group = groups[kept.index]
+                group = groups[kept.group_index]
                 if rules.get(group["rule"]) is not kept.rule:
                     break
-                validate(kept.rule, group, kept.index)
+                validate(kept.rule, group, kept.group_index)
                 if (tensors := _look(kept, group, items)) is None:
                     break
                 if kept.gathered.has_grads:
-                    ready.append(Ready(kept.index, kept.rule, tensors))
+                    ready.append(Ready(kept.group_index, kept.rule, tensors))
             else:
                 self._misses = 0
                 return ready

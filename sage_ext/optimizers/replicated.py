@@ -53,7 +53,7 @@ class ReplicatedOptimizer(FusedOptimizer):
     def _team(self) -> Any:
         return super()._team() if self._together is None else self._together
 
-    def _loss_for(self, index: int, loss: float | Tensor | None) -> float | Tensor | None:
+    def _loss_for(self, index: int, loss: float | Tensor | None) -> float | Tensor:
         if self._together is None or self._has_begun(index):
             return super()._loss_for(index, loss)
         with self._together.asking(index):

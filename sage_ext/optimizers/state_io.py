@@ -102,7 +102,8 @@ def places(groups: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
 def _groups_of(state_dict: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """Return the saved groups, or raise ValueError saying what it may be that has none."""
     if "param_groups" in state_dict:
-        return state_dict["param_groups"]
+        groups: Sequence[Mapping[str, Any]] = state_dict["param_groups"]
+        return groups
     inside = [f"state_dict[{key!r}]" for key, value in state_dict.items() if _has_groups(value)]
     inside += [
         f"state_dict[{key!r}][0]"
@@ -287,7 +288,9 @@ def _as_kept(value: Tensor, spec: StateSpec, param: Tensor) -> Tensor:
     if value.dtype == spec.dtype or value.dtype not in (torch.int8, torch.int32):
         return value
     if pieces.is_piece(value):
-        value = value.full_tensor()
+        from sage_ext.distributed import resharding
+
+        value = resharding.whole(value)
     if spec.dtype == torch.int32:
         return pack_signs(value.float()) if value.shape == param.shape else value
     if tuple(value.shape) != (2, sign_words(param.numel())):

@@ -35,7 +35,8 @@ def unpack_signs(planes: Tensor, like: Tensor) -> Tensor:
     """Return 1, 0 and -1 with the shape, dtype and device of ``like``, whose signs ``planes`` has."""
     bits = (planes.unsqueeze(-1).to(torch.int64) >> _places(like)) & 1
     positive, negative = bits.reshape(2, -1)[:, : like.numel()].to(like.dtype)
-    return (positive - negative).reshape(like.shape)
+    signs: Tensor = positive - negative
+    return signs.reshape(like.shape)
 
 
 def write_signs(kept: Tensor, values: Tensor, store: Callable[[Tensor, Tensor], object]) -> None:

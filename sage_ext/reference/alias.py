@@ -57,7 +57,7 @@ def adds_distances(settings: Mapping[str, Any]) -> bool:
     Args:
         settings: ``memory_efficient`` and ``smoothness``.
     """
-    return settings["memory_efficient"] and settings["smoothness"] == "extrema"
+    return bool(settings["memory_efficient"]) and settings["smoothness"] == "extrema"
 
 
 @torch.no_grad()
@@ -227,8 +227,8 @@ def alias_stages(
     for index, param in enumerate(params):
         seen = [float(present is None or present[index])]
         if observes:
-            kept = (tensors[index] if tensors else None for tensors in (signs, prev_grads))
-            seen += _observe(load(index), *kept, shared["grad_factor"], adds_up)
+            kept, prev = (tensors[index] if tensors else None for tensors in (signs, prev_grads))
+            seen += _observe(load(index), kept, prev, shared["grad_factor"], adds_up)
         numbers = torch.tensor(seen, dtype=torch.float64, device=param.device)
         requests.append(Exchange(numbers, "gather", tuple(range(param.ndim)), index))
     gathered = [answer.tolist() for answer in (yield requests)]

@@ -61,7 +61,9 @@ def count_votes(received: Tensor, result: Tensor) -> None:
             both.
     """
     like = torch.empty(32 * received.shape[2], dtype=torch.int32, device=received.device)
-    total = sum(unpack_signs(planes, like) for planes in received)
+    total = torch.zeros_like(like)
+    for planes in received:
+        total += unpack_signs(planes, like)
     mark = torch.zeros_like(result[0])
     for up, down in received:
         mark |= up & down

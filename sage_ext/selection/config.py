@@ -395,21 +395,19 @@ def _without_wrappers(named: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_budget(state_bytes: Any, ms: Any) -> int | None:
     """Return the bytes; raise ValueError for a budget that cannot be one."""
+    whole: int | None = None
     if state_bytes is not None:
-        whole = None
         if not isinstance(state_bytes, bool) and isinstance(state_bytes, (numbers.Integral, float)):
-            whole = (
-                int(state_bytes) if math.isfinite(state_bytes) and state_bytes == int(state_bytes) else None
-            )
+            is_whole = math.isfinite(state_bytes) and state_bytes == int(state_bytes)
+            whole = int(state_bytes) if is_whole else None
         if whole is None or whole < 0:
             raise ValueError(
                 f"state_bytes: got {state_bytes!r}, expected a whole number of bytes >= 0, such as "
                 "500 * 2**20, or None for no limit"
             )
-        state_bytes = whole
     if ms is not None:
         validate.positive(ms, "ms", " milliseconds")
-    return state_bytes
+    return whole
 
 
 def _option(candidate: Candidate, lr: float, weight_decay: float, risk: Risk) -> Option:
