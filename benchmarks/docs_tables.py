@@ -32,8 +32,8 @@ IN_SHORT = {
     "`FusedSignSGD`": "FusedSignSGD",
     "`FusedAdamW`": "FusedAdamW",
 }
-# benchmarks/step_time.py on two cores of an Intel Xeon.
-OTHER_MACHINE = "step_time.xeon.json"
+# benchmarks/step_time.py on two cores of other processors.
+OTHER_MACHINES = {"Zen 3": "step_time.avx2.json", "Xeon": "step_time.xeon.json"}
 # How a row is called that was measured when the preset had its papers' iterations of SinkGD, and not yet one.
 OF_PAPER = f", {ITERATIONS} iterations"
 # A row of benchmarks/stable_abi.py.
@@ -60,6 +60,10 @@ def ratios(file: str) -> dict[tuple[str, str], float]:
     return {(row["case"], row["optimizer"]): row["ratio"] for row in load(file)["rows"]}
 
 
+def spread(values: list[float]) -> str:
+    return f"{min(values):.2f} to {max(values):.2f}"
+
+
 def costs() -> str:
     """The README's table: state and time of a step, side by side."""
     memory, times = load("memory.json"), load("step_time.json")
@@ -76,16 +80,16 @@ def costs() -> str:
     ]
     columns = ["optimizer", *(f"state in {d}, GiB" for d in own), *(f"step in {d}" for d in own)]
     state, setting = own["bf16"]["state_bytes"], times["setting"]
-    elsewhere = ratios(OTHER_MACHINE)
-    other = [elsewhere[f"llama 53M {dtype}", "FusedLion"] for dtype in ("fp32", "bf16")]
+    elsewhere = [ratios(file) for file in OTHER_MACHINES.values()]
+    other = [spread([each[f"llama 53M {dtype}", "FusedLion"] for each in elsewhere]) for dtype in own]
     text = prose(
         f"For a Llama with {own['bf16']['parameters'] / 1e9:.2f} billion parameters in bf16, torch's AdamW",
         f"keeps {size(state[ADAMW])} GiB of state (moments in bf16), the preset `sinkgd-scale` one part in",
         f"{state[ADAMW] / state[LITTLE]:.0f}, `sage` one in {state[ADAMW] / state[HYBRID]:.0f}. Step times",
         f"are of a Llama with 53 million parameters on {setting['threads']} cores of an",
         f"{setting['processor']}, in brackets the ratio to torch's fused AdamW: they change with the machine",
-        "([an Intel Xeon](docs/measurements.md#on-another-machine) gives",
-        f"Lion {other[0]:.2f} and {other[1]:.2f}) and with its load. All tables, and how to read them:",
+        "([others](docs/measurements.md#on-other-machines) give Lion",
+        f"{other[0]} in fp32, {other[1]} in bf16) and with its load. All tables, and how to read them:",
         "[measurements](docs/measurements.md).",
     )
     return f"{text}\n\n{table(columns, rows)}"
@@ -131,20 +135,34 @@ def step_time() -> str:
     return f"{text}\n\n{table(['tensors', 'optimizer', *formats], rows, left=2)}"
 
 
-def other_machine() -> str:
-    """The ratios of README's rows on another processor, and there of SinkGD's presets as in their papers."""
-    here, there = ratios("step_time.json"), ratios(OTHER_MACHINE)
+def other_machines() -> str:
+    """The ratios of README's rows on other processors, and there of SinkGD's presets as in their papers."""
+    files = {"Zen 4": "step_time.json", **OTHER_MACHINES}
+    machines = {cpu: ratios(file) for cpu, file in files.items()}
     cases = ("llama 53M fp32", "llama 53M bf16")
     rows = []
     for label, name in IN_SHORT.items():
-        elsewhere = name if (cases[0], name) in there else name + OF_PAPER
-        cells = (
-            f"{machine[case, row]:.2f}"
-            for case in cases
-            for machine, row in ((here, name), (there, elsewhere))
-        )
-        rows.append([f"{label}, Xeon: {elsewhere[len(name) + 2 :]}" if elsewhere != name else label, *cells])
-    return table(["optimizer", *(f"{case[6:]}, {cpu}" for case in cases for cpu in ("EPYC", "Xeon"))], rows)
+        measured = {
+            cpu: name if (cases[0], name) in found else name + OF_PAPER for cpu, found in machines.items()
+        }
+        cells = [f"{found[case, measured[cpu]]:.2f}" for case in cases for cpu, found in machines.items()]
+        others = [f", {cpu}: {row[len(name) + 2 :]}" for cpu, row in measured.items() if row != name]
+        rows.append([label + "".join(others), *cells])
+    shares = {
+        case: [
+            row["share_of_bandwidth"]
+            for row in load(OTHER_MACHINES["Zen 3"])["rows"]
+            if row["case"] == case and row["optimizer"] in IN_SHORT.values()
+        ]
+        for case in cases
+    }
+    text = prose(
+        f"With AVX2 these steps go at {spread(shares[cases[0]])} of what `torch.add` reaches there in fp32,",
+        f"and at {spread(shares[cases[1]])} in bf16: to widen and to round 16-bit numbers takes the",
+        "processor longer than to fetch them, in torch's AdamW as well.",
+    )
+    found = table(["optimizer", *(f"{case[6:]}, {cpu}" for case in cases for cpu in machines)], rows)
+    return f"{found}\n\n{text}"
 
 
 def hybrid_profile() -> str:

@@ -40,7 +40,7 @@ PARTS: dict[str, dict[str, list[Callable[[], str]]]] = {
     "docs/measurements.md": {
         "memory": [cpu.memory],
         "step-time": [cpu.step_time],
-        "other-machine": [cpu.other_machine],
+        "other-machines": [cpu.other_machines],
         "hybrid-profile": [cpu.hybrid_profile],
         "reading": [cpu.reading],
     },

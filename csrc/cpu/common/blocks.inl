@@ -88,11 +88,17 @@ SAGE_EXT_INLINE Words lane_bits(int part) {
   return bits;
 }
 
+// To words and back, which have 16 bits when they are stored. GCC converts the vector types with three to five
+// instructions.
 #if SAGE_EXT_X86_ISAS && SAGE_EXT_ISA_LANES == 16
 SAGE_EXT_INLINE Words load_shorts(const void* data) {
-  // GCC converts the vector type with five instructions. The mask keeps it from warnings.
+  // The mask keeps it from warnings.
   return reinterpret_cast<Words>(
       _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(static_cast<const __m256i*>(data))));
+}
+#elif SAGE_EXT_X86_ISAS && SAGE_EXT_ISA_LANES == 8
+SAGE_EXT_INLINE Words load_shorts(const void* data) {
+  return reinterpret_cast<Words>(_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(data))));
 }
 #else
 SAGE_EXT_INLINE Words load_shorts(const void* data) {
@@ -102,10 +108,18 @@ SAGE_EXT_INLINE Words load_shorts(const void* data) {
 }
 #endif
 
+#if SAGE_EXT_X86_ISAS && SAGE_EXT_ISA_LANES == 8
+SAGE_EXT_INLINE void store_shorts(void* data, const Words& words) {
+  const auto lanes = reinterpret_cast<__m256i>(words);
+  _mm_storeu_si128(static_cast<__m128i*>(data),
+                   _mm_packus_epi32(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256(lanes, 1)));
+}
+#else
 SAGE_EXT_INLINE void store_shorts(void* data, const Words& words) {
   const Shorts shorts = __builtin_convertvector(words, Shorts);
   std::memcpy(data, &shorts, sizeof(shorts));
 }
+#endif
 
 // f of every lane; a loop that the compiler does vectorise.
 template <typename To, typename From, typename Function>
