@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from . import checkpoint, optim
+from . import checkpoint, optim, products
 from .corpus import Corpus
 from .data import Batches, validation_batches
 from .errors import UsageError
@@ -114,6 +114,7 @@ class Trainer:
         self.validation = validation_batches(
             corpus.validation, count=s.val_windows, batch_size=s.batch_size, seq_len=s.seq_len
         )
+        self._products = products.where_needed(self.device, s.amp)
         self.model = build_model(
             vocab_size=corpus.vocab_size,
             hidden=s.hidden,
@@ -168,7 +169,7 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         for index in range(s.accumulate):
             batch = self.processes.share(self.batches.next()).to(self.device)
-            with self.processes.gathering(self.runner, index == s.accumulate - 1):
+            with self._products(), self.processes.gathering(self.runner, index == s.accumulate - 1):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=s.amp == "bf16"):
                     loss = next_token_loss(self.runner, batch) / s.accumulate
                 loss.backward()
@@ -209,7 +210,10 @@ class Trainer:
         for batch in self.validation:
             part = batch[first::step]
             # Pieces of a model take all processes to a forward pass: one without windows takes any.
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp == "bf16"):
+            with (
+                self._products(),
+                torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp == "bf16"),
+            ):
                 loss = next_token_loss(self.runner, (part if len(part) else batch[:1]).to(self.device))
             total += loss.item() * len(part)
             count += len(part)

@@ -10,12 +10,13 @@ from statistics import median
 from typing import Any
 
 import torch
+from llama import products
 from llama.data import Batches, validation_batches
 from llama.loop import lr_factor
 from llama.model import build_model, next_token_loss
 from torch import nn
 
-from lab import build, products
+from lab import build
 from lab.text import Text
 
 CURVE_POINTS = 32  # the training loss is kept as so many means over equal parts of the run
@@ -48,13 +49,12 @@ class Run:
         self.warmup = max(round(config["warmup"] * self.steps), 1)
         self.averager = _averager(self.model, config["groups"])
         backend = config["compile"]
-        mends = config["amp"] == "bf16" and products.are_slow(self.device)
-        if mends:
+        uncompiled = products.where_needed(self.device, config["amp"])
+        if uncompiled is products.mended:
             products.mend_compiled()
         # Of the optimizers Muon alone multiplies in bf16; the others need not bear what looking costs.
-        is_muon = _has(config["groups"], "torch.optim.Muon")
-        self.of_step = products.mended if mends and is_muon else nullcontext
-        self.of_model = products.mended if mends and not backend else nullcontext
+        self.of_step = uncompiled if _has(config["groups"], "torch.optim.Muon") else nullcontext
+        self.of_model = nullcontext if backend else uncompiled
         self.loss = (
             torch.compile(next_token_loss, backend=backend, dynamic=False) if backend else next_token_loss
         )

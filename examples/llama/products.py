@@ -8,7 +8,7 @@ two bf16 numbers are exact in fp32, and sums are in fp32 with such instructions,
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -36,6 +36,11 @@ def mend_compiled() -> None:
 def mended() -> AbstractContextManager[Any]:
     """Has what runs inside, uncompiled, multiply bf16 matrices in fp32."""
     return _Mended()
+
+
+def where_needed(device: torch.device, amp: str) -> Callable[[], AbstractContextManager[Any]]:
+    """Return ``mended`` for mixed precision in bf16 where its products are slow, else what does nothing."""
+    return mended if amp == "bf16" and are_slow(device) else nullcontext
 
 
 class _Mended(TorchDispatchMode):

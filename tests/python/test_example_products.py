@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch._inductor.select_algorithm import extern_kernels
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "train"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
-from lab import products
+from llama import products
 
 CASES: dict[str, tuple[tuple[tuple[int, ...], ...], dict[str, float]]] = {
     "mm": (((37, 192), (192, 50)), {}),
