@@ -7,6 +7,7 @@ two bf16 numbers are exact in fp32, and sums are in fp32 with such instructions,
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -19,8 +20,9 @@ _PRODUCTS = ("mm", "bmm", "addmm", "baddbmm")
 
 
 def are_slow(device: torch.device) -> bool:
-    """Whether torch's own kernels for bf16 products are the slow ones."""
-    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+    """Whether torch's own kernels for bf16 products are the slow ones: on an x86 processor without AVX-512."""
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return device.type == "cpu" and is_x86 and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
 
 
 def mend_compiled() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -92,5 +93,10 @@ def test_inductor_takes_it(mended: None, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(("capability", "slow"), [("DEFAULT", True), ("AVX2", True), ("AVX512", False)])
 def test_where_they_are_slow(capability: str, slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     assert products.are_slow(torch.device("cpu")) is slow
     assert products.are_slow(torch.device("cuda")) is False
+    assert (products.where_needed(torch.device("cpu"), "bf16") is products.mended) is slow
+    assert products.where_needed(torch.device("cpu"), "none") is not products.mended
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert products.are_slow(torch.device("cpu")) is False
