@@ -20,7 +20,7 @@ _PRODUCTS = ("mm", "bmm", "addmm", "baddbmm")
 
 
 def are_slow(device: torch.device) -> bool:
-    """Whether torch's own kernels for bf16 products are the slow ones: on an x86 processor without AVX-512."""
+    """Whether torch has but slow kernels for bf16 products: on an x86 processor without AVX-512."""
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
     return device.type == "cpu" and is_x86 and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
 
