@@ -14,6 +14,9 @@ from lab.packages import available
 from lab.plan import SEEDS, Run, grid_then_seeds, round_robin, run_at_best
 from lab.scales import Scale
 
+Change = Callable[[list[dict[str, Any]]], None]
+"""Of a configuration's parameter groups, in place."""
+
 ITERATIONS = (1, 2, 3, 5, 10)
 ITERATED = "adamw-sinkgd-scale"
 ITERATION_FACTORS = (1.0, 0.5, 2.0)
@@ -34,7 +37,7 @@ def iterations(scale: Scale) -> list[Run]:
     return runs
 
 
-def _iterate(count: int) -> Callable[[list[dict[str, Any]]], None]:
+def _iterate(count: int) -> Change:
     def change(groups: list[dict[str, Any]]) -> None:
         for group in groups:
             if group.get("rule") == "sinkgd":
@@ -46,31 +49,40 @@ def _iterate(count: int) -> Callable[[list[dict[str, Any]]], None]:
 BATCHES = (4, 16)  # and 1: the first seed of study "main"
 BATCHED = ("adamw", "adamw-sinkgd-scale", "scale", "sage-hybrid", "sign-sgd")
 BATCH_FACTORS = (1.0, 2.0, 4.0)
+SHORTER = "beta2-0.9"
+"""SAGE's momentum over some ten steps; the usual 0.99 goes over most of the steps that a large batch has."""
 
 
 def batch(scale: Scale) -> list[Run]:
-    """4 and 16 times the batch at the same budget of tokens, with factors on all rates, one seed."""
-    runs = []
+    """4 and 16 times the batch at the same budget of tokens, with factors on all rates, one seed.
+
+    With 16 times the batch the SAGE hybrid once more, with a shorter momentum.
+    """
+
+    def at(multiple: int, name: str, *labels: str, change: Change | None = None, **variant: Any) -> list[Run]:
+        return [
+            run_at_best(
+                scale,
+                available()[name],
+                "batch",
+                f"{multiple}x",
+                *labels,
+                f"x{factor:g}",
+                variant={**variant, "factor": factor},
+                factors=dict.fromkeys(MATRICES, factor),
+                change=change,
+                tokens=scale.final_tokens,
+                seed=1,
+                batch=multiple,
+            )
+            for factor in BATCH_FACTORS
+        ]
+
+    runs: list[Run] = []
     for multiple in BATCHES:
-        runs += round_robin(
-            [
-                run_at_best(
-                    scale,
-                    available()[name],
-                    "batch",
-                    f"{multiple}x",
-                    f"x{factor:g}",
-                    variant={"batch": multiple, "factor": factor},
-                    factors=dict.fromkeys(MATRICES, factor),
-                    tokens=scale.final_tokens,
-                    seed=1,
-                    batch=multiple,
-                )
-                for factor in BATCH_FACTORS
-            ]
-            for name in BATCHED
-        )
-    return runs
+        runs += round_robin(at(multiple, name, batch=multiple) for name in BATCHED)
+    shorter = _on("sage", betas=(0.9, 0.9))
+    return runs + at(BATCHES[-1], "sage-hybrid", SHORTER, change=shorter, changed=SHORTER)
 
 
 SWEPT = ("sage-hybrid", "lion-hybrid", "sage", "lion")
@@ -102,15 +114,7 @@ def sweep(scale: Scale) -> list[Run]:
 def ablation(scale: Scale) -> list[Run]:
     """Parts of the methods taken out or changed, at the best rates, three seeds each."""
 
-    def on(rule: str, **values: Any) -> Callable[[list[dict[str, Any]]], None]:
-        def change(groups: list[dict[str, Any]]) -> None:
-            for group in groups:
-                if group.get("rule") == rule and "vector" not in group["roles"]:
-                    group.update(values)
-
-        return change
-
-    def decay(value: float) -> Callable[[list[dict[str, Any]]], None]:
+    def decay(value: float) -> Change:
         """The same decay a step for all matrices, whatever the rule: W (1 - lr * decay)."""
 
         def change(groups: list[dict[str, Any]]) -> None:
@@ -121,13 +125,13 @@ def ablation(scale: Scale) -> list[Run]:
         return change
 
     cases = [
-        ("sage-hybrid", "no-instant-damper", on("sage", instant_damper=False)),
-        ("sage-hybrid", "momentum-first", on("sage", momentum_first=True)),
-        ("sage", "no-instant-damper", on("sage", instant_damper=False)),
-        ("sage", "momentum-first", on("sage", momentum_first=True)),
-        ("scale", "no-momentum", on("scale", momentum=0.0)),
+        ("sage-hybrid", "no-instant-damper", _on("sage", instant_damper=False)),
+        ("sage-hybrid", "momentum-first", _on("sage", momentum_first=True)),
+        ("sage", "no-instant-damper", _on("sage", instant_damper=False)),
+        ("sage", "momentum-first", _on("sage", momentum_first=True)),
+        ("scale", "no-momentum", _on("scale", momentum=0.0)),
         *((name, "decay-0.1", decay(0.1)) for name in ("adamw", "adamw-sinkgd-scale", "sage-hybrid")),
-        *((f"{PRESET}{name}", "five-iterations", on("sinkgd", iterations=5)) for name in ("sage", "sinkgd")),
+        *((f"{PRESET}{name}", "five-iterations", _on("sinkgd", iterations=5)) for name in ("sage", "sinkgd")),
         *((f"{PRESET}{name}", "decay-0.1", decay(0.1)) for name in ("sinkgd-scale", "sage", "stateless")),
     ]
     return round_robin(
@@ -149,6 +153,17 @@ def ablation(scale: Scale) -> list[Run]:
     )
 
 
+def _on(rule: str, **values: Any) -> Change:
+    """Other hyperparameters of a rule's groups."""
+
+    def change(groups: list[dict[str, Any]]) -> None:
+        for group in groups:
+            if group.get("rule") == rule and "vector" not in group["roles"]:
+                group.update(values)
+
+    return change
+
+
 ALIAS_FORMS = (
     "alias",
     "alias-base-descent",
@@ -167,7 +182,7 @@ def alias(scale: Scale, everyone: dict[str, Contender] | None = None) -> list[Ru
     that this installation has.
     """
 
-    def begin(d0: float) -> Callable[[list[dict[str, Any]]], None]:
+    def begin(d0: float) -> Change:
         return lambda groups: [group.update(d0=d0) for group in groups if group.get("rule") == "alias"]
 
     everyone = available() if everyone is None else everyone

@@ -72,6 +72,15 @@ def _labelled(runs: Sequence[data.Result]) -> str:
     return with_spread(runs) + (f" ({len(runs)} of {len(SEEDS)} seeds)" if len(runs) < len(SEEDS) else "")
 
 
+def _at_best_factor(runs: Sequence[data.Result]) -> str:
+    """The best perplexity of a grid of factors on all rates, and the factor."""
+    if not runs:
+        return "-"
+    factor, value = grid_cells(runs, len(questions.BATCH_FACTORS))
+    star = star_at_an_end(min(runs, key=data.loss)["variant"]["factor"], questions.BATCH_FACTORS)
+    return f"{value} (rates x {factor}{star})"
+
+
 def batch(store: Store, scale: Scale) -> str:
     rows = []
     for name in BATCHED:
@@ -81,15 +90,15 @@ def batch(store: Store, scale: Scale) -> str:
             if multiple == 1:
                 cells.append(number(data.perplexity(runs[0])) if runs else "-")
                 continue
-            factor, value = grid_cells(runs, len(questions.BATCH_FACTORS))
-            if not runs:
-                cells.append("-")
-                continue
-            chosen.append(min(runs, key=data.loss))
-            star = star_at_an_end(chosen[-1]["variant"]["factor"], questions.BATCH_FACTORS)
-            cells.append(f"{value} (rates x {factor}{star})")
+            cells.append(_at_best_factor(runs))
+            chosen += [min(runs, key=data.loss)] if runs else []
         if chosen:
             rows.append([f"`{name}`", *cells, again(chosen)])
+    shorter = data.select(store, "batch", "sage-hybrid", changed=questions.SHORTER)
+    if shorter:
+        others = ["-"] * len(questions.BATCHES)
+        id_of_best = again([min(shorter, key=data.loss)])
+        rows.append(["`sage-hybrid`, SAGE's beta2 0.9", *others, _at_best_factor(shorter), id_of_best])
     columns = [
         "contender",
         "main's batch",
