@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import docs_report
 import docs_tables
 from docs_markdown import prose
 
@@ -31,7 +32,7 @@ def configuration() -> Any:
 
 def verdict() -> str:
     """How what was picked has trained, beside the best of the contenders with no more state."""
-    kept = store.Store(docs_tables.RESULTS / "train")
+    kept = docs_report.trained()
     said = []
     for name in budget.AGAINST:
         runs = data.select(kept, "budget", budget.NAME, "seed", against=name)

@@ -26,18 +26,22 @@ from lab.search import RANGES
 from lab.store import Store
 
 
+def trained() -> Store:
+    """The runs of benchmarks/train."""
+    return _read((docs_tables.RESULTS / "train").resolve())
+
+
+# Once: many parts of pages are made of them.
+_read = functools.cache(Store)
+
+
 def report() -> str:
-    return page.text(Store(docs_tables.RESULTS / "train"), SCALES["cpu"])
-
-
-@functools.cache
-def _ranks(folder: Path) -> bool:
-    return bool(data.ranked(Store(folder)))
+    return page.text(trained(), SCALES["cpu"])
 
 
 def link(target: str) -> str:
     """A link to the page, and that it has no answer as long as nothing is ranked there."""
-    begun = "" if _ranks(docs_tables.RESULTS / "train") else " (begun; nothing is ranked yet)"
+    begun = "" if data.ranked(trained()) else " (begun; nothing is ranked yet)"
     return f"[results]({target}){begun}"
 
 
@@ -83,7 +87,7 @@ def of_method(names: Sequence[str]) -> str:
 
 
 def _ranked(names: Sequence[str]) -> tuple[Store, list[str]]:
-    store = Store(docs_tables.RESULTS / "train")
+    store = trained()
     shown = [name for name in data.ranked(store) if name in names]
     return store, shown if set(shown) != {ANCHOR} else []
 
@@ -161,7 +165,7 @@ EMBEDDING_TIMES = 10
 
 def one_rate() -> str:
     """What one rate, with ten times that for the embedding, comes to, in docs/choose.md."""
-    store = Store(docs_tables.RESULTS / "train")
+    store = trained()
     behind = {}
     for name in transfer.SHARED:
         lead = data.best(data.select(store, "one-rate", name, ratio=EMBEDDING_TIMES))

@@ -60,7 +60,9 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the pages and of the results, which a test may change."""
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     shutil.copy(README, tmp_path)
-    shutil.copytree(docs_tables.RESULTS, tmp_path / "results")
+    # But of the training runs, which take long to read: those are as they are.
+    shutil.copytree(docs_tables.RESULTS, tmp_path / "results", ignore=shutil.ignore_patterns("train"))
+    (tmp_path / "results" / "train").symlink_to(docs_tables.RESULTS / "train")
     monkeypatch.setattr(docs_tables, "RESULTS", tmp_path / "results")
     return tmp_path
 
@@ -69,14 +71,13 @@ def stale_in(root: Path) -> list[str]:
     return [str(page.relative_to(root)) for page in update_docs.stale(root)]
 
 
-@pytest.mark.parametrize("page", update_docs.PARTS)
-def test_a_number_that_was_typed_is_noticed(page: str, copied: Path) -> None:
-    assert stale_in(copied) == []
-    text = (copied / page).read_text()
-    part = next(iter(update_docs.PARTS[page]))
-    start = text.index(f"<!-- {part}:begin -->")
-    (copied / page).write_text(text[:start] + re.sub(r"\d\d|No GPU", "7", text[start:], count=1))
-    assert stale_in(copied) == [page]
+def test_a_number_that_was_typed_is_noticed(copied: Path) -> None:
+    """On every page, in its first part."""
+    for page, parts in update_docs.PARTS.items():
+        text = (copied / page).read_text()
+        start = text.index(f"<!-- {next(iter(parts))}:begin -->")
+        (copied / page).write_text(text[:start] + re.sub(r"\d\d|No GPU", "7", text[start:], count=1))
+    assert stale_in(copied) == list(update_docs.PARTS)
 
 
 @pytest.mark.parametrize(
