@@ -150,12 +150,16 @@ def other_processors(store: Store, results: Sequence[Result]) -> set[str]:
     return set(map(_processor, results)) - {usual_processor(store)}
 
 
+USUAL_CAPABILITY = "AVX512"
+"""Of the processors of all runs from before it was noted."""
+
+
 def _processor(result: Result) -> str:
     versions = result["versions"]
     name = versions.get("processor", "another processor")
-    # A name such as "AMD EPYC" is that of several generations. Before it was noted, all had this one.
-    capability = versions.get("cpu_capability", "AVX512")
-    return name if capability == "AVX512" else f"{name} with {capability}"
+    # A name such as "AMD EPYC" is that of several generations.
+    capability = versions.get("cpu_capability", USUAL_CAPABILITY)
+    return name if capability == USUAL_CAPABILITY else f"{name} with {capability}"
 
 
 def state_per_parameter(result: Result) -> float:
