@@ -81,7 +81,9 @@ def costs() -> str:
     columns = ["optimizer", *(f"state in {d}, GiB" for d in own), *(f"step in {d}" for d in own)]
     state, setting = own["bf16"]["state_bytes"], times["setting"]
     elsewhere = [ratios(file) for file in OTHER_MACHINES.values()]
-    other = [spread([each[f"llama 53M {dtype}", "FusedLion"] for each in elsewhere]) for dtype in own]
+    other = [
+        spread([each[f"llama 53M {dtype}", "FusedLion"] for each in elsewhere]) for dtype in ("fp32", "bf16")
+    ]
     text = prose(
         f"For a Llama with {own['bf16']['parameters'] / 1e9:.2f} billion parameters in bf16, torch's AdamW",
         f"keeps {size(state[ADAMW])} GiB of state (moments in bf16), the preset `sinkgd-scale` one part in",

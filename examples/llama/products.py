@@ -35,17 +35,14 @@ def mend_compiled() -> None:
             setattr(extern_kernels, name, _in_fp32(kernel))
 
 
-def mended() -> AbstractContextManager[Any]:
-    """Has what runs inside, uncompiled, multiply bf16 matrices in fp32."""
-    return _Mended()
-
-
 def where_needed(device: torch.device, amp: str) -> Callable[[], AbstractContextManager[Any]]:
-    """Return ``mended`` for mixed precision in bf16 where its products are slow, else what does nothing."""
-    return mended if amp == "bf16" and are_slow(device) else nullcontext
+    """Return ``Mended`` for mixed precision in bf16 where its products are slow, else what does nothing."""
+    return Mended if amp == "bf16" and are_slow(device) else nullcontext
 
 
-class _Mended(TorchDispatchMode):
+class Mended(TorchDispatchMode):
+    """Has what runs inside, uncompiled, multiply bf16 matrices in fp32."""
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.overloadpacket.__name__
         if name in _PRODUCTS and args[0].dtype == torch.bfloat16:
@@ -56,7 +53,7 @@ class _Mended(TorchDispatchMode):
 def _in_fp32(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def product(*factors: Tensor, out: Tensor | None = None, **scales: float) -> Tensor:
         if factors[0].dtype != torch.bfloat16:
-            return kernel(*factors, **scales) if out is None else kernel(*factors, out=out, **scales)
+            return kernel(*factors, out=out, **scales)
         result = kernel(*(factor.float() for factor in factors), **scales)
         return result.bfloat16() if out is None else out.copy_(result)
 

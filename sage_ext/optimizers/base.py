@@ -182,7 +182,8 @@ class FusedOptimizer(GroupedOptimizer):
                     "gradient a second time; call step(closure)"
                 )
         self._run(everything, scaling, loss, team)
-        if again and closure is not None:
+        if again:
+            assert closure is not None  # or it has been refused above
             with torch.enable_grad():
                 closure()
             self._run(again, scaling, None, team, again=True)

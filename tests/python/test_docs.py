@@ -71,13 +71,15 @@ def stale_in(root: Path) -> list[str]:
     return [str(page.relative_to(root)) for page in update_docs.stale(root)]
 
 
-def test_a_number_that_was_typed_is_noticed(copied: Path) -> None:
-    """On every page, in its first part."""
-    for page, parts in update_docs.PARTS.items():
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_number_that_was_typed_is_noticed(first: int, copied: Path) -> None:
+    """In the first part of every other page, and on no other."""
+    pages = list(update_docs.PARTS)[first::2]
+    for page in pages:
         text = (copied / page).read_text()
-        start = text.index(f"<!-- {next(iter(parts))}:begin -->")
+        start = text.index(f"<!-- {next(iter(update_docs.PARTS[page]))}:begin -->")
         (copied / page).write_text(text[:start] + re.sub(r"\d\d|No GPU", "7", text[start:], count=1))
-    assert stale_in(copied) == list(update_docs.PARTS)
+    assert stale_in(copied) == pages
 
 
 @pytest.mark.parametrize(

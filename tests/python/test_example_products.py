@@ -51,7 +51,7 @@ def check_rounded(found: Tensor, exact: Tensor) -> None:
 
 def test_uncompiled(case: Any) -> None:
     name, factors, scales, exact = case
-    with products.mended():
+    with products.Mended():
         check_rounded(getattr(torch, name)(*factors, **scales), exact)
         in_place = getattr(torch, name)(*factors, **scales, out=torch.empty_like(exact, dtype=torch.bfloat16))
     check_rounded(in_place, exact)
@@ -70,7 +70,7 @@ def test_other_dtypes_are_left_alone(case: Any, mended: None) -> None:
     expected = getattr(torch, name)(*factors, **scales)
     found = getattr(extern_kernels, name)(*factors, **scales, out=torch.empty_like(expected))
     assert torch.equal(found, expected)
-    with products.mended():
+    with products.Mended():
         assert torch.equal(getattr(torch, name)(*factors, **scales), expected)
 
 
@@ -96,7 +96,7 @@ def test_where_they_are_slow(capability: str, slow: bool, monkeypatch: pytest.Mo
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     assert products.are_slow(torch.device("cpu")) is slow
     assert products.are_slow(torch.device("cuda")) is False
-    assert (products.where_needed(torch.device("cpu"), "bf16") is products.mended) is slow
-    assert products.where_needed(torch.device("cpu"), "none") is not products.mended
+    assert (products.where_needed(torch.device("cpu"), "bf16") is products.Mended) is slow
+    assert products.where_needed(torch.device("cpu"), "none") is not products.Mended
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert products.are_slow(torch.device("cpu")) is False

@@ -8,11 +8,13 @@ from functools import partial
 from typing import Any
 
 from lab import contenders, search
-from lab.contenders import Contender
+from lab.contenders import Contender, Group
 from lab.scales import Scale
 from lab.store import Store
 
 Rates = dict[str, float]
+Change = Callable[[list[Group]], object]
+"""Of a configuration's parameter groups, in place."""
 SEEDS = (1, 2, 3)  # of the runs that count; a search has seed 0
 
 
@@ -48,7 +50,7 @@ def run_id(study: str, contender: str, *parts: object) -> str:
 def configured(
     scale: Scale,
     contender: Contender,
-    change: Callable[[list[dict[str, Any]]], object] | None = None,
+    change: Change | None = None,
     **given: Any,
 ) -> Callable[[Rates], dict[str, Any]]:
     """rates -> configuration. ``change`` alters the groups in place; ``given`` goes to ``Scale.config``."""
@@ -114,7 +116,7 @@ def run_at_best(
     *parts: object,
     variant: dict[str, Any] | None = None,
     factors: dict[str, float] | None = None,
-    change: Callable[[list[dict[str, Any]]], object] | None = None,
+    change: Change | None = None,
     **given: Any,
 ) -> Run:
     """A run at the best rates of study "main", times ``factors``."""
@@ -174,7 +176,7 @@ def seeds_at_best(
     stage: str,
     variant: dict[str, Any],
     grid: Sequence[Run],
-    change: Callable[[list[dict[str, Any]]], object] | None = None,
+    change: Change | None = None,
     *,
     seeds: tuple[int, ...] = SEEDS,
     **given: Any,

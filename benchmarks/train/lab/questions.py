@@ -5,17 +5,13 @@ All of them take the rates that study "main" found and vary what they are about.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from lab.contenders import MATRICES, PRESET, Contender
 from lab.packages import available
-from lab.plan import SEEDS, Run, grid_then_seeds, round_robin, run_at_best
+from lab.plan import SEEDS, Change, Run, grid_then_seeds, round_robin, run_at_best
 from lab.scales import Scale
-
-Change = Callable[[list[dict[str, Any]]], None]
-"""Of a configuration's parameter groups, in place."""
 
 ITERATIONS = (1, 2, 3, 5, 10)
 ITERATED = "adamw-sinkgd-scale"
@@ -220,7 +216,7 @@ SPHERE_FACTORS = (1.0, 2.0, 0.5, 4.0)
 def sphere(scale: Scale) -> list[Run]:
     """Matrices held on the sphere where they begin: each its own rate, then three seeds."""
 
-    def on(roles: tuple[str, ...]) -> Callable[[list[dict[str, Any]]], None]:
+    def on(roles: tuple[str, ...]) -> Change:
         def change(groups: list[dict[str, Any]]) -> None:
             for group in groups:
                 if set(group["roles"]) <= set(roles):

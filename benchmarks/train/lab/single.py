@@ -50,7 +50,7 @@ class Run:
         self.averager = _averager(self.model, config["groups"])
         backend = config["compile"]
         uncompiled = products.where_needed(self.device, config["amp"])
-        if uncompiled is products.mended:
+        if uncompiled is products.Mended:
             products.mend_compiled()
         # Of the optimizers Muon alone multiplies in bf16; the others need not bear what looking costs.
         self.of_step = uncompiled if _has(config["groups"], "torch.optim.Muon") else nullcontext

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from lab.contenders import MATRICES, Contender, preset_row
 from lab.packages import available
-from lab.plan import Run, round_robin, run_at_best, run_at_rates, seeds_at_best
+from lab.plan import Change, Run, round_robin, run_at_best, run_at_rates, seeds_at_best
 from lab.scales import Scale
 
 WIDTH_FACTORS = (1.0, 0.5, 2.0, 0.25, 4.0)
@@ -64,7 +63,7 @@ def widths(scale: Scale) -> list[Run]:
     ]
 
 
-def _matrices_times(factor: float) -> Callable[[list[dict[str, Any]]], None]:
+def _matrices_times(factor: float) -> Change:
     def change(groups: list[dict[str, Any]]) -> None:
         for group in groups:
             if group["roles"] == ["matrix"]:
@@ -81,7 +80,7 @@ SHAPE_FACTORS = (1.0, 0.5, 2.0)
 def shapes(scale: Scale) -> list[Run]:
     """SinkGD's rate by the shape of a matrix, by four rules that agree on the square ones: one seed."""
 
-    def by(rule: str) -> Callable[[list[dict[str, Any]]], None]:
+    def by(rule: str) -> Change:
         def change(groups: list[dict[str, Any]]) -> None:
             for group in groups:
                 if group["roles"] == ["matrix"]:

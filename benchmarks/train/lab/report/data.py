@@ -154,11 +154,15 @@ USUAL_CAPABILITY = "AVX512"
 """Of the processors of all runs from before it was noted."""
 
 
+def version(result: Result, name: str) -> str:
+    """What a run says of a part of what it ran on; "none" of a package that was not there."""
+    return result["versions"].get(name, USUAL_CAPABILITY if name == "cpu_capability" else "none")
+
+
 def _processor(result: Result) -> str:
-    versions = result["versions"]
-    name = versions.get("processor", "another processor")
+    name = result["versions"].get("processor", "another processor")
     # A name such as "AMD EPYC" is that of several generations.
-    capability = versions.get("cpu_capability", USUAL_CAPABILITY)
+    capability = version(result, "cpu_capability")
     return name if capability == USUAL_CAPABILITY else f"{name} with {capability}"
 
 

@@ -144,10 +144,7 @@ def fixed(store: Store) -> str:
     rows.append(["training tokens there are", f"{about['tokens']['train']:,}"])
     rows.append(["SHA-256 of the tokens", _values([run["text"]["sha256"] for run in runs])])
     names = dict.fromkeys(name for run in runs for name in run["versions"] if name != "commit")
-    unsaid = {"cpu_capability": data.USUAL_CAPABILITY}
-    for name in names:
-        values = [run["versions"].get(name, unsaid.get(name, "none")) for run in runs]
-        rows.append([name, _values(values)])
+    rows += [[name, _values([data.version(run, name) for run in runs])] for name in names]
     note = prose(
         "The same for all runs of study `main`, read from their JSONs; several values where runs",
         "differ. A JSON also has the commit that it was made at, every hyperparameter, and a thinned",

@@ -12,7 +12,7 @@ from lab.plan import SEEDS
 from lab.questions import ALIAS_FORMS, BATCHED, ITERATED, ITERATIONS, SWEPT
 from lab.report import budget, claims, data, rules, transfer
 from lab.report.data import millions, number, with_spread
-from lab.report.tables import AGAIN, again, grid_cells, star_at_an_end, starred
+from lab.report.tables import AGAIN, again, grid_cells, starred
 from lab.scales import Scale
 from lab.store import Store
 
@@ -74,11 +74,8 @@ def _labelled(runs: Sequence[data.Result]) -> str:
 
 def _at_best_factor(runs: Sequence[data.Result]) -> str:
     """The best perplexity of a grid of factors on all rates, and the factor."""
-    if not runs:
-        return "-"
-    factor, value = grid_cells(runs, len(questions.BATCH_FACTORS))
-    star = star_at_an_end(min(runs, key=data.loss)["variant"]["factor"], questions.BATCH_FACTORS)
-    return f"{value} (rates x {factor}{star})"
+    factor, value = grid_cells(runs, len(questions.BATCH_FACTORS), questions.BATCH_FACTORS)
+    return f"{value} (rates x {factor})" if runs else value
 
 
 def batch(store: Store, scale: Scale) -> str:
@@ -91,14 +88,14 @@ def batch(store: Store, scale: Scale) -> str:
                 cells.append(number(data.perplexity(runs[0])) if runs else "-")
                 continue
             cells.append(_at_best_factor(runs))
-            chosen += [min(runs, key=data.loss)] if runs else []
+            if best := data.best(runs):
+                chosen.append(best)
         if chosen:
             rows.append([f"`{name}`", *cells, again(chosen)])
     shorter = data.select(store, "batch", "sage-hybrid", changed=questions.SHORTER)
-    if shorter:
+    if best := data.best(shorter):
         others = ["-"] * len(questions.BATCHES)
-        id_of_best = again([min(shorter, key=data.loss)])
-        rows.append(["`sage-hybrid`, SAGE's beta2 0.9", *others, _at_best_factor(shorter), id_of_best])
+        rows.append(["`sage-hybrid`, SAGE's beta2 0.9", *others, _at_best_factor(shorter), again([best])])
     columns = [
         "contender",
         "main's batch",

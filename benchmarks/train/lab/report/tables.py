@@ -42,13 +42,16 @@ def run_py(store: Store, scale: Scale, elsewhere: bool) -> str:
     return command + (" --results FOLDER" if elsewhere else "")
 
 
-def grid_cells(runs: Sequence[data.Result], of: int) -> list[str]:
-    """The best factor of a grid and its perplexity; how much of the grid is there, if not all."""
-    if not runs:
+def grid_cells(runs: Sequence[data.Result], of: int, ends: Sequence[float] = ()) -> list[str]:
+    """The best factor of a grid and its perplexity; how much of the grid is there, if not all; a star where
+    the factor is the smallest or the largest of ``ends``."""
+    chosen = data.best(runs)
+    if chosen is None:
         return ["-", "-"]
-    chosen = min(runs, key=data.loss)
+    factor = chosen["variant"]["factor"]
     note = f" ({len(runs)} of {of})" if len(runs) < of else ""
-    return [f"{chosen['variant']['factor']:g}{note}", number(data.perplexity(chosen))]
+    star = star_at_an_end(factor, ends) if ends else ""
+    return [f"{factor:g}{note}{star}", number(data.perplexity(chosen))]
 
 
 def star_at_an_end(value: float, tried: Sequence[float]) -> str:

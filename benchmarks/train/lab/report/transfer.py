@@ -30,8 +30,7 @@ def widths(store: Store, scale: Scale) -> str:
             if not runs:
                 continue
             chosen = min(runs, key=data.loss)
-            factor, value = grid_cells(runs, len(transfer.WIDTH_FACTORS))
-            factor += star_at_an_end(chosen["variant"]["factor"], transfer.WIDTH_FACTORS)
+            factor, value = grid_cells(runs, len(transfer.WIDTH_FACTORS), transfer.WIDTH_FACTORS)
             rate = f"{chosen['config']['rates']['matrix']:g}"
             rows.append([f"`{name}`", str(model.hidden), factor, value, rate, again([chosen])])
     columns = ["contender", "width", "best factor", "perplexity there", "rate of the matrices there", AGAIN]
